@@ -1,0 +1,28 @@
+"""CaiT (Going deeper with Image Transformers, ICCV 2021) for Keras 3."""
+
+from keras_cait.blocks import ClassAttentionBlock, SelfAttentionBlock
+from keras_cait.layers import (
+    MLP,
+    ClassAttention,
+    ClassToken,
+    LayerScale,
+    PatchEmbedding,
+    PositionEmbedding,
+    TalkingHeadsAttention,
+)
+from keras_cait.models import (
+    VARIANTS,
+    CaiT,
+    CaiT_M24,
+    CaiT_M36,
+    CaiT_M48,
+    CaiT_S24,
+    CaiT_S36,
+    CaiT_S48,
+    CaiT_XS24,
+    CaiT_XS36,
+    CaiT_XXS24,
+    CaiT_XXS36,
+)
+from keras_cait.version import __version__
+from keras_cait.weights import load_checkpoint

@@ -1,0 +1,127 @@
+"""Reference tensors to our weights and back, by name, with numpy alone.
+
+The reference names are those of timm's `cait.py` and of Facebook's
+`cait_models.py`, in PyTorch's layouts: dense kernels `(out, in)`, convolution
+kernels `(out, in, height, width)`.
+"""
+
+import numpy as np
+
+REFERENCE_WORDS = {
+    "patch_embedding": "patch_embed",
+    "position_embedding": "pos_embed",
+    "class_token": "cls_token",
+    "attention": "attn",
+    "query": "q",
+    "key": "k",
+    "value": "v",
+    "proj_logits": "proj_l",
+    "proj_weights": "proj_w",
+    "kernel": "weight",
+    "beta": "bias",
+}
+
+
+def reference_name(path):
+    """The reference name of one of our weights.
+
+    Args:
+        path: str, `path` of a Keras variable of a `CaiT`.
+
+    Returns:
+        str.
+
+    Example:
+    >>> reference_name("self_attention_block_3/attention/qkv/kernel")
+    'blocks.3.attn.qkv.weight'
+    >>> reference_name("class_attention_block_0/layer_scale_2/gamma")
+    'blocks_token_only.0.gamma_2'
+    """
+    *layers, weight = path.split("/")
+    if layers[-1] == weight:  # class token and positions are layers of one
+        layers.pop()
+    if weight == "gamma":
+        is_scale = layers[-1].startswith("layer_scale_")
+        weight = f"gamma_{layers.pop()[-1]}" if is_scale else "weight"
+    words = [REFERENCE_WORDS.get(word, word) for word in (*layers, weight)]
+    for ours, theirs in (
+        ("self_attention_block_", "blocks."),
+        ("class_attention_block_", "blocks_token_only."),
+    ):
+        words[0] = words[0].replace(ours, theirs)
+    return ".".join(words)
+
+
+def to_reference(variables):
+    """Our weights under their reference names and in PyTorch's layouts.
+
+    Args:
+        variables: iterable of Keras variables, as `model.weights`.
+
+    Returns:
+        dict of str to numpy array.
+
+    Example:
+    >>> tensors = to_reference(model.weights)  # doctest: +SKIP
+    """
+    return {
+        reference_name(v.path): np.ascontiguousarray(
+            _to_reference_layout(np.asarray(v))
+        )
+        for v in variables
+        if not _is_state(v)
+    }
+
+
+def from_reference(variables, tensors):
+    """Fills our weights from reference tensors.
+
+    All names and shapes are checked first, so that either every weight is
+    filled, or none.
+
+    Args:
+        variables: list of Keras variables, as `model.weights`.
+        tensors: mapping of reference names to numpy arrays. An array is read
+            twice, one at a time, so the mapping may fetch it from a file.
+
+    Raises:
+        ValueError: a tensor is missing, left over or of another shape.
+
+    Example:
+    >>> from_reference(model.weights, tensors)  # doctest: +SKIP
+    """
+    wanted = {reference_name(v.path): v for v in variables if not _is_state(v)}
+    missing = sorted(wanted.keys() - tensors.keys())
+    unknown = sorted(tensors.keys() - wanted.keys())
+    if missing or unknown:
+        raise ValueError(
+            "The tensors are not those of this model. "
+            f"Missing: {missing or 'none'}. Not in the model: "
+            f"{unknown or 'none'}. Build the variant, depth and head that the "
+            "file was made for."
+        )
+    for name, variable in wanted.items():
+        shape = _from_reference_layout(tensors[name]).shape
+        if shape != tuple(variable.shape):
+            raise ValueError(
+                f"Tensor {name!r} has the shape {shape} in our layout, the "
+                f"model expects {tuple(variable.shape)}."
+            )
+    for name, variable in wanted.items():
+        variable.assign(_from_reference_layout(tensors[name]))
+
+
+def _is_state(variable):
+    """Whether a variable is the state of a random generator, not a weight."""
+    return variable.path.endswith("seed_generator_state")
+
+
+def _to_reference_layout(array):
+    """(in, out) -> (out, in); (height, width, in, out) -> (out, in, h, w)."""
+    axes = {2: (1, 0), 4: (3, 2, 0, 1)}
+    return array.transpose(axes.get(array.ndim, range(array.ndim)))
+
+
+def _from_reference_layout(array):
+    axes = {2: (1, 0), 4: (2, 3, 1, 0)}
+    return array.transpose(axes.get(array.ndim, range(array.ndim)))

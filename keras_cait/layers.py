@@ -1,0 +1,606 @@
+"""The layers that CaiT is made of, written with `keras.ops` alone.
+
+Shape legend of the comments: B batch, N tokens (patches), H heads,
+C embed_dim, D = C / H. No tensor has a rank above 4, and there is no einsum and
+no gather, so that one graph is fast in TensorFlow, XLA, JAX and on LiteRT.
+
+Precision: under a mixed policy the matrix products run in the compute dtype;
+softmax, LayerNorm statistics and LayerScale keep float32.
+"""
+
+import keras
+from keras import ops
+
+LAYER_NORM_EPSILON = 1e-6
+
+
+@keras.saving.register_keras_serializable(package="keras_cait")
+class PatchEmbedding(keras.layers.Layer):
+    """Cuts images into square patches and projects each to one token.
+
+    Args:
+        embed_dim: int > 0. Width of a token.
+        patch_size: int > 0. Side of a patch in pixels.
+
+    Call arguments:
+        inputs: float tensor `(batch, height, width, channels)`. Height and
+            width are multiples of `patch_size`; of an image whose size is
+            unknown when the graph is built, rows and columns of pixels beyond
+            the last whole patch are ignored.
+
+    Returns:
+        Tensor `(batch, height / patch_size, width / patch_size, embed_dim)`.
+
+    Raises:
+        ValueError: inputs are not of rank 4, or not divisible into patches.
+
+    Example:
+    >>> PatchEmbedding(192)(np.ones((2, 224, 224, 3), "float32")).shape
+    (2, 14, 14, 192)
+
+    Reference: Touvron et al., 2021, section 2; tensors `patch_embed.proj.*`.
+    """
+
+    def __init__(self, embed_dim, patch_size=16, **kwargs):
+        super().__init__(**kwargs)
+        self.embed_dim = positive_int("embed_dim", embed_dim)
+        self.patch_size = positive_int("patch_size", patch_size)
+        self.proj = keras.layers.Conv2D(
+            embed_dim,
+            patch_size,
+            strides=patch_size,
+            data_format="channels_last",
+            kernel_initializer=kernel_initializer(),
+            dtype=self.dtype_policy,
+            name="proj",
+        )
+
+    def build(self, input_shape):
+        self._check(input_shape)
+        self.proj.build(input_shape)
+
+    def call(self, inputs):
+        self._check(inputs.shape)
+        return self.proj(inputs)
+
+    def _check(self, shape):
+        check_rank(self, shape, 4, "(batch, height, width, channels)")
+        if any(s is not None and s % self.patch_size for s in shape[1:3]):
+            raise ValueError(
+                f"Height and width of the image must be multiples of "
+                f"patch_size={self.patch_size}. Received: {tuple(shape[1:3])}. "
+                "Resize the image, or choose another patch_size."
+            )
+
+    def compute_output_shape(self, input_shape):
+        return self.proj.compute_output_shape(input_shape)
+
+    def get_config(self):
+        config = {"embed_dim": self.embed_dim, "patch_size": self.patch_size}
+        return {**super().get_config(), **config}
+
+
+@keras.saving.register_keras_serializable(package="keras_cait")
+class PositionEmbedding(keras.layers.Layer):
+    """Adds a learned position to every patch and lines the patches up.
+
+    On another grid than the one it was built for, the positions are resampled
+    in the graph (antialiased bicubic), so one layer serves every image size.
+
+    Args:
+        grid_size: pair of ints `(rows, columns)`, the grid of the learned
+            positions. `None` takes it from the first input.
+
+    Call arguments:
+        inputs: float tensor `(batch, rows, columns, embed_dim)`.
+
+    Returns:
+        Tensor `(batch, rows * columns, embed_dim)`, row after row.
+
+    Raises:
+        ValueError: inputs are not of rank 4, or `grid_size` is missing where
+            the size of the image is unknown.
+
+    Example:
+    >>> PositionEmbedding()(np.ones((2, 14, 14, 192), "float32")).shape
+    (2, 196, 192)
+
+    Reference: Touvron et al., 2021, section 2; tensor `pos_embed`.
+    """
+
+    def __init__(self, grid_size=None, **kwargs):
+        # Positions join the float32 residual stream.
+        super().__init__(autocast=False, **kwargs)
+        self.grid_size = None if grid_size is None else tuple(grid_size)
+
+    def build(self, input_shape):
+        check_rank(self, input_shape, 4, "(batch, rows, columns, embed_dim)")
+        _, rows, columns, embed_dim = input_shape
+        self.grid_size = self.grid_size or (rows, columns)
+        if None in self.grid_size:
+            raise ValueError(
+                "The size of the image is unknown, so PositionEmbedding needs "
+                "the grid of its learned positions. Received: grid_size=None "
+                f"for inputs of shape {tuple(input_shape)}. Pass for example "
+                "grid_size=(14, 14)."
+            )
+        self.position_embedding = self.add_weight(
+            name="position_embedding",
+            shape=(1, self.grid_size[0] * self.grid_size[1], embed_dim),
+            initializer=kernel_initializer(),
+        )
+
+    def call(self, inputs):
+        _, rows, columns, embed_dim = ops.shape(inputs)
+        positions = resample_positions(
+            self.position_embedding, self.grid_size, (rows, columns)
+        )
+        patches = ops.reshape(inputs, (-1, rows * columns, embed_dim))
+        return ops.cast(patches, positions.dtype) + positions
+
+    def compute_output_spec(self, inputs):
+        return keras.KerasTensor(
+            self.compute_output_shape(inputs.shape), dtype=self.variable_dtype
+        )
+
+    def compute_output_shape(self, input_shape):
+        batch, rows, columns, embed_dim = input_shape
+        known = rows is not None and columns is not None
+        return (batch, rows * columns if known else None, embed_dim)
+
+    def get_config(self):
+        return {**super().get_config(), "grid_size": self.grid_size}
+
+
+def resample_positions(positions, grid, new_grid):
+    """Resamples a table of positions to another grid.
+
+    Antialiased bicubic with a = -0.5 and weights renormalised at the edges, as
+    timm's `resample_abs_pos_embed`. It is separable, so it is two products
+    with small matrices, which also work where the new grid is only known when
+    the graph runs.
+
+    Args:
+        positions: tensor `(1, rows * columns, embed_dim)`.
+        grid: pair of ints, the `(rows, columns)` of `positions`.
+        new_grid: pair of ints or scalar int tensors.
+
+    Returns:
+        Tensor `(1, new_rows * new_columns, embed_dim)`.
+
+    Example:
+    >>> positions = np.ones((1, 196, 8), "float32")
+    >>> resample_positions(positions, (14, 14), (24, 20)).shape
+    (1, 480, 8)
+    """
+    if tuple(grid) == tuple(new_grid):
+        return positions
+    embed_dim = positions.shape[-1]
+    rows, columns = (
+        ops.cast(bicubic_weights(old, new), positions.dtype)
+        for old, new in zip(grid, new_grid, strict=True)
+    )
+    resampled = ops.matmul(
+        rows, ops.reshape(positions, (grid[0], grid[1] * embed_dim))
+    )
+    resampled = ops.matmul(
+        columns, ops.reshape(resampled, (-1, grid[1], embed_dim))
+    )
+    return ops.reshape(resampled, (1, new_grid[0] * new_grid[1], embed_dim))
+
+
+def bicubic_weights(size, new_size):
+    """The `(new_size, size)` matrix of an antialiased bicubic resize."""
+    step = ops.cast(size, "float32") / ops.cast(new_size, "float32")
+    centers = (ops.arange(new_size, dtype="float32") + 0.5) * step - 0.5
+    points = ops.arange(size, dtype="float32")
+    # Shrinking widens the kernel to `step` source points: the antialiasing.
+    x = ops.abs(centers[:, None] - points[None, :]) / ops.maximum(step, 1.0)
+    near = (1.5 * x - 2.5) * x * x + 1.0
+    far = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
+    weights = ops.where(x < 1.0, near, ops.where(x < 2.0, far, 0.0))
+    return weights / ops.sum(weights, axis=1, keepdims=True)
+
+
+@keras.saving.register_keras_serializable(package="keras_cait")
+class ClassToken(keras.layers.Layer):
+    """The learned query of the class-attention stage, once for each image.
+
+    Call arguments:
+        inputs: tensor `(batch, patches, embed_dim)`, of which only the shape
+            is used.
+
+    Returns:
+        Tensor `(batch, 1, embed_dim)`.
+
+    Raises:
+        ValueError: inputs are not of rank 3.
+
+    Example:
+    >>> ClassToken()(np.ones((2, 196, 192), "float32")).shape
+    (2, 1, 192)
+
+    Reference: Touvron et al., 2021, section 3; tensor `cls_token`.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+
+    def build(self, input_shape):
+        check_rank(self, input_shape, 3, "(batch, patches, embed_dim)")
+        self.class_token = self.add_weight(
+            name="class_token",
+            shape=(1, 1, input_shape[-1]),
+            initializer=kernel_initializer(),
+        )
+
+    def call(self, inputs):
+        return ops.repeat(self.class_token, ops.shape(inputs)[0], axis=0)
+
+    def compute_output_spec(self, inputs):
+        return keras.KerasTensor(
+            self.compute_output_shape(inputs.shape), dtype=self.variable_dtype
+        )
+
+    def compute_output_shape(self, input_shape):
+        return (input_shape[0], 1, input_shape[-1])
+
+
+@keras.saving.register_keras_serializable(package="keras_cait")
+class LayerScale(keras.layers.Layer):
+    """Multiplies every channel of a residual branch by a learned `gamma`.
+
+    `gamma` starts close to 0, so that a deep network starts as the identity
+    and each block joins in as it learns. It multiplies in the dtype of the
+    weights: 1e-6 would vanish in float16.
+
+    Args:
+        init_values: float. Initial value of `gamma`.
+
+    Call arguments:
+        inputs: float tensor `(..., embed_dim)`.
+
+    Returns:
+        Tensor of the same shape, in the dtype of the weights.
+
+    Example:
+    >>> LayerScale(0.1)(np.ones((1, 2, 3), "float32")).shape
+    (1, 2, 3)
+
+    Reference: Touvron et al., 2021, section 2; tensors `gamma_1`, `gamma_2`.
+    """
+
+    def __init__(self, init_values=1e-5, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        self.init_values = init_values
+
+    def build(self, input_shape):
+        self.gamma = self.add_weight(
+            name="gamma",
+            shape=(input_shape[-1],),
+            initializer=keras.initializers.Constant(self.init_values),
+        )
+
+    def call(self, inputs):
+        return ops.cast(inputs, self.gamma.dtype) * self.gamma
+
+    def compute_output_spec(self, inputs):
+        return keras.KerasTensor(inputs.shape, dtype=self.variable_dtype)
+
+    def get_config(self):
+        return {**super().get_config(), "init_values": self.init_values}
+
+
+@keras.saving.register_keras_serializable(package="keras_cait")
+class MLP(keras.layers.Layer):
+    """Two dense layers with an exact (erf) GELU between them.
+
+    Args:
+        mlp_ratio: float > 0. Width of the hidden layer over `embed_dim`.
+
+    Call arguments:
+        inputs: float tensor `(batch, tokens, embed_dim)`.
+
+    Returns:
+        Tensor of the same shape.
+
+    Raises:
+        ValueError: `mlp_ratio` is not positive.
+
+    Example:
+    >>> MLP()(np.ones((2, 196, 192), "float32")).shape
+    (2, 196, 192)
+
+    Reference: Touvron et al., 2021, section 2; tensors `mlp.fc1.*`,
+    `mlp.fc2.*`.
+    """
+
+    def __init__(self, mlp_ratio=4.0, **kwargs):
+        super().__init__(**kwargs)
+        if not mlp_ratio > 0:
+            raise ValueError(
+                f"mlp_ratio must be positive. Received: mlp_ratio={mlp_ratio}. "
+                "The paper uses 4."
+            )
+        self.mlp_ratio = mlp_ratio
+
+    def build(self, input_shape):
+        embed_dim = input_shape[-1]
+        hidden_dim = int(embed_dim * self.mlp_ratio)
+        self.fc1 = dense(self, "fc1", hidden_dim)
+        self.fc2 = dense(self, "fc2", embed_dim)
+        self.fc1.build(input_shape)
+        self.fc2.build((*input_shape[:-1], hidden_dim))
+
+    def call(self, inputs):
+        hidden = keras.activations.gelu(self.fc1(inputs), approximate=False)
+        return self.fc2(hidden)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {**super().get_config(), "mlp_ratio": self.mlp_ratio}
+
+
+@keras.saving.register_keras_serializable(package="keras_cait")
+class HeadMixing(keras.layers.Layer):
+    """A dense layer over the heads of attention scores.
+
+    With the scores seen as `(batch, heads, queries * keys)` it is one product
+    with a `(heads, heads)` matrix and moves no data.
+
+    Call arguments:
+        inputs: float tensor `(batch, heads, queries, keys)`.
+
+    Returns:
+        Tensor of the same shape.
+
+    Example:
+    >>> HeadMixing()(np.ones((2, 4, 196, 196), "float32")).shape
+    (2, 4, 196, 196)
+
+    Reference: Shazeer et al., 2020 (talking heads); tensors `attn.proj_l.*`,
+    `attn.proj_w.*`.
+    """
+
+    def build(self, input_shape):
+        heads = input_shape[1]
+        self.kernel = self.add_weight(
+            name="kernel",
+            shape=(heads, heads),
+            initializer=kernel_initializer(),
+        )
+        self.bias = self.add_weight(
+            name="bias", shape=(heads,), initializer="zeros"
+        )
+
+    def call(self, inputs):
+        _, heads, queries, keys = ops.shape(inputs)
+        scores = ops.reshape(inputs, (-1, heads, queries * keys))
+        mixed = ops.matmul(ops.transpose(self.kernel), scores)
+        mixed = mixed + ops.reshape(self.bias, (heads, 1))
+        return ops.reshape(mixed, (-1, heads, queries, keys))
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
+@keras.saving.register_keras_serializable(package="keras_cait")
+class TalkingHeadsAttention(keras.layers.Layer):
+    """Self-attention whose heads are mixed before and after the softmax.
+
+    Computes `P_w softmax(P_l (Q K^T / sqrt(D))) V`, where `P_l` (`proj_logits`)
+    and `P_w` (`proj_weights`) are learned and act across the heads. It differs
+    from `keras.layers.MultiHeadAttention` by these two and by one fused `qkv`.
+
+    Args:
+        num_heads: int > 0 that divides the width of the inputs.
+
+    Call arguments:
+        inputs: float tensor `(batch, tokens, embed_dim)`.
+        return_attention_scores: bool. Also return the scores after `P_w`.
+
+    Returns:
+        Tensor `(batch, tokens, embed_dim)`; with scores, a pair with
+        `(batch, num_heads, tokens, tokens)`.
+
+    Raises:
+        ValueError: inputs are not of rank 3, or `embed_dim` is not divisible
+            by `num_heads`.
+
+    Example:
+    >>> TalkingHeadsAttention(4)(np.ones((2, 196, 192), "float32")).shape
+    (2, 196, 192)
+
+    Reference: Touvron et al., 2021, section 4; Shazeer et al., 2020; tensors
+    `blocks.*.attn.*`.
+    """
+
+    def __init__(self, num_heads, **kwargs):
+        super().__init__(**kwargs)
+        self.num_heads = positive_int("num_heads", num_heads)
+
+    def build(self, input_shape):
+        check_rank(self, input_shape, 3, "(batch, tokens, embed_dim)")
+        batch, tokens, embed_dim = input_shape
+        check_heads(embed_dim, self.num_heads)
+        self.qkv = dense(self, "qkv", 3 * embed_dim)
+        self.qkv.build(input_shape)
+        self.proj_logits, self.proj_weights = (
+            HeadMixing(dtype=self.dtype_policy, name=name)
+            for name in ("proj_logits", "proj_weights")
+        )
+        scores_shape = (batch, self.num_heads, tokens, tokens)
+        self.proj_logits.build(scores_shape)
+        self.proj_weights.build(scores_shape)
+        self.proj = dense(self, "proj", embed_dim)
+        self.proj.build(input_shape)
+
+    def call(self, inputs, return_attention_scores=False):
+        query, key, value = ops.split(self.qkv(inputs), 3, axis=-1)
+        scores = query_key_scores(query, key, self.num_heads)  # (B, H, N, N)
+        scores = softmax(self.proj_logits(scores))
+        scores = self.proj_weights(scores)
+        outputs = self.proj(weighted_values(scores, value))
+        return (outputs, scores) if return_attention_scores else outputs
+
+    def compute_output_spec(self, inputs, return_attention_scores=False):
+        batch, tokens, _ = inputs.shape
+        outputs = keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
+        scores = keras.KerasTensor(
+            (batch, self.num_heads, tokens, tokens), dtype=self.compute_dtype
+        )
+        return (outputs, scores) if return_attention_scores else outputs
+
+    def get_config(self):
+        return {**super().get_config(), "num_heads": self.num_heads}
+
+
+@keras.saving.register_keras_serializable(package="keras_cait")
+class ClassAttention(keras.layers.Layer):
+    """Attention in which the class token alone asks, and reads all tokens.
+
+    The class token is the only query; keys and values come from class token
+    and patches. The patches are not changed, so the cost is linear in them.
+
+    Args:
+        num_heads: int > 0 that divides the width of the inputs.
+
+    Call arguments:
+        class_token: float tensor `(batch, 1, embed_dim)`.
+        patches: float tensor `(batch, patches, embed_dim)`.
+        return_attention_scores: bool. Also return the scores.
+
+    Returns:
+        Tensor `(batch, 1, embed_dim)`, the change of the class token; with
+        scores, a pair with `(batch, num_heads, 1, 1 + patches)`, class token
+        first.
+
+    Raises:
+        ValueError: inputs are not of rank 3, or `embed_dim` is not divisible
+            by `num_heads`.
+
+    Example:
+    >>> token = np.ones((2, 1, 192), "float32")
+    >>> patches = np.ones((2, 196, 192), "float32")
+    >>> ClassAttention(4)(token, patches).shape
+    (2, 1, 192)
+
+    Reference: Touvron et al., 2021, section 3; tensors
+    `blocks_token_only.*.attn.*`.
+    """
+
+    def __init__(self, num_heads, **kwargs):
+        super().__init__(**kwargs)
+        self.num_heads = positive_int("num_heads", num_heads)
+
+    def build(self, class_token_shape, patches_shape):
+        check_rank(self, class_token_shape, 3, "(batch, 1, embed_dim)")
+        check_rank(self, patches_shape, 3, "(batch, patches, embed_dim)")
+        embed_dim = patches_shape[-1]
+        check_heads(embed_dim, self.num_heads)
+        self.query = dense(self, "query", embed_dim)
+        self.key = dense(self, "key", embed_dim)
+        self.value = dense(self, "value", embed_dim)
+        self.proj = dense(self, "proj", embed_dim)
+        self.query.build(class_token_shape)
+        self.key.build(patches_shape)
+        self.value.build(patches_shape)
+        self.proj.build(class_token_shape)
+
+    def call(self, class_token, patches, return_attention_scores=False):
+        tokens = ops.concatenate([class_token, patches], axis=1)  # (B, 1+N, C)
+        scores = query_key_scores(
+            self.query(class_token), self.key(tokens), self.num_heads
+        )  # (B, H, 1, 1+N)
+        scores = softmax(scores)
+        outputs = self.proj(weighted_values(scores, self.value(tokens)))
+        return (outputs, scores) if return_attention_scores else outputs
+
+    def compute_output_spec(
+        self, class_token, patches, return_attention_scores=False
+    ):
+        batch, tokens, _ = patches.shape
+        outputs = keras.KerasTensor(class_token.shape, dtype=self.compute_dtype)
+        scores = keras.KerasTensor(
+            (batch, self.num_heads, 1, None if tokens is None else 1 + tokens),
+            dtype=self.compute_dtype,
+        )
+        return (outputs, scores) if return_attention_scores else outputs
+
+    def get_config(self):
+        return {**super().get_config(), "num_heads": self.num_heads}
+
+
+def query_key_scores(query, key, num_heads):
+    """`Q K^T / sqrt(D)` for each head: (B, M, C), (B, N, C) -> (B, H, M, N)."""
+    embed_dim = query.shape[-1]
+    scale = (embed_dim // num_heads) ** -0.5
+    query = ops.transpose(split_heads(query * scale, num_heads), (0, 2, 1, 3))
+    key = ops.transpose(split_heads(key, num_heads), (0, 2, 3, 1))
+    return ops.matmul(query, key)
+
+
+def weighted_values(scores, value):
+    """Values weighted by scores: (B, H, M, N), (B, N, C) -> (B, M, C)."""
+    heads, queries = ops.shape(scores)[1:3]
+    embed_dim = value.shape[-1]
+    value = ops.transpose(split_heads(value, heads), (0, 2, 1, 3))
+    outputs = ops.transpose(ops.matmul(scores, value), (0, 2, 1, 3))
+    return ops.reshape(outputs, (-1, queries, embed_dim))
+
+
+def split_heads(tokens, num_heads):
+    """(B, N, C) -> (B, N, H, D)."""
+    embed_dim = tokens.shape[-1]
+    return ops.reshape(
+        tokens, (-1, ops.shape(tokens)[1], num_heads, embed_dim // num_heads)
+    )
+
+
+def softmax(scores):
+    """Softmax over the last axis, in float32 or better."""
+    dtype = keras.backend.result_type(scores.dtype, "float32")
+    return ops.cast(ops.softmax(ops.cast(scores, dtype)), scores.dtype)
+
+
+def kernel_initializer():
+    """Truncated normal of 0.02: kernels, class token and positions."""
+    return keras.initializers.TruncatedNormal(stddev=0.02)
+
+
+def dense(layer, name, units):
+    """A dense sublayer with the dtype of `layer` and CaiT's initialisation."""
+    return keras.layers.Dense(
+        units,
+        kernel_initializer=kernel_initializer(),
+        dtype=layer.dtype_policy,
+        name=name,
+    )
+
+
+def positive_int(name, value):
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(
+            f"{name} must be an integer greater than 0. "
+            f"Received: {name}={value!r}."
+        )
+    return value
+
+
+def check_heads(embed_dim, num_heads):
+    if embed_dim % num_heads:
+        raise ValueError(
+            f"The width must be divisible by the number of heads. Received: "
+            f"embed_dim={embed_dim}, num_heads={num_heads}. The published "
+            f"models use heads of width 48."
+        )
+
+
+def check_rank(layer, shape, rank, expected):
+    if len(shape) != rank:
+        raise ValueError(
+            f"{type(layer).__name__} expects inputs of rank {rank}, "
+            f"{expected}. Received inputs of shape {tuple(shape)}."
+        )

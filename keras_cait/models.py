@@ -1,0 +1,384 @@
+"""CaiT as a Keras model, and the ten variants of the paper."""
+
+from typing import NamedTuple
+
+import keras
+
+from keras_cait.blocks import (
+    ClassAttentionBlock,
+    SelfAttentionBlock,
+    layer_norm,
+)
+from keras_cait.layers import (
+    ClassToken,
+    PatchEmbedding,
+    PositionEmbedding,
+    kernel_initializer,
+    positive_int,
+)
+from keras_cait.weights import load_checkpoint
+
+# ImageNet's mean and standard deviation of RGB, for pixels in 0...1.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Variant(NamedTuple):
+    """The hyper-parameters in which the variants of the paper differ."""
+
+    embed_dim: int
+    depth: int
+    num_heads: int
+    init_values: float
+    drop_path_rate: float
+    image_size: int
+
+
+# Widths, heads and depths: Touvron et al., 2021, table 3. Stochastic depth and
+# LayerScale: as published with the models; where none is (XS36, S48, M24),
+# LayerScale starts by depth. `image_size`: that of the smallest checkpoint.
+VARIANTS = {
+    "XXS24": Variant(192, 24, 4, 1e-5, 0.05, 224),
+    "XXS36": Variant(192, 36, 4, 1e-5, 0.1, 224),
+    "XS24": Variant(288, 24, 6, 1e-5, 0.05, 384),
+    "XS36": Variant(288, 36, 6, 1e-6, 0.1, 224),
+    "S24": Variant(384, 24, 8, 1e-5, 0.1, 224),
+    "S36": Variant(384, 36, 8, 1e-6, 0.2, 384),
+    "S48": Variant(384, 48, 8, 1e-6, 0.3, 224),
+    "M24": Variant(768, 24, 16, 1e-5, 0.2, 224),
+    "M36": Variant(768, 36, 16, 1e-6, 0.3, 384),
+    "M48": Variant(768, 48, 16, 1e-6, 0.4, 448),
+}
+
+
+@keras.saving.register_keras_serializable(package="keras_cait")
+class CaiT(keras.Model):
+    """Class-Attention in Image Transformers, of any size.
+
+    Self-attention blocks run on the patches alone; a class token enters
+    afterwards, in class-attention blocks that only read the patches. Every
+    residual branch is scaled by LayerScale. The model is a Functional graph
+    of few layers, whose names are `patch_embedding`, `position_embedding`,
+    `self_attention_block_0` ..., `class_token`, `class_attention_block_0` ...,
+    `norm` and `head`: any intermediate is `model.get_layer(name).output`.
+
+    Args:
+        embed_dim: int > 0. Width of a token.
+        depth: int > 0. Number of self-attention blocks.
+        num_heads: int > 0 that divides `embed_dim`. Attention heads.
+        patch_size: int > 0. Side of a patch in pixels.
+        mlp_ratio: float > 0. Width of the MLPs over `embed_dim`.
+        class_attention_depth: int > 0. Number of class-attention blocks.
+        init_values: float. Initial gamma of LayerScale; `None` chooses it by
+            depth as the paper: 0.1 up to 18 blocks, 1e-5 up to 24, then 1e-6.
+        drop_path_rate: float in [0, 1). Stochastic depth, the same in every
+            self-attention block, none in class attention.
+        include_top: bool. Whether the model ends with the classifier `head`.
+        weights: `None` (random initialisation)
+            or the path of a `.weights.h5` or `.keras` file.
+        input_tensor: Keras tensor to use as the input, or `None`.
+        input_shape: `(height, width, channels)`. Height and width are
+            multiples of the patch size, or `None` for images whose size is
+            only known when the model runs.
+        pooling: what the head, or without a head the caller, gets:
+            `"token"`, the class embedding `(batch, embed_dim)`; `"avg"`, the
+            mean of the patch tokens `(batch, embed_dim)`; `None` (only
+            without a head), all tokens `(batch, 1 + patches, embed_dim)`,
+            class token first. All after the last norm.
+        classes: int > 0. Number of classes of the head.
+        classifier_activation: activation of the head; `None` gives logits.
+        include_preprocessing: bool. Whether the model takes RGB in 0...255
+            (uint8 or float) and normalises it with ImageNet's mean and
+            standard deviation; otherwise the input is normalised already.
+            With other than 3 channels, 0...255 is scaled to -1...1.
+        grid_size: pair of ints, the grid of the learned positions, for inputs
+            of unknown size. `None` takes it from `input_shape`; for unknown
+            sizes, that of a 224 x 224 image.
+        dtype: dtype or policy of all layers; `None` takes Keras' global one.
+        name: str. Name of the model.
+
+    Returns:
+        A `keras.Model` of images `(batch, height, width, channels)` to
+        `(batch, classes)`, or to what `pooling` says.
+
+    Raises:
+        ValueError: an argument is out of its range, or two do not fit.
+
+    Example:
+    >>> model = CaiT(192, depth=4, num_heads=4, input_shape=(64, 96, 3))
+    >>> model(np.zeros((2, 64, 96, 3), "uint8")).shape
+    (2, 1000)
+
+    Reference: [Touvron et al., 2021](https://arxiv.org/abs/2103.17239).
+    """
+
+    def __init__(
+        self,
+        embed_dim,
+        depth,
+        num_heads,
+        patch_size=16,
+        mlp_ratio=4.0,
+        class_attention_depth=2,
+        init_values=None,
+        drop_path_rate=0.0,
+        include_top=True,
+        weights=None,
+        input_tensor=None,
+        input_shape=(224, 224, 3),
+        pooling="token",
+        classes=1000,
+        classifier_activation="softmax",
+        include_preprocessing=True,
+        grid_size=None,
+        dtype=None,
+        name=None,
+    ):
+        positive_int("depth", depth)
+        positive_int("class_attention_depth", class_attention_depth)
+        positive_int("classes", classes)
+        _check_pooling(pooling, include_top)
+        if init_values is None:
+            init_values = _init_values_by_depth(depth)
+        policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
+
+        if input_tensor is None:
+            _check_input_shape(input_shape)
+            images = keras.Input(input_shape, name="images")
+            inputs = images
+        else:
+            images = input_tensor
+            inputs = keras.utils.get_source_inputs(images)
+            input_shape = tuple(images.shape[1:])
+            _check_input_shape(input_shape)
+        if grid_size is None and None in input_shape:
+            grid_size = (224 // patch_size, 224 // patch_size)
+
+        x = images
+        if include_preprocessing:
+            x = _normalization(input_shape[-1])(x)
+        x = PatchEmbedding(
+            embed_dim, patch_size, dtype=policy, name="patch_embedding"
+        )(x)
+        patches = PositionEmbedding(
+            grid_size, dtype=policy, name="position_embedding"
+        )(x)
+        for i in range(depth):
+            patches = SelfAttentionBlock(
+                num_heads,
+                mlp_ratio,
+                init_values,
+                drop_path_rate,
+                dtype=policy,
+                name=f"self_attention_block_{i}",
+            )(patches)
+        token = ClassToken(dtype=policy, name="class_token")(patches)
+        for i in range(class_attention_depth):
+            token = ClassAttentionBlock(
+                num_heads,
+                mlp_ratio,
+                init_values,
+                dtype=policy,
+                name=f"class_attention_block_{i}",
+            )(token, patches)
+
+        norm = layer_norm("norm", policy)
+        if pooling == "token":
+            x = keras.layers.Reshape((embed_dim,), name="pooling")(norm(token))
+        elif pooling == "avg":
+            x = keras.layers.GlobalAveragePooling1D(name="pooling")(
+                norm(patches)
+            )
+        else:
+            x = norm(
+                keras.layers.Concatenate(
+                    axis=1, dtype=policy.variable_dtype, name="tokens"
+                )([token, patches])
+            )
+        if include_top:
+            x = keras.layers.Dense(
+                classes,
+                activation=classifier_activation,
+                kernel_initializer=kernel_initializer(),
+                dtype=policy.variable_dtype,
+                name="head",
+            )(x)
+
+        super().__init__(inputs=inputs, outputs=x, name=name)
+        self.embed_dim = embed_dim
+        self.depth = depth
+        self.num_heads = num_heads
+        self.patch_size = patch_size
+        self.mlp_ratio = mlp_ratio
+        self.class_attention_depth = class_attention_depth
+        self.init_values = init_values
+        self.drop_path_rate = drop_path_rate
+        self.include_top = include_top
+        self.image_shape = tuple(input_shape)
+        self.pooling = pooling
+        self.classes = classes
+        self.classifier_activation = classifier_activation
+        self.include_preprocessing = include_preprocessing
+        self.grid_size = self.get_layer("position_embedding").grid_size
+        self.policy = policy
+        if weights is not None:
+            load_checkpoint(self, weights)
+
+    def get_config(self):
+        return {
+            "embed_dim": self.embed_dim,
+            "depth": self.depth,
+            "num_heads": self.num_heads,
+            "patch_size": self.patch_size,
+            "mlp_ratio": self.mlp_ratio,
+            "class_attention_depth": self.class_attention_depth,
+            "init_values": self.init_values,
+            "drop_path_rate": self.drop_path_rate,
+            "include_top": self.include_top,
+            "input_shape": self.image_shape,
+            "pooling": self.pooling,
+            "classes": self.classes,
+            "classifier_activation": keras.saving.serialize_keras_object(
+                self.classifier_activation
+            ),
+            "include_preprocessing": self.include_preprocessing,
+            "grid_size": self.grid_size,
+            "dtype": keras.saving.serialize_keras_object(self.policy),
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = {
+            key: keras.saving.deserialize_keras_object(value, custom_objects)
+            for key, value in config.items()
+        }
+        return cls(**config)
+
+
+VARIANT_DOCSTRING = """CaiT-{variant} of the paper.
+
+    {depth} self-attention blocks, {embed_dim} wide, with {num_heads} heads.
+
+    Args:
+        weights: `"imagenet"` (the published checkpoint), `None` (random
+            initialisation), or the path of a `.weights.h5` or `.keras` file.
+        input_shape: `(height, width, channels)`; `None` is
+            `({size}, {size}, 3)`.
+        drop_path_rate: float in [0, 1). Stochastic depth; `None` is the
+            published {drop_path_rate}.
+
+    The other arguments are those of `CaiT`.
+
+    Returns:
+        A `CaiT` model.
+
+    Raises:
+        ValueError: an argument is out of its range, or two do not fit.
+
+    Example:
+    >>> model = CaiT_{variant}(weights=None)  # doctest: +SKIP
+
+    Reference: [Touvron et al., 2021](https://arxiv.org/abs/2103.17239).
+    """
+
+
+def _variant(variant):
+    """The function `CaiT_<variant>`, in the manner of `keras.applications`."""
+    config = VARIANTS[variant]._asdict()
+    size = config.pop("image_size")
+    default_name = f"cait_{variant.lower()}"
+
+    def build(
+        include_top=True,
+        weights="imagenet",
+        input_tensor=None,
+        input_shape=None,
+        pooling="token",
+        classes=1000,
+        classifier_activation="softmax",
+        include_preprocessing=True,
+        drop_path_rate=None,
+        name=default_name,
+    ):
+        arguments = dict(config)
+        if drop_path_rate is not None:
+            arguments["drop_path_rate"] = drop_path_rate
+        return CaiT(
+            **arguments,
+            include_top=include_top,
+            weights=weights,
+            input_tensor=input_tensor,
+            input_shape=input_shape or (size, size, 3),
+            pooling=pooling,
+            classes=classes,
+            classifier_activation=classifier_activation,
+            include_preprocessing=include_preprocessing,
+            name=name,
+        )
+
+    build.__name__ = build.__qualname__ = f"CaiT_{variant}"
+    build.__doc__ = VARIANT_DOCSTRING.format(
+        variant=variant, size=size, **config
+    )
+    return build
+
+
+CaiT_XXS24 = _variant("XXS24")
+CaiT_XXS36 = _variant("XXS36")
+CaiT_XS24 = _variant("XS24")
+CaiT_XS36 = _variant("XS36")
+CaiT_S24 = _variant("S24")
+CaiT_S36 = _variant("S36")
+CaiT_S48 = _variant("S48")
+CaiT_M24 = _variant("M24")
+CaiT_M36 = _variant("M36")
+CaiT_M48 = _variant("M48")
+
+
+def _init_values_by_depth(depth):
+    """Touvron et al., 2021, section 2: the deeper, the closer to 0."""
+    if depth <= 18:
+        return 0.1
+    return 1e-5 if depth <= 24 else 1e-6
+
+
+def _normalization(channels):
+    """From pixels in 0...255 to what the patch embedding expects."""
+    if channels == 3:
+        scale = [1 / (255 * std) for std in IMAGENET_STD]
+        offset = [
+            -mean / std
+            for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)
+        ]
+    else:
+        scale, offset = 1 / 127.5, -1.0
+    return keras.layers.Rescaling(
+        scale, offset, dtype="float32", name="normalization"
+    )
+
+
+def _check_input_shape(shape):
+    sizes = shape[:2] if len(shape) == 3 else [0]
+    known = [s for s in (*sizes, shape[-1]) if s is not None]
+    if len(shape) != 3 or shape[-1] is None or any(s < 1 for s in known):
+        raise ValueError(
+            "input_shape must be (height, width, channels), where height and "
+            f"width may be None. Received: input_shape={tuple(shape)}. "
+            "For example (224, 224, 3) or (None, None, 3)."
+        )
+
+
+def _check_pooling(pooling, include_top):
+    if pooling not in ("token", "avg", None):
+        raise ValueError(
+            'pooling must be "token" (the class embedding), "avg" (the mean '
+            "of the patch tokens) or None (all tokens). "
+            f"Received: pooling={pooling!r}."
+        )
+    if include_top and pooling is None:
+        raise ValueError(
+            "The classifier needs one vector for each image. Received: "
+            'pooling=None with include_top=True. Use pooling="token" (or '
+            '"avg"), or include_top=False to get all tokens.'
+        )
