@@ -347,25 +347,25 @@ class MLP(keras.layers.Layer):
 class HeadMixing(keras.layers.Layer):
     """A dense layer over the heads of attention scores.
 
-    With the scores seen as `(batch, heads, queries * keys)` it is one product
-    with a `(heads, heads)` matrix and moves no data.
+    With the heads first it is one product of a `(heads, heads)` matrix with
+    all scores of the batch, and moves no data.
 
     Call arguments:
-        inputs: float tensor `(batch, heads, queries, keys)`.
+        inputs: float tensor `(heads, batch, queries, keys)`.
 
     Returns:
         Tensor of the same shape.
 
     Example:
-    >>> HeadMixing()(np.ones((2, 4, 196, 196), "float32")).shape
-    (2, 4, 196, 196)
+    >>> HeadMixing()(np.ones((4, 2, 196, 196), "float32")).shape
+    (4, 2, 196, 196)
 
     Reference: Shazeer et al., 2020 (talking heads); tensors `attn.proj_l.*`,
     `attn.proj_w.*`.
     """
 
     def build(self, input_shape):
-        heads = input_shape[1]
+        heads = input_shape[0]
         self.kernel = self.add_weight(
             name="kernel",
             shape=(heads, heads),
@@ -376,11 +376,12 @@ class HeadMixing(keras.layers.Layer):
         )
 
     def call(self, inputs):
-        _, heads, queries, keys = ops.shape(inputs)
-        scores = ops.reshape(inputs, (-1, heads, queries * keys))
-        mixed = ops.matmul(ops.transpose(self.kernel), scores)
+        heads, _, queries, keys = ops.shape(inputs)
+        mixed = ops.matmul(
+            ops.transpose(self.kernel), ops.reshape(inputs, (heads, -1))
+        )
         mixed = mixed + ops.reshape(self.bias, (heads, 1))
-        return ops.reshape(mixed, (-1, heads, queries, keys))
+        return ops.reshape(mixed, (heads, -1, queries, keys))
 
     def compute_output_shape(self, input_shape):
         return input_shape
@@ -431,7 +432,7 @@ class TalkingHeadsAttention(keras.layers.Layer):
             HeadMixing(dtype=self.dtype_policy, name=name)
             for name in ("proj_logits", "proj_weights")
         )
-        scores_shape = (batch, self.num_heads, tokens, tokens)
+        scores_shape = (self.num_heads, batch, tokens, tokens)
         self.proj_logits.build(scores_shape)
         self.proj_weights.build(scores_shape)
         self.proj = dense(self, "proj", embed_dim)
@@ -439,11 +440,13 @@ class TalkingHeadsAttention(keras.layers.Layer):
 
     def call(self, inputs, return_attention_scores=False):
         query, key, value = ops.split(self.qkv(inputs), 3, axis=-1)
-        scores = query_key_scores(query, key, self.num_heads)  # (B, H, N, N)
+        scores = query_key_scores(query, key, self.num_heads)  # (H, B, N, N)
         scores = softmax(self.proj_logits(scores))
         scores = self.proj_weights(scores)
         outputs = self.proj(weighted_values(scores, value))
-        return (outputs, scores) if return_attention_scores else outputs
+        if return_attention_scores:
+            return outputs, ops.transpose(scores, (1, 0, 2, 3))
+        return outputs
 
     def compute_output_spec(self, inputs, return_attention_scores=False):
         batch, tokens, _ = inputs.shape
@@ -513,10 +516,12 @@ class ClassAttention(keras.layers.Layer):
         tokens = ops.concatenate([class_token, patches], axis=1)  # (B, 1+N, C)
         scores = query_key_scores(
             self.query(class_token), self.key(tokens), self.num_heads
-        )  # (B, H, 1, 1+N)
+        )  # (H, B, 1, 1+N)
         scores = softmax(scores)
         outputs = self.proj(weighted_values(scores, self.value(tokens)))
-        return (outputs, scores) if return_attention_scores else outputs
+        if return_attention_scores:
+            return outputs, ops.transpose(scores, (1, 0, 2, 3))
+        return outputs
 
     def compute_output_spec(
         self, class_token, patches, return_attention_scores=False
@@ -534,29 +539,29 @@ class ClassAttention(keras.layers.Layer):
 
 
 def query_key_scores(query, key, num_heads):
-    """`Q K^T / sqrt(D)` for each head: (B, M, C), (B, N, C) -> (B, H, M, N)."""
-    embed_dim = query.shape[-1]
-    scale = (embed_dim // num_heads) ** -0.5
-    query = ops.transpose(split_heads(query * scale, num_heads), (0, 2, 1, 3))
-    key = ops.transpose(split_heads(key, num_heads), (0, 2, 3, 1))
+    """`Q K^T / sqrt(D)` for each head: (B, M, C), (B, N, C) -> (H, B, M, N).
+
+    Heads come first: mixing them is then a plain matrix product.
+    """
+    scale = (query.shape[-1] // num_heads) ** -0.5
+    query = ops.transpose(split_heads(query * scale, num_heads), (2, 0, 1, 3))
+    key = ops.transpose(split_heads(key, num_heads), (2, 0, 3, 1))
     return ops.matmul(query, key)
 
 
 def weighted_values(scores, value):
-    """Values weighted by scores: (B, H, M, N), (B, N, C) -> (B, M, C)."""
-    heads, queries = ops.shape(scores)[1:3]
+    """Values weighted by scores: (H, B, M, N), (B, N, C) -> (B, M, C)."""
+    heads, _, queries, _ = ops.shape(scores)
     embed_dim = value.shape[-1]
-    value = ops.transpose(split_heads(value, heads), (0, 2, 1, 3))
-    outputs = ops.transpose(ops.matmul(scores, value), (0, 2, 1, 3))
+    value = ops.transpose(split_heads(value, heads), (2, 0, 1, 3))
+    outputs = ops.transpose(ops.matmul(scores, value), (1, 2, 0, 3))
     return ops.reshape(outputs, (-1, queries, embed_dim))
 
 
 def split_heads(tokens, num_heads):
     """(B, N, C) -> (B, N, H, D)."""
-    embed_dim = tokens.shape[-1]
-    return ops.reshape(
-        tokens, (-1, ops.shape(tokens)[1], num_heads, embed_dim // num_heads)
-    )
+    head_dim = tokens.shape[-1] // num_heads
+    return ops.reshape(tokens, (-1, ops.shape(tokens)[1], num_heads, head_dim))
 
 
 def softmax(scores):
