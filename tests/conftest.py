@@ -1,0 +1,68 @@
+"""What the tests share: reference numbers and models that are not blind."""
+
+import json
+import os
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+import pytest
+
+import keras_cait
+from tests.oracle_weights import fill, make_input
+
+REFERENCE = Path(__file__).parent / "reference"
+
+
+@pytest.fixture(autouse=True)
+def deterministic():
+    """Every test starts from the same seed and leaves no global state."""
+    keras.utils.set_random_seed(0)
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+def randomise(model, seed=0):
+    """Fills a model with weights of order 1.
+
+    A fresh CaiT is blind: with gammas of 1e-5 attention could return zeros
+    and no comparison of outputs would notice.
+    """
+    from keras_cait.conversion import from_reference, to_reference
+
+    tensors = to_reference(model.weights)
+    from_reference(
+        model.weights,
+        {name: fill(name, array.shape, seed) for name, array in tensors.items()},
+    )
+    return model
+
+
+@pytest.fixture
+def small_model():
+    """A CaiT of a few thousand weights for 32 x 32 RGB, weights of order 1."""
+    return randomise(
+        keras_cait.CaiT(
+            24, 2, 2, patch_size=8, input_shape=(32, 32, 3), classes=5
+        )
+    )
+
+
+@pytest.fixture
+def pictures():
+    """Two RGB pictures in 0...255, `(2, 32, 32, 3)` uint8."""
+    noise = make_input((2, 32, 32, 3), seed=7)
+    return np.clip(127 + 60 * noise, 0, 255).astype("uint8")
+
+
+@pytest.fixture(autouse=True)
+def names_for_docstrings(doctest_namespace):
+    doctest_namespace.update(vars(keras_cait), np=np, keras=keras)
+
+
+def reference(name):
+    """The recorded arrays of a reference case, and the description of it."""
+    info = json.loads((REFERENCE / f"{name}.json").read_text())
+    return info, dict(np.load(REFERENCE / f"{name}.npz"))
