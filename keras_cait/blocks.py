@@ -44,7 +44,7 @@ class SelfAttentionBlock(keras.layers.Layer):
         ValueError: an argument is out of its range, or the inputs do not fit.
 
     Example:
-    >>> SelfAttentionBlock(4)(np.ones((2, 196, 192), "float32")).shape
+    >>> tuple(SelfAttentionBlock(4)(np.ones((2, 196, 192))).shape)
     (2, 196, 192)
 
     Reference: Touvron et al., 2021, equation 4 and figure 2 (d); tensors
@@ -119,6 +119,9 @@ class SelfAttentionBlock(keras.layers.Layer):
         outputs = keras.KerasTensor(inputs.shape, dtype=self.variable_dtype)
         return (outputs, scores) if return_attention_scores else outputs
 
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
     def get_config(self):
         config = {
             "num_heads": self.num_heads,
@@ -151,9 +154,8 @@ class ClassAttentionBlock(keras.layers.Layer):
         ValueError: an argument is out of its range, or the inputs do not fit.
 
     Example:
-    >>> token = np.ones((2, 1, 192), "float32")
-    >>> patches = np.ones((2, 196, 192), "float32")
-    >>> ClassAttentionBlock(4)(token, patches).shape
+    >>> token, patches = np.ones((2, 1, 192)), np.ones((2, 196, 192))
+    >>> tuple(ClassAttentionBlock(4)(token, patches).shape)
     (2, 1, 192)
 
     Reference: Touvron et al., 2021, section 3; tensors `blocks_token_only.*`.
@@ -208,6 +210,9 @@ class ClassAttentionBlock(keras.layers.Layer):
             class_token.shape, dtype=self.variable_dtype
         )
         return (outputs, scores) if return_attention_scores else outputs
+
+    def compute_output_shape(self, class_token_shape, patches_shape):
+        return class_token_shape
 
     def get_config(self):
         config = {

@@ -35,7 +35,7 @@ class PatchEmbedding(keras.layers.Layer):
         ValueError: inputs are not of rank 4, or not divisible into patches.
 
     Example:
-    >>> PatchEmbedding(192)(np.ones((2, 224, 224, 3), "float32")).shape
+    >>> tuple(PatchEmbedding(192)(np.ones((2, 224, 224, 3))).shape)
     (2, 14, 14, 192)
 
     Reference: Touvron et al., 2021, section 2; tensors `patch_embed.proj.*`.
@@ -102,7 +102,7 @@ class PositionEmbedding(keras.layers.Layer):
             the size of the image is unknown.
 
     Example:
-    >>> PositionEmbedding()(np.ones((2, 14, 14, 192), "float32")).shape
+    >>> tuple(PositionEmbedding()(np.ones((2, 14, 14, 192))).shape)
     (2, 196, 192)
 
     Reference: Touvron et al., 2021, section 2; tensor `pos_embed`.
@@ -111,7 +111,7 @@ class PositionEmbedding(keras.layers.Layer):
     def __init__(self, grid_size=None, **kwargs):
         # Positions join the float32 residual stream.
         super().__init__(autocast=False, **kwargs)
-        self.grid_size = None if grid_size is None else tuple(grid_size)
+        self.grid_size = None if grid_size is None else _grid(grid_size)
 
     def build(self, input_shape):
         check_rank(self, input_shape, 4, "(batch, rows, columns, embed_dim)")
@@ -170,7 +170,7 @@ def resample_positions(positions, grid, new_grid):
 
     Example:
     >>> positions = np.ones((1, 196, 8), "float32")
-    >>> resample_positions(positions, (14, 14), (24, 20)).shape
+    >>> tuple(resample_positions(positions, (14, 14), (24, 20)).shape)
     (1, 480, 8)
     """
     if tuple(grid) == tuple(new_grid):
@@ -217,7 +217,7 @@ class ClassToken(keras.layers.Layer):
         ValueError: inputs are not of rank 3.
 
     Example:
-    >>> ClassToken()(np.ones((2, 196, 192), "float32")).shape
+    >>> tuple(ClassToken()(np.ones((2, 196, 192))).shape)
     (2, 1, 192)
 
     Reference: Touvron et al., 2021, section 3; tensor `cls_token`.
@@ -245,6 +245,9 @@ class ClassToken(keras.layers.Layer):
     def compute_output_shape(self, input_shape):
         return (input_shape[0], 1, input_shape[-1])
 
+    def get_config(self):  # Keras asks for it where there is an __init__
+        return super().get_config()
+
 
 @keras.saving.register_keras_serializable(package="keras_cait")
 class LayerScale(keras.layers.Layer):
@@ -264,7 +267,7 @@ class LayerScale(keras.layers.Layer):
         Tensor of the same shape, in the dtype of the weights.
 
     Example:
-    >>> LayerScale(0.1)(np.ones((1, 2, 3), "float32")).shape
+    >>> tuple(LayerScale(0.1)(np.ones((1, 2, 3))).shape)
     (1, 2, 3)
 
     Reference: Touvron et al., 2021, section 2; tensors `gamma_1`, `gamma_2`.
@@ -287,6 +290,9 @@ class LayerScale(keras.layers.Layer):
     def compute_output_spec(self, inputs):
         return keras.KerasTensor(inputs.shape, dtype=self.variable_dtype)
 
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
     def get_config(self):
         return {**super().get_config(), "init_values": self.init_values}
 
@@ -308,7 +314,7 @@ class MLP(keras.layers.Layer):
         ValueError: `mlp_ratio` is not positive.
 
     Example:
-    >>> MLP()(np.ones((2, 196, 192), "float32")).shape
+    >>> tuple(MLP()(np.ones((2, 196, 192))).shape)
     (2, 196, 192)
 
     Reference: Touvron et al., 2021, section 2; tensors `mlp.fc1.*`,
@@ -357,7 +363,7 @@ class HeadMixing(keras.layers.Layer):
         Tensor of the same shape.
 
     Example:
-    >>> HeadMixing()(np.ones((4, 2, 196, 196), "float32")).shape
+    >>> tuple(HeadMixing()(np.ones((4, 2, 196, 196))).shape)
     (4, 2, 196, 196)
 
     Reference: Shazeer et al., 2020 (talking heads); tensors `attn.proj_l.*`,
@@ -411,7 +417,7 @@ class TalkingHeadsAttention(keras.layers.Layer):
             by `num_heads`.
 
     Example:
-    >>> TalkingHeadsAttention(4)(np.ones((2, 196, 192), "float32")).shape
+    >>> tuple(TalkingHeadsAttention(4)(np.ones((2, 196, 192))).shape)
     (2, 196, 192)
 
     Reference: Touvron et al., 2021, section 4; Shazeer et al., 2020; tensors
@@ -456,6 +462,9 @@ class TalkingHeadsAttention(keras.layers.Layer):
         )
         return (outputs, scores) if return_attention_scores else outputs
 
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
     def get_config(self):
         return {**super().get_config(), "num_heads": self.num_heads}
 
@@ -485,9 +494,8 @@ class ClassAttention(keras.layers.Layer):
             by `num_heads`.
 
     Example:
-    >>> token = np.ones((2, 1, 192), "float32")
-    >>> patches = np.ones((2, 196, 192), "float32")
-    >>> ClassAttention(4)(token, patches).shape
+    >>> token, patches = np.ones((2, 1, 192)), np.ones((2, 196, 192))
+    >>> tuple(ClassAttention(4)(token, patches).shape)
     (2, 1, 192)
 
     Reference: Touvron et al., 2021, section 3; tensors
@@ -533,6 +541,9 @@ class ClassAttention(keras.layers.Layer):
             dtype=self.compute_dtype,
         )
         return (outputs, scores) if return_attention_scores else outputs
+
+    def compute_output_shape(self, class_token_shape, patches_shape):
+        return class_token_shape
 
     def get_config(self):
         return {**super().get_config(), "num_heads": self.num_heads}
@@ -592,6 +603,15 @@ def positive_int(name, value):
             f"Received: {name}={value!r}."
         )
     return value
+
+
+def _grid(grid_size):
+    if not isinstance(grid_size, list | tuple) or len(grid_size) != 2:
+        raise ValueError(
+            "grid_size must be a pair (rows, columns). "
+            f"Received: grid_size={grid_size!r}. For example (14, 14)."
+        )
+    return tuple(positive_int("grid_size", size) for size in grid_size)
 
 
 def check_heads(embed_dim, num_heads):

@@ -106,7 +106,7 @@ class CaiT(keras.Model):
 
     Example:
     >>> model = CaiT(192, depth=4, num_heads=4, input_shape=(64, 96, 3))
-    >>> model(np.zeros((2, 64, 96, 3), "uint8")).shape
+    >>> tuple(model(np.zeros((2, 64, 96, 3), "uint8")).shape)
     (2, 1000)
 
     Reference: [Touvron et al., 2021](https://arxiv.org/abs/2103.17239).
@@ -134,6 +134,7 @@ class CaiT(keras.Model):
         dtype=None,
         name=None,
     ):
+        positive_int("patch_size", patch_size)
         positive_int("depth", depth)
         positive_int("class_attention_depth", class_attention_depth)
         positive_int("classes", classes)
@@ -359,12 +360,15 @@ def _normalization(channels):
 
 
 def _check_input_shape(shape):
-    sizes = shape[:2] if len(shape) == 3 else [0]
-    known = [s for s in (*sizes, shape[-1]) if s is not None]
-    if len(shape) != 3 or shape[-1] is None or any(s < 1 for s in known):
+    if (
+        not isinstance(shape, list | tuple)
+        or len(shape) != 3
+        or shape[-1] is None
+        or any(s is not None and s < 1 for s in shape)
+    ):
         raise ValueError(
             "input_shape must be (height, width, channels), where height and "
-            f"width may be None. Received: input_shape={tuple(shape)}. "
+            f"width may be None. Received: input_shape={shape}. "
             "For example (224, 224, 3) or (None, None, 3)."
         )
 

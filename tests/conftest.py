@@ -35,7 +35,10 @@ def randomise(model, seed=0):
     tensors = to_reference(model.weights)
     from_reference(
         model.weights,
-        {name: fill(name, array.shape, seed) for name, array in tensors.items()},
+        {
+            name: fill(name, array.shape, seed)
+            for name, array in tensors.items()
+        },
     )
     return model
 
@@ -55,11 +58,6 @@ def pictures():
     """Two RGB pictures in 0...255, `(2, 32, 32, 3)` uint8."""
     noise = make_input((2, 32, 32, 3), seed=7)
     return np.clip(127 + 60 * noise, 0, 255).astype("uint8")
-
-
-@pytest.fixture(autouse=True)
-def names_for_docstrings(doctest_namespace):
-    doctest_namespace.update(vars(keras_cait), np=np, keras=keras)
 
 
 def reference(name):
