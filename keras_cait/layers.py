@@ -128,6 +128,7 @@ class PositionEmbedding(keras.layers.Layer):
             name="position_embedding",
             shape=(1, self.grid_size[0] * self.grid_size[1], embed_dim),
             initializer=kernel_initializer(),
+            autocast=False,
         )
 
     def call(self, inputs):
@@ -232,6 +233,7 @@ class ClassToken(keras.layers.Layer):
             name="class_token",
             shape=(1, 1, input_shape[-1]),
             initializer=kernel_initializer(),
+            autocast=False,
         )
 
     def call(self, inputs):
@@ -282,6 +284,7 @@ class LayerScale(keras.layers.Layer):
             name="gamma",
             shape=(input_shape[-1],),
             initializer=keras.initializers.Constant(self.init_values),
+            autocast=False,
         )
 
     def call(self, inputs):

@@ -221,7 +221,7 @@ class CaiT(keras.Model):
         self.classifier_activation = classifier_activation
         self.include_preprocessing = include_preprocessing
         self.grid_size = self.get_layer("position_embedding").grid_size
-        self.policy = policy
+        self.dtype_policy = policy  # by which compile() scales the loss
         if weights is not None:
             load_checkpoint(self, weights)
 
@@ -244,7 +244,7 @@ class CaiT(keras.Model):
             ),
             "include_preprocessing": self.include_preprocessing,
             "grid_size": self.grid_size,
-            "dtype": keras.saving.serialize_keras_object(self.policy),
+            "dtype": keras.saving.serialize_keras_object(self.dtype_policy),
             "name": self.name,
         }
 

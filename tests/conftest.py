@@ -64,3 +64,42 @@ def reference(name):
     """The recorded arrays of a reference case, and the description of it."""
     info = json.loads((REFERENCE / f"{name}.json").read_text())
     return info, dict(np.load(REFERENCE / f"{name}.npz"))
+
+
+def gradients(model, inputs, loss):
+    """`loss(model(inputs))` in training, and its gradients.
+
+    Returns:
+        the loss; `{path: array}` by the trainable weights; arrays by the
+        inputs.
+    """
+    variables = model.trainable_variables
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        inputs = tf.nest.map_structure(tf.convert_to_tensor, inputs)
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            value = loss(model(inputs, training=True))
+        by_weights, by_inputs = tape.gradient(
+            value,
+            ([v.value for v in variables], inputs),
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        )
+    else:
+        import jax
+
+        state = [v.value for v in model.non_trainable_variables]
+
+        def forward(weights, inputs):
+            return loss(
+                model.stateless_call(weights, state, inputs, training=True)[0]
+            )
+
+        differentiate = jax.jit(jax.value_and_grad(forward, argnums=(0, 1)))
+        value, (by_weights, by_inputs) = differentiate(
+            [v.value for v in variables], inputs
+        )
+    arrays = keras.tree.map_structure(np.asarray, (by_weights, by_inputs))
+    paths = [v.path for v in variables]
+    return float(value), dict(zip(paths, arrays[0], strict=True)), arrays[1]
