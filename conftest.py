@@ -1,4 +1,4 @@
-"""The names that the examples of docstrings may use."""
+"""Options of the test run, and the names that docstring examples may use."""
 
 import os
 
@@ -9,6 +9,27 @@ import numpy as np
 import pytest
 
 import keras_cait
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--large",
+        action="store_true",
+        help="also run the tests that need minutes or more than 4 GB",
+    )
+
+
+def pytest_configure(config):
+    config.addinivalue_line(
+        "markers", "large: needs minutes or more than 4 GB; runs with --large"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--large"):
+        large = [item for item in items if item.get_closest_marker("large")]
+        items[:] = [item for item in items if item not in large]
+        config.hook.pytest_deselected(items=large)
 
 
 @pytest.fixture(autouse=True)
