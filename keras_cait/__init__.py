@@ -24,5 +24,10 @@ from keras_cait.models import (
     CaiT_XXS24,
     CaiT_XXS36,
 )
+from keras_cait.preprocessing import (
+    decode_predictions,
+    load_image,
+    preprocess_input,
+)
 from keras_cait.version import __version__
-from keras_cait.weights import load_checkpoint
+from keras_cait.weights import CHECKPOINTS, load_checkpoint, save_checkpoint

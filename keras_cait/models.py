@@ -16,11 +16,12 @@ from keras_cait.layers import (
     kernel_initializer,
     positive_int,
 )
-from keras_cait.weights import load_checkpoint
-
-# ImageNet's mean and standard deviation of RGB, for pixels in 0...1.
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from keras_cait.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from keras_cait.weights import (
+    load_checkpoint,
+    load_published,
+    nearest_checkpoint,
+)
 
 
 class Variant(NamedTuple):
@@ -74,8 +75,9 @@ class CaiT(keras.Model):
         drop_path_rate: float in [0, 1). Stochastic depth, the same in every
             self-attention block, none in class attention.
         include_top: bool. Whether the model ends with the classifier `head`.
-        weights: `None` (random initialisation)
-            or the path of a `.weights.h5` or `.keras` file.
+        weights: `None` (random initialisation) or the path of a file that
+            `load_checkpoint` reads. Published weights come with the functions
+            of the variants, such as `CaiT_S24`.
         input_tensor: Keras tensor to use as the input, or `None`.
         input_shape: `(height, width, channels)`. Height and width are
             multiples of the patch size, or `None` for images whose size is
@@ -135,6 +137,12 @@ class CaiT(keras.Model):
         name=None,
     ):
         positive_int("patch_size", patch_size)
+        if weights == "imagenet":
+            raise ValueError(
+                "CaiT of any size has no published weights. Received: "
+                'weights="imagenet". Use a variant, such as '
+                'CaiT_S24(weights="imagenet"), or the path of a file.'
+            )
         positive_int("depth", depth)
         positive_int("class_attention_depth", class_attention_depth)
         positive_int("classes", classes)
@@ -262,8 +270,10 @@ VARIANT_DOCSTRING = """CaiT-{variant} of the paper.
     {depth} self-attention blocks, {embed_dim} wide, with {num_heads} heads.
 
     Args:
-        weights: `"imagenet"` (the published checkpoint), `None` (random
-            initialisation), or the path of a `.weights.h5` or `.keras` file.
+        weights: `"imagenet"` (the published checkpoint of the nearest size,
+            its positions resampled to `input_shape`), `None` (random
+            initialisation), or the path of a file that `load_checkpoint`
+            reads.
         input_shape: `(height, width, channels)`; `None` is
             `({size}, {size}, 3)`.
         drop_path_rate: float in [0, 1). Stochastic depth; `None` is the
@@ -275,7 +285,9 @@ VARIANT_DOCSTRING = """CaiT-{variant} of the paper.
         A `CaiT` model.
 
     Raises:
-        ValueError: an argument is out of its range, or two do not fit.
+        ValueError: an argument is out of its range, two do not fit, or there
+            are no such published weights.
+        OSError: published weights are neither in the cache nor reachable.
 
     Example:
     >>> model = CaiT_{variant}(weights=None)  # doctest: +SKIP
@@ -305,18 +317,36 @@ def _variant(variant):
         arguments = dict(config)
         if drop_path_rate is not None:
             arguments["drop_path_rate"] = drop_path_rate
-        return CaiT(
+        if input_tensor is not None:
+            input_shape = tuple(input_tensor.shape[1:])
+        input_shape = input_shape or (size, size, 3)
+        # Of images of unknown size, the positions keep the checkpoint's grid.
+        image_size = input_shape[:2]
+        if None in input_shape:
+            image_size = (size, size)
+            arguments["grid_size"] = (size // 16, size // 16)
+        checkpoint = None
+        if weights == "imagenet":
+            checkpoint = nearest_checkpoint(variant, image_size)
+            if input_shape[-1] != 3:
+                raise ValueError(
+                    "The published weights take RGB images. Received: "
+                    f'input_shape={input_shape} with weights="imagenet". Use '
+                    "3 channels, or weights=None."
+                )
+        model = CaiT(
             **arguments,
             include_top=include_top,
-            weights=weights,
+            weights=None if checkpoint else weights,
             input_tensor=input_tensor,
-            input_shape=input_shape or (size, size, 3),
+            input_shape=input_shape,
             pooling=pooling,
             classes=classes,
             classifier_activation=classifier_activation,
             include_preprocessing=include_preprocessing,
             name=name,
         )
+        return load_published(model, checkpoint) if checkpoint else model
 
     build.__name__ = build.__qualname__ = f"CaiT_{variant}"
     build.__doc__ = VARIANT_DOCSTRING.format(
