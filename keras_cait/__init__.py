@@ -1,5 +1,10 @@
 """CaiT (Going deeper with Image Transformers, ICCV 2021) for Keras 3."""
 
+from keras_cait.attention_maps import (
+    class_attention_maps,
+    intermediate_features,
+    saliency_maps,
+)
 from keras_cait.blocks import ClassAttentionBlock, SelfAttentionBlock
 from keras_cait.layers import (
     MLP,
