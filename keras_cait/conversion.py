@@ -5,6 +5,8 @@ The reference names are those of timm's `cait.py` and of Facebook's
 kernels `(out, in, height, width)`.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 
 REFERENCE_WORDS = {
@@ -80,9 +82,10 @@ def from_reference(variables, tensors):
     filled, or none.
 
     Args:
-        variables: list of Keras variables, as `model.weights`.
-        tensors: mapping of reference names to numpy arrays. An array is read
-            twice, one at a time, so the mapping may fetch it from a file.
+        variables: iterable of Keras variables, as `model.weights`.
+        tensors: mapping of reference names to numpy arrays, or to whatever has
+            a `shape` and can be read by `np.asarray`. Each is read once, with
+            no more than two in memory, so that they may stay in a file.
 
     Raises:
         ValueError: a tensor is missing, left over or of another shape.
@@ -95,25 +98,48 @@ def from_reference(variables, tensors):
     unknown = sorted(tensors.keys() - wanted.keys())
     if missing or unknown:
         raise ValueError(
-            "The tensors are not those of this model. "
-            f"Missing: {missing or 'none'}. Not in the model: "
-            f"{unknown or 'none'}. Build the variant, depth and head that the "
-            "file was made for."
+            "The tensors are not those of this model. Missing: "
+            f"{_listed(missing)}. Not in the model: {_listed(unknown)}. Build "
+            "the variant, depth and head that the tensors were made for."
         )
-    for name, variable in wanted.items():
-        shape = _from_reference_layout(tensors[name]).shape
-        if shape != tuple(variable.shape):
-            raise ValueError(
-                f"Tensor {name!r} has the shape {shape} in our layout, the "
-                f"model expects {tuple(variable.shape)}."
-            )
-    for name, variable in wanted.items():
-        variable.assign(_from_reference_layout(tensors[name]))
+    misfits = [
+        f"{name} is {tuple(tensors[name].shape)}, expected {shape}"
+        for name, variable in wanted.items()
+        if (shape := _reference_shape(variable)) != tuple(tensors[name].shape)
+    ]
+    if misfits:
+        raise ValueError(
+            "The tensors are those of a model of another size: "
+            f"{_listed(misfits, '; ')}. Build the model with the arguments "
+            "that the tensors were made with."
+        )
+
+    def read(name):
+        # Contiguous: transposing costs as much as reading, so it is done here,
+        # in the thread that reads ahead.
+        return np.ascontiguousarray(
+            _from_reference_layout(np.asarray(tensors[name]))
+        )
+
+    with ThreadPoolExecutor(max_workers=1) as reader:
+        names = list(wanted)
+        array = reader.submit(read, names[0])
+        for name, following in zip(names, [*names[1:], None], strict=True):
+            value = array.result()
+            if following is not None:
+                array = reader.submit(read, following)
+            wanted[name].assign(value)
 
 
 def _is_state(variable):
     """Whether a variable is the state of a random generator, not a weight."""
     return variable.path.endswith("seed_generator_state")
+
+
+def _listed(items, separator=", "):
+    """The first few of a list that may have hundreds."""
+    more = [f"... ({len(items)} in all)"] if len(items) > 8 else []
+    return separator.join([*items[:8], *more]) or "none"
 
 
 def _to_reference_layout(array):
@@ -125,3 +151,7 @@ def _to_reference_layout(array):
 def _from_reference_layout(array):
     axes = {2: (1, 0), 4: (2, 3, 1, 0)}
     return array.transpose(axes.get(array.ndim, range(array.ndim)))
+
+
+def _reference_shape(variable):
+    return _to_reference_layout(np.broadcast_to(0, variable.shape)).shape
