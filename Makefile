@@ -1,0 +1,43 @@
+# make test         sets up .venv, checks the style and runs the tests
+# make quickstart   trains, exports and verifies a small CaiT; see README.md
+
+PYTHON ?= python3
+RUN ?= runs/quickstart
+BIN := .venv/bin
+
+.PHONY: test quickstart
+.DELETE_ON_ERROR:
+
+test: .venv/test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest
+
+quickstart: $(RUN)/report.md
+	@echo "The report is $(RUN)/report.md (to start afresh, delete $(RUN))"
+
+.venv/%: setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and \
+	  f'Python 3.11 or later is needed. Got {sys.version.split()[0]}; \
+	try make PYTHON=python3.12')"
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[$*]"
+	touch $@
+
+# Each step of the quickstart is one command of the project, run only where its
+# result is missing: an interrupted quickstart goes on, a finished one stays.
+$(RUN)/model.keras: | .venv/quickstart
+	$(BIN)/python -m training.train quickstart --output $(RUN)
+
+$(RUN)/saved_model/1: | $(RUN)/model.keras
+	$(BIN)/python -m export saved-model --weights $(RUN)/model.keras --output $@
+
+$(RUN)/model.tflite: | $(RUN)/model.keras
+	$(BIN)/python -m export litert --weights $(RUN)/model.keras --output $@
+
+$(RUN)/verify.json: | $(RUN)/saved_model/1 $(RUN)/model.tflite
+	$(BIN)/python -m export verify $(RUN)/saved_model/1 $(RUN)/model.tflite \
+	  --weights $(RUN)/model.keras --pictures $(RUN)/held_out --output $@
+
+$(RUN)/report.md: | $(RUN)/verify.json
+	$(BIN)/python -m training.report $(RUN)

@@ -1,0 +1,178 @@
+"""Exported files beside the Keras model, on the same pictures."""
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter
+
+from keras_cait.preprocessing import load_image, resize_and_crop
+
+# The SavedModel names the best classes alone; the others have this score.
+UNKNOWN = -1.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one file did on the pictures.
+
+    `top1` and `agreement` (with the Keras model's answers) are shares of the
+    pictures, `max_difference` is the largest difference of any probability
+    from the Keras model's, `milliseconds` is the median time for a picture.
+    `example` is what the file says of the first picture: label and score.
+    """
+
+    name: str
+    top1: float
+    agreement: float
+    max_difference: float
+    milliseconds: float
+    megabytes: float
+    example: tuple
+
+
+def verify(model_path, exported, pictures, labels):
+    """Compares exported files with a Keras model.
+
+    Args:
+        model_path: path of the `.keras` file.
+        exported: list of paths: folders of SavedModels and `.tflite` files.
+        pictures: folder of picture files, in one sub-folder for each class.
+        labels: list of str, by class; the names of the sub-folders.
+
+    Returns:
+        List of `Row`, the Keras model first.
+
+    Raises:
+        ValueError: the folder holds no pictures of these classes, or a file
+            is neither a SavedModel nor a `.tflite`.
+    """
+    files = [
+        (file, label)
+        for label, name in enumerate(labels)
+        for file in sorted((Path(pictures) / name).glob("*.*"))
+    ]
+    if not files:
+        raise ValueError(
+            f"{pictures} holds no pictures. Expected one folder for each "
+            f"class, named {', '.join(labels[:3])} ..."
+        )
+    truth = np.array([label for _, label in files])
+    encoded = [file.read_bytes() for file, _ in files]
+
+    rows, expected = [], None
+    for path in (model_path, *exported):
+        classify = classifier(Path(path), labels)
+        answers, seconds = [], []
+        for picture in encoded:
+            start = time.perf_counter()
+            answers.append(classify(picture))
+            seconds.append(time.perf_counter() - start)
+        scores = np.array(answers)
+        if expected is None:
+            expected = scores
+        top1 = scores.argmax(axis=-1)
+        rows.append(
+            Row(
+                name=Path(path).name,
+                top1=float((top1 == truth).mean()),
+                agreement=float((top1 == expected.argmax(axis=-1)).mean()),
+                max_difference=float(
+                    np.abs(scores - expected)[scores != UNKNOWN].max()
+                ),
+                milliseconds=1e3 * float(np.median(seconds)),
+                megabytes=size(Path(path)) / 1e6,
+                example=(labels[top1[0]], float(scores[0].max())),
+            )
+        )
+    return rows
+
+
+def classifier(path, labels):
+    """A file as a function of an encoded picture to its probabilities."""
+    if path.suffix == ".keras":
+        return keras_classifier(path)
+    if path.suffix == ".tflite":
+        return litert_classifier(path)
+    if tf.saved_model.contains_saved_model(str(path)):
+        return saved_model_classifier(path, labels)
+    raise ValueError(
+        f"{path} is neither a .keras nor a .tflite file nor a SavedModel."
+    )
+
+
+def keras_classifier(path):
+    model = keras.models.load_model(path)
+    predict = tf.function(lambda images: model(images, training=False))
+    size = model.input_shape[1:3]
+    return lambda encoded: predict(pixels(encoded, size)).numpy()[0]
+
+
+def saved_model_classifier(path, labels):
+    """Asks `serving_default`, and puts its labelled scores in order."""
+    loaded = tf.saved_model.load(str(path))
+    index = {label: i for i, label in enumerate(labels)}
+
+    def classify(encoded):
+        answer = loaded.signatures["serving_default"](
+            image_bytes=tf.constant([encoded])
+        )
+        scores = np.full(len(labels), UNKNOWN, np.float32)
+        classes = [name.decode() for name in answer["classes"].numpy()[0]]
+        scores[[index[name] for name in classes]] = answer["scores"].numpy()[0]
+        return scores
+
+    return classify
+
+
+def litert_classifier(path):
+    interpreter = Interpreter(model_path=str(path), num_threads=2)
+    runner = interpreter.get_signature_runner()
+    (name, details), *_ = runner.get_input_details().items()
+    size = details["shape"][1:3].tolist()
+    return lambda encoded: runner(**{name: pixels(encoded, size)})[
+        "probabilities"
+    ][0]
+
+
+def pixels(encoded, size):
+    """An encoded picture as a batch of one, `(1, height, width, 3)`."""
+    image = resize_and_crop(load_image(encoded), size)
+    return image[None].astype("float32")
+
+
+def size(path):
+    """Bytes of a file or of all files of a folder."""
+    files = [path] if path.is_file() else path.rglob("*")
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def table(rows):
+    """The rows as aligned text."""
+    columns = ("", "top-1", "agreement", "max difference", "ms", "MB")
+    lines = [columns] + [
+        (
+            row.name,
+            f"{row.top1:.1%}",
+            f"{row.agreement:.1%}",
+            f"{row.max_difference:.1e}",
+            f"{row.milliseconds:.2f}",
+            f"{row.megabytes:.1f}",
+        )
+        for row in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )
+
+
+def as_json(rows):
+    return [asdict(row) for row in rows]

@@ -1,0 +1,183 @@
+"""Exported files give the Keras model's answers, whole or not at all."""
+
+import io
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter
+from PIL import Image
+
+import keras_cait
+from export.__main__ import main
+from keras_cait.preprocessing import load_image, resize_and_crop
+from tests.conftest import REFERENCE, randomise
+
+LABELS = [f"class {i}" for i in range(5)]
+PICTURES = sorted((REFERENCE / "preprocess").rglob("*.png"))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A model with weights of order 1, exported by the commands."""
+    folder = tmp_path_factory.mktemp("exported")
+    model = randomise(
+        keras_cait.CaiT(
+            24, 2, 2, patch_size=8, input_shape=(32, 32, 3), classes=5
+        )
+    )
+    model.save(folder / "model.keras")
+    (folder / "labels.txt").write_text("\n".join(LABELS))
+    weights = ["--weights", str(folder / "model.keras")]
+    for command, output in (
+        ("saved-model", "saved_model/1"),
+        ("litert", "model.tflite"),
+    ):
+        assert main([command, *weights, "--output", str(folder / output)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(exported):
+    """Probabilities of the Keras model on the pictures."""
+    model = keras.models.load_model(exported / "model.keras")
+    images = [resize_and_crop(load_image(file), 32) for file in PICTURES]
+    return model.predict(np.stack(images), verbose=0)
+
+
+def test_saved_model_answers_to_encoded_pictures(exported, expected):
+    loaded = tf.saved_model.load(str(exported / "saved_model/1"))
+    answer = loaded.signatures["serving_default"](
+        image_bytes=tf.constant([file.read_bytes() for file in PICTURES])
+    )
+    names = [
+        [name.decode() for name in row] for row in answer["classes"].numpy()
+    ]
+    order = np.argsort(-expected, axis=-1)
+    assert names == [[LABELS[i] for i in row] for row in order]
+    np.testing.assert_allclose(
+        answer["scores"], np.take_along_axis(expected, order, 1), atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "BMP"])
+def test_saved_model_decodes(exported, format):
+    loaded = tf.saved_model.load(str(exported / "saved_model/1"))
+    file = io.BytesIO()
+    Image.fromarray(load_image(PICTURES[0])).save(file, format)
+    answer = loaded.signatures["serving_default"](
+        image_bytes=tf.constant([file.getvalue()])
+    )
+    assert answer["scores"].shape == (1, 5)
+
+
+def test_saved_model_answers_to_pixels(exported, pictures):
+    loaded = tf.saved_model.load(str(exported / "saved_model/1"))
+    answer = loaded.signatures["pixels"](images=tf.constant(pictures))
+    model = keras.models.load_model(exported / "model.keras")
+    np.testing.assert_allclose(
+        answer["probabilities"], model.predict(pictures, verbose=0), atol=1e-6
+    )
+    np.testing.assert_allclose(
+        tf.nn.softmax(answer["logits"]), answer["probabilities"], atol=1e-6
+    )
+
+
+def test_litert_runs_whole_on_the_delegate(exported, pictures):
+    interpreter = Interpreter(str(exported / "model.tflite"))
+    interpreter.allocate_tensors()
+    operations = [op["op_name"] for op in interpreter._get_ops_details()]
+    assert operations.count("DELEGATE") == 1
+    assert not any(name.startswith("Flex") for name in operations)
+    tensors = interpreter.get_tensor_details()
+    assert max(len(tensor["shape"]) for tensor in tensors) <= 4
+
+    runner = interpreter.get_signature_runner()
+    model = keras.models.load_model(exported / "model.keras")
+    for picture in pictures.astype("float32"):
+        answer = runner(images=picture[None])["probabilities"]
+        np.testing.assert_allclose(
+            answer, model.predict(picture[None], verbose=0), atol=1e-6
+        )
+
+
+def test_verify_compares_on_labelled_pictures(
+    exported, expected, tmp_path, capsys
+):
+    top1 = expected.argmax(axis=-1)
+    for i, file in enumerate(PICTURES):
+        label = top1[i] if i else (top1[i] + 1) % 5  # one of them is wrong
+        folder = tmp_path / "pictures" / LABELS[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / file.name).write_bytes(file.read_bytes())
+    files = [str(exported / name) for name in ("saved_model/1", "model.tflite")]
+    arguments = [
+        *("verify", *files),
+        *("--weights", str(exported / "model.keras")),
+        *("--pictures", str(tmp_path / "pictures")),
+        *("--output", str(tmp_path / "verify.json")),
+    ]
+    assert main(arguments) == 0
+    rows = json.loads((tmp_path / "verify.json").read_text())
+    assert [row["name"] for row in rows] == ["model.keras", "1", "model.tflite"]
+    for row in rows:
+        assert row["top1"] == pytest.approx(1 - 1 / len(PICTURES))
+        assert row["agreement"] == 1.0
+        assert row["max_difference"] < 1e-3
+        assert row["milliseconds"] > 0
+    assert "model.tflite" in capsys.readouterr().out
+
+
+def test_nothing_is_overwritten(exported, capsys):
+    output = exported / "model.tflite"
+    before = output.read_bytes()
+    weights = str(exported / "model.keras")
+    arguments = ["litert", "--weights", weights, "--output", str(output)]
+    assert main(arguments) == 1
+    assert "exists already" in capsys.readouterr().err
+    assert output.read_bytes() == before
+
+
+def test_a_failed_export_leaves_nothing(
+    exported, tmp_path, capsys, monkeypatch
+):
+    import export.saved_model
+
+    def full_disk(_, __, path):
+        path.mkdir()
+        (path / "saved_model.pb").write_text("half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(export.saved_model, "write_saved_model", full_disk)
+    weights = str(exported / "model.keras")
+    output = str(tmp_path / "models/1")
+    assert main(["saved-model", "--weights", weights, "--output", output]) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert not list((tmp_path / "models").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weights": "missing.keras"}, "missing.keras"),
+        ({"labels": "missing.txt"}, "There are no labels at"),
+        ({"output": "file/model.tflite"}, "File exists"),
+    ],
+)
+def test_bad_input_ends_in_one_line(
+    exported, change, message, tmp_path, capsys
+):
+    (tmp_path / "file").touch()
+    arguments = {
+        "weights": exported / "model.keras",
+        "labels": exported / "labels.txt",
+        "output": tmp_path / "saved_model",
+    }
+    arguments |= {key: tmp_path / name for key, name in change.items()}
+    flags = [f"--{key}={value}" for key, value in arguments.items()]
+    assert main(["saved-model", *flags]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1

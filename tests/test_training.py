@@ -1,0 +1,190 @@
+"""The training program: order, augmentation, decay, runs that go on."""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import training.train as program
+from training.augmentation import random_affine
+from training.data import Examples, load, training_batches
+from training.optimization import adamw
+from training.recipes import RECIPES, Recipe
+
+TINY = Recipe(
+    patch_size=14,
+    embed_dim=8,
+    depth=1,
+    num_heads=2,
+    drop_path_rate=0.2,
+    epochs=3,
+    warmup_epochs=1,
+    global_batch_size=20,
+)
+
+
+@pytest.fixture
+def few_digits(monkeypatch):
+    """Training and evaluation on 100 of the real digits."""
+
+    def few(name, split):
+        examples = load(name, split)
+        stride = examples.count // 100
+        return Examples(
+            100, examples.class_names, lambda i: examples.read(i * stride)
+        )
+
+    monkeypatch.setattr(program, "load", few)
+
+
+def test_digits_are_split_by_class_and_share_no_picture():
+    splits = {}
+    for split, count in (("train", 400), ("held_out", 100)):
+        digits = load("digits", split)
+        images, labels = digits.read(tf.range(digits.count, dtype=tf.int64))
+        assert np.bincount(labels).tolist() == [count] * 10
+        assert images.shape[1:] == (28, 28, 3)
+        assert images.dtype == tf.uint8
+        splits[split] = {image.tobytes() for image in images.numpy()}
+    assert not splits["train"] & splits["held_out"]
+
+
+@pytest.mark.parametrize(
+    ("name", "split"), [("letters", "train"), ("digits", "x")]
+)
+def test_unknown_data_is_refused(name, split):
+    with pytest.raises(ValueError, match=r"must be .*Received"):
+        load(name, split)
+
+
+def test_batches_are_functions_of_the_position():
+    numbers = Examples(12, ("a",), lambda i: (tf.cast(i, tf.float32), i))
+
+    def jitter(image, seed):
+        return image + tf.random.stateless_uniform((), seed, maxval=0.5)
+
+    def batches(steps, seed=3):
+        return list(training_batches(numbers, jitter, 4, seed, steps))
+
+    whole = batches(range(6))
+    labels = np.array([labels for _, labels in whole])
+    images = np.array([images for images, _ in whole])
+    for epoch in (labels[:3], labels[3:]):
+        assert sorted(epoch.ravel()) == list(range(12))
+    assert labels[:3].tolist() != labels[3:].tolist()
+    np.testing.assert_array_equal(
+        images[4:], [images for images, _ in batches(range(4, 6))]
+    )
+    # An example is augmented differently in every epoch.
+    order = np.argsort(labels[:3].ravel()), np.argsort(labels[3:].ravel())
+    first, second = images[:3].ravel()[order[0]], images[3:].ravel()[order[1]]
+    assert (first != second).all()
+    assert labels.tolist() != [
+        y.numpy().tolist() for _, y in batches(range(6), 4)
+    ]
+
+
+def test_random_affine_moves_a_picture_within_its_bounds():
+    image = np.zeros((28, 28, 3), "uint8")
+    image[13:15, 13:15] = 255
+    same = random_affine(image, (1, 2), 0.0, 0.0, 0.0)
+    np.testing.assert_array_equal(same, image)
+    centres = []
+    for seed in range(50):
+        moved = random_affine(image, (seed, 0), 10.0, 0.1, 0.1).numpy()[..., 0]
+        again = random_affine(image, (seed, 0), 10.0, 0.1, 0.1).numpy()[..., 0]
+        np.testing.assert_array_equal(moved, again)
+        rows, columns = np.indices(moved.shape)
+        total = moved.sum()
+        centres.append([(rows * moved).sum(), (columns * moved).sum()] / total)
+    shifts = np.array(centres) - 13.5
+    assert np.abs(shifts).max() <= 2.8 / 0.9 + 0.1
+    assert (shifts.max(0) > 1).all() and (shifts.min(0) < -1).all()
+
+
+def test_kernels_alone_decay(small_model):
+    recipe = dataclasses.replace(TINY, weight_decay=0.5, clip_norm=None)
+    before = {v.path: np.array(v) for v in small_model.trainable_variables}
+    optimizer = adamw(recipe, small_model.trainable_variables, 10)
+    optimizer.learning_rate = 0.1
+    zeros = [tf.zeros(v.shape) for v in small_model.trainable_variables]
+    optimizer.apply(zeros)
+    for v in small_model.trainable_variables:
+        factor = 0.95 if v.path.endswith("kernel") else 1.0
+        np.testing.assert_allclose(v, factor * before[v.path], rtol=1e-6)
+
+
+def test_a_run_that_was_interrupted_ends_bit_equal(
+    tmp_path, few_digits, monkeypatch
+):
+    program.train(TINY, tmp_path / "whole")
+
+    evaluate = program.evaluate
+    evaluations = []
+
+    def interrupted(*arguments):
+        evaluations.append(1)
+        if len(evaluations) == 2:
+            raise KeyboardInterrupt
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(program, "evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        program.train(TINY, tmp_path / "halves")
+    program.train(TINY, tmp_path / "halves")
+
+    whole, halves = (
+        keras.models.load_model(tmp_path / name / "model.keras").get_weights()
+        for name in ("whole", "halves")
+    )
+    for a, b in zip(whole, halves, strict=True):
+        np.testing.assert_array_equal(a, b)
+    record = json.loads((tmp_path / "halves" / "evaluation.json").read_text())
+    confusion = np.array(record["confusion"])
+    assert record["top1"] == pytest.approx(confusion.trace() / 100)
+    assert len(list((tmp_path / "halves" / "held_out").rglob("*.png"))) == 100
+
+
+def test_runs_are_never_overwritten(tmp_path, few_digits):
+    program.claim(tmp_path, TINY)
+    other = dataclasses.replace(TINY, depth=2)
+    with pytest.raises(ValueError, match=re.escape("depth 1 (now 2)")):
+        program.claim(tmp_path, other)
+    (tmp_path / "model.keras").touch()
+    with pytest.raises(ValueError, match="holds a finished run"):
+        program.claim(tmp_path, TINY)
+
+
+def test_contradictory_recipes_are_refused():
+    with pytest.raises(ValueError, match="less than epochs"):
+        Recipe(epochs=2, warmup_epochs=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epochs", "two"], "invalid int"),
+        (["--no-such-field", "1"], "Unrecognized"),
+        (["--epochs", "1"], "ValueError: warmup_epochs must be"),
+        (["--output", "{file}/run"], "NotADirectoryError"),
+    ],
+)
+def test_bad_arguments_end_in_one_line(arguments, message, tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    arguments = [argument.format(file=file) for argument in arguments]
+    command = [sys.executable, "-m", "training.train", next(iter(RECIPES))]
+    done = subprocess.run(
+        [*command, "--output", str(tmp_path / "run"), *arguments],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode
+    assert message in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr

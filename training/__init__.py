@@ -1,0 +1,1 @@
+"""Training, evaluation and reports of CaiT: programs run from a checkout."""
