@@ -214,7 +214,7 @@ def figure(image, maps):
     """
     from matplotlib.figure import Figure
 
-    maps = np.asarray(maps)
+    image, maps = np.asarray(image), np.asarray(maps)
     if maps.ndim != 4:
         raise ValueError(
             "maps must be those of one image, (class_attention_depth, heads, "
@@ -233,7 +233,8 @@ def figure(image, maps):
     pictures[1, 0] = overlay(image, maps[0].mean(axis=0)), "saliency"
 
     grid = (max(depth, 2), 1 + num_heads)
-    drawn = Figure((1.8 * grid[1], 2.0 * grid[0]), layout="constrained")
+    height = 0.3 + 1.8 * image.shape[0] / image.shape[1]  # inches, with title
+    drawn = Figure((1.8 * grid[1], height * grid[0]), layout="constrained")
     for (row, column), (pixels, title) in pictures.items():
         axes = drawn.add_subplot(*grid, 1 + row * grid[1] + column)
         axes.imshow(pixels)

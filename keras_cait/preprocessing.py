@@ -70,7 +70,8 @@ def resize_and_crop(image, size, crop_ratio=1.0):
         uint8 array `(size, size, 3)`, or of the given height and width.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: an argument is out of its range, or the picture is so
+            narrow that it would be resized to more pixels than Pillow allows.
 
     Example:
     >>> image = np.zeros((375, 500, 3), "uint8")
@@ -89,6 +90,13 @@ def resize_and_crop(image, size, crop_ratio=1.0):
     resized_height, resized_width, top, left = _geometry(
         *image.shape[:2], (height, width), crop_ratio, max
     )
+    limit = Image.MAX_IMAGE_PIXELS or float("inf")
+    if resized_height * resized_width > limit:
+        raise ValueError(
+            f"The picture is too long and narrow: {image.shape[0]} x "
+            f"{image.shape[1]} pixels would be resized to {resized_height} x "
+            f"{resized_width}, more than Image.MAX_IMAGE_PIXELS. Crop it first."
+        )
     resized = Image.fromarray(image).resize(
         (resized_width, resized_height), Image.Resampling.BICUBIC
     )

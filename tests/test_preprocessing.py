@@ -202,6 +202,12 @@ def test_broken_pictures_are_named(tmp_path):
             "crop_ratio must be greater than 0 .* crop_ratio=87.5",
         ),
         (
+            lambda: preprocessing.resize_and_crop(
+                np.zeros((1, 9999, 3), "u1"), 224
+            ),
+            "too long and narrow: 1 x 9999 pixels .* 224 x 2239776",
+        ),
+        (
             lambda: keras_cait.preprocess_input(np.zeros((4, 4, 1))),
             r"needs RGB, .* shape \(4, 4, 1\)",
         ),
