@@ -1,7 +1,9 @@
 """Every number recorded from the reference, in float32.
 
 The tolerance of an array is four times the spread between the reference's own
-float32 and float64 passes.
+float32 and float64 passes. How one row of probabilities or one number rounds is
+luck (the recorded spread of class attention goes from 1.7e-7 to 1.0e-6), so
+these have the tolerance of the worst array of their case.
 """
 
 import functools
@@ -19,11 +21,12 @@ from tests.oracle_weights import checksum, make_input, state_dict
 TINY = ["tiny", "tiny_eps", "tiny_rect"]
 # Dense kernels are (out, in) there, convolutions (out, in, height, width).
 PYTORCH_AXES = {2: (1, 0), 4: (3, 2, 0, 1)}
+FEW_NUMBERS = {"class_attn0", "class_attn1", "loss"}
 CASES = [
     *TINY,
     "cait_xxs24_224",
     "cait_s24_224",
-    pytest.param("cait_xs24_384", marks=pytest.mark.large),
+    "cait_xs24_384",
     pytest.param("cait_m36_384", marks=pytest.mark.large),
 ]
 
@@ -100,7 +103,10 @@ def intermediates(model, images):
     found["features"] = model.get_layer("norm")(
         ops.concatenate([found["class_token1"], patches], axis=1)
     )
-    return {key: ops.convert_to_numpy(x) for key, x in found.items()}
+    return {
+        key: ops.convert_to_numpy(x).astype("float64")
+        for key, x in found.items()
+    }
 
 
 def scores_without_second_mixing(block, inputs):
@@ -131,29 +137,27 @@ def as_recorded(found, key, shape):
     return np.concatenate([array[:, :4], array[:, -4:]], axis=1)
 
 
-def assert_spread(name, key, actual, expected, tolerance):
+def assert_as_recorded(name, key, actual):
+    info, arrays = reference(name)
+    expected = arrays[key]
     assert actual.shape == expected.shape
+    rounding = info["float32_vs_float64"]
+    own = max(rounding.values()) if key in FEW_NUMBERS else rounding[key]
     spread = np.abs(actual - expected).max() / np.abs(expected).max()
-    assert spread <= 4 * tolerance, (
+    assert spread <= 4 * own, (
         f"{name}: {key} differs by {spread:.1e}, "
-        f"{spread / tolerance:.1f} times the rounding of the reference."
+        f"{spread / own:.1f} times the rounding of the reference."
     )
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_recorded_intermediate(name):
-    info, arrays = reference(name)
+    _, arrays = reference(name)
     found = intermediates(*recorded_model(name))
     backward = {"targets", "loss", "grad_norm", "grad_first8", "grad_input"}
     for key in arrays.keys() - backward:
-        expected = arrays[key]
-        assert_spread(
-            name,
-            key,
-            as_recorded(found, key, expected.shape).astype("float64"),
-            expected,
-            info["float32_vs_float64"][key],
-        )
+        actual = as_recorded(found, key, arrays[key].shape)
+        assert_as_recorded(name, key, actual)
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -180,8 +184,7 @@ def test_every_recorded_gradient(name):
         [np.pad(g[:8], (0, max(0, 8 - g.size))) for g in ordered]
     )
     for key, actual in found.items():
-        tolerance = info["float32_vs_float64"][key]
-        assert_spread(name, key, actual, arrays[key], tolerance)
+        assert_as_recorded(name, key, actual)
 
 
 def test_tensors_that_no_output_shows():
