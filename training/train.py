@@ -257,9 +257,17 @@ def commands():
     return {name: command(recipe) for name, recipe in RECIPES.items()}
 
 
-if __name__ == "__main__":
+def main(argv=None):
+    """Runs the command line: `argv`, or that of the process."""
     run(
         lambda: tyro.extras.subcommand_cli_from_dict(
-            commands(), prog="python -m training.train", description=__doc__
+            commands(),
+            prog="python -m training.train",
+            description=__doc__,
+            args=argv,
         )
     )
+
+
+if __name__ == "__main__":
+    main()
