@@ -111,6 +111,7 @@ def gray_ramp():
     return np.arange(256, dtype="uint8").reshape(16, 16)
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16"])
 def test_every_mode_becomes_rgb(mode):
     gray = gray_ramp() // 128 * 255 if mode == "1" else gray_ramp()
@@ -142,6 +143,13 @@ def test_photos_are_turned_upright(orientation):
     stored = Image.fromarray(np.ascontiguousarray(np.rot90(upright, turns)))
     pixels = keras_cait.load_image(encoded(stored, exif=exif))
     np.testing.assert_array_equal(pixels[..., 0], upright)
+
+
+def test_a_photo_with_damaged_exif_is_read():
+    cut = b"Exif\0\0II*\0\x08\0\0\0\xff\xff"
+    data = encoded(Image.new("RGB", (4, 2)), "jpeg", exif=cut)
+    with pytest.warns(UserWarning, match="Corrupt EXIF"):
+        assert keras_cait.load_image(data).shape == (2, 4, 3)
 
 
 def test_broken_pictures_are_named(tmp_path):
