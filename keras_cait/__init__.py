@@ -1,10 +1,5 @@
 """CaiT (Going deeper with Image Transformers, ICCV 2021) for Keras 3."""
 
-import sys
-
-if sys.argv[:1] == ["-m"]:  # the command, python -m keras_cait, starts
-    import keras_cait.quiet
-
 from keras_cait.attention_maps import (
     class_attention_maps,
     intermediate_features,
