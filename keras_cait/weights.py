@@ -136,7 +136,10 @@ def save_checkpoint(model, path, overwrite=True):
     notes = {"format": "pt", "grid_size": f"{rows}x{columns}"}
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
+        unfinished.touch()
+        mode = unfinished.stat().st_mode
         save_file(to_reference(model.weights), unfinished, notes)
+        unfinished.chmod(mode)  # safetensors lets the owner alone read
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)

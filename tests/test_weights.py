@@ -136,6 +136,8 @@ def test_saving_is_whole_or_not_at_all(small_model, tmp_path, monkeypatch):
             save_checkpoint(small_model, path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+    (tmp_path / "usual").touch()
+    assert path.stat().st_mode == (tmp_path / "usual").stat().st_mode
     save_checkpoint(randomise(small_model, seed=1), path)
     assert path.read_bytes() != before
 
