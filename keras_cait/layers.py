@@ -50,7 +50,11 @@ class PatchEmbedding(keras.layers.Layer):
             patch_size,
             strides=patch_size,
             data_format="channels_last",
-            kernel_initializer=kernel_initializer(),
+            # As the official code, which leaves this one kernel to PyTorch's
+            # default: a deviation of 0.02 for RGB patches of 16 pixels.
+            kernel_initializer=keras.initializers.VarianceScaling(
+                1 / 3, "fan_in", "uniform"
+            ),
             dtype=self.dtype_policy,
             name="proj",
         )
@@ -174,7 +178,8 @@ def resample_positions(positions, grid, new_grid):
     >>> tuple(resample_positions(positions, (14, 14), (24, 20)).shape)
     (1, 480, 8)
     """
-    if tuple(grid) == tuple(new_grid):
+    known = all(isinstance(size, int) for size in new_grid)
+    if known and tuple(grid) == tuple(new_grid):
         return positions
     embed_dim = positions.shape[-1]
     rows, columns = (

@@ -35,7 +35,7 @@ class Recipe:
     global_batch_size: int = 50
     """Images of one optimizer step, over all devices."""
 
-    learning_rate: float = 15e-3
+    learning_rate: float = 25e-3
     """Peak learning rate for 512 images a step; scaled by
     global_batch_size / 512."""
 
@@ -57,10 +57,10 @@ class Recipe:
     ema_momentum: float = 0.99
     """Momentum of the averaged weights, which are evaluated and saved."""
 
-    max_rotation: float = 12.0
+    max_rotation: float = 10.0
     """Augmentation: largest rotation in degrees."""
 
-    max_zoom: float = 0.15
+    max_zoom: float = 0.1
     """Augmentation: largest change of scale, as a share of the size."""
 
     max_shift: float = 0.08

@@ -90,7 +90,8 @@ def confusion_matrix(counts, labels, path):
     """Labels in rows, predictions in columns; the mistakes stand out."""
     mistakes = np.where(np.eye(len(labels), dtype=bool), 0, counts)
     figure, axes = plt.subplots(figsize=(4.8, 4.8), layout="constrained")
-    axes.imshow(mistakes, cmap="Oranges")
+    # Half of the colours, so that the numbers stay readable.
+    axes.imshow(mistakes, cmap="Oranges", vmax=2 * mistakes.max())
     for row, column in np.ndindex(counts.shape):
         if counts[row, column]:
             axes.text(
