@@ -32,7 +32,7 @@ def test_the_code_runs(tmp_path, monkeypatch, capsys):
     names = {}
     exec(code.replace('weights="imagenet"', "weights=None"), names)
     assert names["maps"].shape == (1, 2, 8, 14, 14)
-    assert re.search(r"\'n\d{8}'", capsys.readouterr().out)
+    assert re.search(r"'n\d{8}'", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,0 +1,259 @@
+"""Images a second of CaiT, ours beside what a user would pick instead.
+
+    python -m benchmarks.inference --variants S24 --output inference.json
+
+Each contestant that is installed runs in a process of its own, with all cores;
+they take turns for a few rounds, so that a noisy machine treats all alike, and
+the fastest round counts. The machine's own rate is that of a float32 matrix
+product of 2048 x 2048.
+"""
+
+import argparse
+import importlib.util
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import sys
+import time
+from functools import partial
+
+GMACS = {"XXS24": 2.53, "S24": 9.35}  # published, at 224 x 224
+SIZE = 224
+
+
+def keras_cait_contestant(variant, batch_size, xla, dtype):
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    import keras
+    import tensorflow as tf
+
+    import keras_cait
+
+    keras.config.set_dtype_policy(dtype)
+    build = getattr(keras_cait, f"CaiT_{variant}")
+    model = build(
+        weights=None, include_preprocessing=False, classifier_activation=None
+    )
+    return tensorflow_runner(tf, model, batch_size, xla)
+
+
+def kerasformers_contestant(variant, batch_size):
+    import tensorflow as tf
+    from kerasformers.models.cait import CaiTImageClassify
+
+    from keras_cait.models import VARIANTS
+
+    embed_dim, depth, num_heads, *_ = VARIANTS[variant]
+    model = CaiTImageClassify(
+        embed_dim=embed_dim,
+        depth=depth,
+        num_heads=num_heads,
+        include_normalization=False,
+    )
+    return tensorflow_runner(tf, model, batch_size, xla=True)
+
+
+def tensorflow_runner(tf, model, batch_size, xla):
+    images = tf.random.normal((batch_size, SIZE, SIZE, 3))
+    step = tf.function(
+        lambda images: model(images, training=False), jit_compile=xla
+    )
+    return lambda: step(images).numpy()
+
+
+def timm_contestant(variant, batch_size, compiled):
+    import torch
+
+    model, images = timm_model(variant, batch_size)
+    if compiled:
+        model = torch.compile(model)
+
+    def run():
+        with torch.inference_mode():
+            model(images)
+
+    return run
+
+
+def onnx_runtime_contestant(variant, batch_size):
+    import onnxruntime
+
+    path, images = timm_onnx(variant, batch_size)
+    session = onnxruntime.InferenceSession(
+        path, providers=["CPUExecutionProvider"]
+    )
+    return lambda: session.run(None, {"images": images.numpy()})
+
+
+def openvino_contestant(variant, batch_size):
+    import openvino
+
+    path, images = timm_onnx(variant, batch_size)
+    # bfloat16 is OpenVINO's default on processors that have it.
+    model = openvino.compile_model(
+        path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    return lambda: model(images.numpy())
+
+
+def timm_model(variant, batch_size):
+    import timm
+    import torch
+
+    model = timm.create_model(f"cait_{variant.lower()}_{SIZE}").eval()
+    return model, torch.randn(batch_size, 3, SIZE, SIZE)
+
+
+def timm_onnx(variant, batch_size):
+    import tempfile
+
+    import torch
+
+    model, images = timm_model(variant, batch_size)
+    path = f"{tempfile.mkdtemp()}/cait.onnx"
+    torch.onnx.export(
+        model, (images,), path, input_names=["images"], verbose=False
+    )
+    return path, images
+
+
+def matmul_contestant(variant, batch_size):
+    """The machine's own rate, as the time of one matrix product."""
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    import tensorflow as tf
+
+    matrix = tf.random.normal((2048, 2048))
+    return lambda: tf.matmul(matrix, matrix).numpy()
+
+
+CONTESTANTS = {
+    # name: (what must be installed, how to make a function that runs once)
+    "matmul": ("tensorflow", matmul_contestant),
+    "ours, graph": (
+        "tensorflow",
+        partial(keras_cait_contestant, xla=False, dtype="float32"),
+    ),
+    "ours, XLA": (
+        "tensorflow",
+        partial(keras_cait_contestant, xla=True, dtype="float32"),
+    ),
+    "ours, XLA, bfloat16": (
+        "tensorflow",
+        partial(keras_cait_contestant, xla=True, dtype="mixed_bfloat16"),
+    ),
+    "timm eager": ("timm", partial(timm_contestant, compiled=False)),
+    "timm compiled": ("timm", partial(timm_contestant, compiled=True)),
+    "ONNX Runtime": ("onnxruntime", onnx_runtime_contestant),
+    "OpenVINO": ("openvino", openvino_contestant),
+    "KerasFormers, XLA": ("kerasformers", kerasformers_contestant),
+}
+
+
+def serve(connection, make, variant, batch_size):
+    """The process of a contestant: runs once for each message."""
+    try:
+        run = make(variant, batch_size)
+        run()
+        run()
+    except (
+        Exception
+    ) as error:  # a contestant that fails is reported, not hidden
+        connection.send(f"{type(error).__name__}: {error}")
+        return
+    connection.send(None)
+    while connection.recv():
+        start = time.perf_counter()
+        run()
+        seconds = time.perf_counter() - start
+        # Linux gives KiB, macOS bytes.
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        connection.send((seconds, peak))
+
+
+def measure(variant, batch_size, rounds):
+    """Fastest seconds and peak bytes of every contestant, taking turns."""
+    spawn = multiprocessing.get_context("spawn")
+    running, results = {}, {}
+    for name, (package, make) in CONTESTANTS.items():
+        if importlib.util.find_spec(package) is None:
+            results[name] = {"error": f"{package} is not installed"}
+            continue
+        connection, theirs = spawn.Pipe()
+        process = spawn.Process(
+            target=serve, args=(theirs, make, variant, batch_size), daemon=True
+        )
+        process.start()
+        error = connection.recv()
+        if error:
+            results[name] = {"error": error.partition("\n")[0]}
+        else:
+            running[name] = connection, process
+    times = {name: [] for name in running}
+    for _ in range(rounds):
+        for name, (connection, _) in running.items():
+            connection.send(True)
+            seconds, peak = connection.recv()
+            times[name].append(seconds)
+            results[name] = {"seconds": min(times[name]), "peak_bytes": peak}
+    for connection, process in running.values():
+        connection.send(False)
+        process.join()
+    return {name: results[name] for name in CONTESTANTS}
+
+
+def table(variant, batch_size, results):
+    rate = 2 * 2048**3 / results["matmul"]["seconds"]
+    timm = results["timm eager"].get("seconds")
+    print(
+        f"\nCaiT-{variant} at {SIZE}, batch {batch_size}; machine: "
+        f"{rate / 1e9:.0f} GFLOP/s in float32\n"
+    )
+    print("| | images/s | of the machine | timm eager = 1 | peak MB |")
+    print("|---|---|---|---|---|")
+    for name, result in results.items():
+        if name == "matmul":
+            continue
+        if "error" in result:
+            print(f"| {name} | {result['error']} | | | |")
+            continue
+        speed = batch_size / result["seconds"]
+        share = 2e9 * GMACS[variant] * speed / rate
+        ratio = f"{timm / result['seconds']:.2f}" if timm else ""
+        peak = result["peak_bytes"] / 1e6
+        print(f"| {name} | {speed:.1f} | {share:.0%} | {ratio} | {peak:.0f} |")
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "--variants", nargs="+", default=["XXS24", "S24"], choices=GMACS
+    )
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 8])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--output", help="JSON file to write")
+    arguments = parser.parse_args()
+    runs = []
+    for variant in arguments.variants:
+        for batch_size in arguments.batch_sizes:
+            results = measure(variant, batch_size, arguments.rounds)
+            table(variant, batch_size, results)
+            runs.append(
+                {
+                    "variant": variant,
+                    "batch_size": batch_size,
+                    "machine": platform.processor() or platform.machine(),
+                    "cores": os.cpu_count(),
+                    "results": results,
+                }
+            )
+    if arguments.output:
+        with open(arguments.output, "w") as file:
+            json.dump(runs, file, indent=2)
+
+
+if __name__ == "__main__":
+    main()
