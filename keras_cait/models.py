@@ -234,6 +234,7 @@ class CaiT(keras.Model):
             load_checkpoint(self, weights)
 
     def get_config(self):
+        fc1 = self.get_layer("self_attention_block_0").mlp.fc1
         return {
             "embed_dim": self.embed_dim,
             "depth": self.depth,
@@ -254,6 +255,7 @@ class CaiT(keras.Model):
             "grid_size": self.grid_size,
             "dtype": keras.saving.serialize_keras_object(self.dtype_policy),
             "name": self.name,
+            "quantization_mode": fc1.quantization_mode,
         }
 
     @classmethod
@@ -262,7 +264,11 @@ class CaiT(keras.Model):
             key: keras.saving.deserialize_keras_object(value, custom_objects)
             for key, value in config.items()
         }
-        return cls(**config)
+        quantization_mode = config.pop("quantization_mode", None)
+        model = cls(**config)
+        if quantization_mode is not None:  # by quantize(), before it was saved
+            model.quantize(quantization_mode)
+        return model
 
 
 VARIANT_DOCSTRING = """CaiT-{variant} of the paper.
