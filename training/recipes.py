@@ -29,7 +29,7 @@ class Recipe:
     drop_path_rate: float = 0.0
     """Stochastic depth: share of images for which a branch is dropped."""
 
-    epochs: int = 40
+    epochs: int = 32
     """Passes over the training images."""
 
     global_batch_size: int = 50
