@@ -225,17 +225,23 @@ def table(variant, batch_size, results):
         print(f"| {name} | {speed:.1f} | {share:.0%} | {ratio} | {peak:.0f} |")
 
 
-def main():
-    parser = argparse.ArgumentParser(
+def parser():
+    arguments = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument(
+    arguments.add_argument(
         "--variants", nargs="+", default=["XXS24", "S24"], choices=GMACS
     )
-    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 8])
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--output", help="JSON file to write")
-    arguments = parser.parse_args()
+    arguments.add_argument(
+        "--batch-sizes", nargs="+", type=int, default=[1, 8, 32]
+    )
+    arguments.add_argument("--rounds", type=int, default=7)
+    arguments.add_argument("--output", help="JSON file to write")
+    return arguments
+
+
+def main():
+    arguments = parser().parse_args()
     runs = []
     for variant in arguments.variants:
         for batch_size in arguments.batch_sizes:

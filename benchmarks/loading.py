@@ -1,6 +1,6 @@
 """Time to load a checkpoint into a built model, over that to read its file.
 
-    python benchmarks/loading.py --variant S24 --output loading.json
+    python -m benchmarks.loading --variant S24 --output loading.json
 
 The file lies in the page cache of the machine, so that neither disk nor
 network are measured; that is the strictest case for what we add to reading.
@@ -22,13 +22,18 @@ import keras
 import keras_cait
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--variant", default="S24", help="such as XXS24, M48")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--output", type=Path, help="also write this JSON file")
-    arguments = parser.parse_args()
+def parser():
+    arguments = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    arguments.add_argument(
+        "--variant", default="S24", help="such as XXS24, M48"
+    )
+    arguments.add_argument("--rounds", type=int, default=15)
+    arguments.add_argument("--output", type=Path, help="JSON file to write")
+    return arguments
 
+
+def main():
+    arguments = parser().parse_args()
     model = getattr(keras_cait, f"CaiT_{arguments.variant}")(weights=None)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"

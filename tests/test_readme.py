@@ -7,6 +7,8 @@ import subprocess
 
 import pytest
 
+import benchmarks.inference
+import benchmarks.loading
 import export.__main__
 import keras_cait.__main__
 import training.train
@@ -50,5 +52,10 @@ def test_commands_are_understood(command, monkeypatch):
         training.train.main(arguments)
         assert len(runs) == 1
     else:
-        parsers = {"export": export.__main__, "keras_cait": keras_cait.__main__}
+        parsers = {
+            "benchmarks.inference": benchmarks.inference,
+            "benchmarks.loading": benchmarks.loading,
+            "export": export.__main__,
+            "keras_cait": keras_cait.__main__,
+        }
         parsers[program].parser().parse_args(arguments)
