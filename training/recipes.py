@@ -29,7 +29,7 @@ class Recipe:
     drop_path_rate: float = 0.0
     """Stochastic depth: share of images for which a branch is dropped."""
 
-    epochs: int = 20
+    epochs: int = 32
     """Passes over the training images."""
 
     global_batch_size: int = 50
@@ -42,7 +42,7 @@ class Recipe:
     min_learning_rate: float = 1e-5
     """Learning rate at the end of the cosine."""
 
-    warmup_epochs: float = 1.0
+    warmup_epochs: float = 2.0
     """Epochs in which the learning rate rises linearly from 0."""
 
     weight_decay: float = 0.05
@@ -80,6 +80,6 @@ class Recipe:
 
 RECIPES = {
     # python -m training.train quickstart --output runs/quickstart
-    # 2 CPU cores, about 4 minutes, 97 % of the held-out digits.
+    # 2 CPU cores, about 7 minutes; 97.3 % of the held-out digits.
     "quickstart": Recipe(),
 }
