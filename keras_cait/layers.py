@@ -347,7 +347,9 @@ class MLP(keras.layers.Layer):
         self.fc2.build((*input_shape[:-1], hidden_dim))
 
     def call(self, inputs):
-        hidden = keras.activations.gelu(self.fc1(inputs), approximate=False)
+        hidden = self.fc1(inputs)
+        # As Keras' own exact GELU, whose erfc costs XLA 7 % of the model.
+        hidden = 0.5 * hidden * (1.0 + ops.erf(hidden * 0.5**0.5))
         return self.fc2(hidden)
 
     def compute_output_shape(self, input_shape):
