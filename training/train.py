@@ -1,14 +1,19 @@
 """Trains a CaiT: `python -m training.train quickstart --output runs/digits`.
 
-The same command goes on where an interrupted run stopped. A finished run is
-never overwritten.
+The same command goes on where an interrupted run stopped, to the same weights,
+bit for bit. A finished run is never overwritten.
 """
 
+import csv
 import dataclasses
 import json
 import os
+import signal
 import sys
+import time
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -18,160 +23,313 @@ import tyro
 
 import keras_cait
 from training.augmentation import random_affine
+from training.checkpoints import Checkpoints
 from training.command import run
-from training.data import load, training_batches
+from training.data import (
+    evaluation_batches,
+    index_at,
+    load,
+    steps_per_epoch,
+    training_batches,
+)
+from training.distribution import is_chief, make_strategy, worker_count
 from training.evaluate import evaluate
-from training.optimization import adamw, decays
+from training.optimization import decays, freeze, make_optimizer
 from training.recipes import RECIPES
+from training.step import Trainer, results
+
+# Steps after which many workers agree on whether one of them was asked to stop.
+AGREEMENT_STEPS = 10
 
 
-def train(recipe, output):
+def train(
+    recipe, output, data_dir=None, strategy="auto", checkpoint_steps=1000
+):
     """Trains a recipe to its end and leaves the run in a folder.
 
     Args:
         recipe: `Recipe`.
         output: path of the run's folder; it is made, or an interrupted run of
-            the same recipe in it goes on. It ends up with `model.keras` (the
-            averaged weights, with softmax), `labels.txt`, `history.csv`,
-            `evaluation.json`, `recipe.json`, `checkpoints/` and
-            `tensorboard/`.
+            the same recipe in it goes on, also on another number of devices.
+            It ends up with `model.keras` (the averaged weights, with softmax),
+            `labels.txt`, `history.csv`, `evaluation.json`, `recipe.json`,
+            `checkpoints/` and `tensorboard/`.
+        data_dir: path, where TensorFlow Datasets keeps its files.
+        strategy: str, as for `make_strategy`.
+        checkpoint_steps: int. Steps between checkpoints; there is also one at
+            the end of every epoch, and one when the run is asked to stop by
+            SIGTERM or Ctrl-C.
 
     Raises:
         ValueError: the folder holds a finished run, or one of another recipe.
         OSError: the folder cannot be written.
+        FloatingPointError: the loss is not finite.
     """
+    strategy = make_strategy(strategy)
+    chief = is_chief(strategy)
     claim(output, recipe)
     keras.utils.set_random_seed(recipe.seed)
-    examples = load(recipe.data, "train")
-    held_out = load(recipe.data, "held_out")
-    steps_per_epoch = examples.count // recipe.global_batch_size
+    keras.config.set_dtype_policy(recipe.precision)
+    examples = load(recipe.data, "train", data_dir)
+    held_out = load(recipe.data, "held_out", data_dir)
+    steps = steps_per_epoch(examples, recipe)
 
-    model, average = build(recipe, examples), build(recipe, examples)
-    average.set_weights(model.get_weights())
-    optimizer = adamw(recipe, model.trainable_variables, steps_per_epoch)
-    step = tf.Variable(0, dtype=tf.int64, trainable=False)
-    metrics = [keras.metrics.Mean("loss"), keras.metrics.Mean("accuracy")]
-    train_step = make_train_step(
-        recipe, model, average, optimizer, step, metrics
+    trainer = Trainer(
+        recipe,
+        strategy,
+        lambda: build(recipe, examples),
+        lambda model: make_optimizer(recipe, model, steps),
+        loss,
     )
+    checkpoints = Checkpoints(
+        trainer.state, output / "checkpoints", trainer.step, chief
+    )
+    restored = checkpoints.restore()
+    start = int(trainer.step)
+    if chief:
+        describe(recipe, examples, trainer, steps)
+        if restored:
+            print(f"Going on at step {start}, from {restored}")
+        forget_history(output / "history.csv", start // steps)
 
-    checkpoints = tf.train.CheckpointManager(
-        tf.train.Checkpoint(
-            model=model, average=average, optimizer=optimizer, step=step
-        ),
-        output / "checkpoints",
-        max_to_keep=2,
-        step_counter=step,
-    )
-    if checkpoints.restore_or_initialize():
-        print(f"Going on at step {step.numpy()}, from {output / 'checkpoints'}")
-    describe(recipe, examples, model, steps_per_epoch)
-
-    model.compile(optimizer)  # for callbacks that look for model.optimizer
-    callbacks = keras.callbacks.CallbackList(
-        [
-            keras.callbacks.CSVLogger(output / "history.csv", append=True),
-            keras.callbacks.TensorBoard(output / "tensorboard"),
-        ],
-        add_progbar=True,
-        model=model,
-        epochs=recipe.epochs,
-        steps=steps_per_epoch,
-        verbose=1 if sys.stdout.isatty() else 2,
-    )
-    callbacks.on_train_begin()
-    for epoch in range(int(step) // steps_per_epoch, recipe.epochs):
-        callbacks.on_epoch_begin(epoch)
-        for metric in metrics:
-            metric.reset_state()
-        steps = range(epoch * steps_per_epoch, (epoch + 1) * steps_per_epoch)
-        batches = training_batches(
-            examples,
-            augment(recipe),
-            recipe.global_batch_size,
-            recipe.seed,
-            steps,
-        )
-        for i, batch in enumerate(batches):
-            callbacks.on_train_batch_begin(i)
-            train_step(*batch)
-            logs = {metric.name: float(metric.result()) for metric in metrics}
-            callbacks.on_train_batch_end(i, logs)
-        if not all(tf.math.is_finite(list(logs.values()))):
-            raise FloatingPointError(
-                f"The loss is not finite in epoch {epoch + 1}, steps "
-                f"{steps.start}...{steps.stop - 1}: {logs}. The last good "
-                f"checkpoint is {checkpoints.latest_checkpoint}. Lower "
-                "learning_rate or clip_norm."
-            )
-        logs["val_accuracy"] = evaluate(average, held_out)["top1"]
-        callbacks.on_epoch_end(epoch, logs)
+    def save():
+        check_finite(trainer, steps, checkpoints)
         checkpoints.save()
+
+    stop = StopSignal()
+    batches = training_data(recipe, strategy, examples, start, output)
+    validation = strategy.distribute_datasets_from_function(
+        lambda context: evaluation_batches(
+            held_out, tf.identity, recipe.global_batch_size, context
+        )
+    )
+    callbacks = callback_list(recipe, trainer, output, chief, steps)
+    callbacks.on_train_begin()
+    for epoch in range(start // steps, recipe.epochs):
+        callbacks.on_epoch_begin(epoch)
+        meter = Meter(recipe, trainer)
+        for i in range(int(trainer.step) % steps, steps):
+            callbacks.on_train_batch_begin(i)
+            with meter.waiting():
+                images, targets = next(batches)
+            trainer.train_step(images, targets)
+            done = epoch * steps + i + 1
+            callbacks.on_train_batch_end(i, meter.logs(done))
+            if stop.agreed(strategy, done):
+                save()
+                raise KeyboardInterrupt
+            if done % checkpoint_steps == 0 and i + 1 < steps:
+                save()
+        logs = meter.logs(done, now=True) | trainer.evaluate(validation)
+        callbacks.on_epoch_end(epoch, logs)
+        for metric in trainer.metrics:
+            metric.reset_state()
+        save()
     callbacks.on_train_end()
-    finish(average, held_out, output)
+    if chief:
+        finish(trainer.average, held_out, output)
 
 
 def build(recipe, examples, activation=None):
     """The model of a recipe, with logits unless `activation` is given."""
-    return keras_cait.CaiT(
+    model = keras_cait.CaiT(
         recipe.embed_dim,
         recipe.depth,
         recipe.num_heads,
         recipe.patch_size,
+        init_values=recipe.init_values,
         drop_path_rate=recipe.drop_path_rate,
         input_shape=(recipe.image_size, recipe.image_size, 3),
         classes=len(examples.class_names),
         classifier_activation=activation,
         name="cait",
     )
+    freeze(model, recipe.trainable)
+    return model
 
 
-def augment(recipe):
-    """The augmentation of a recipe, a function of `(image, seed)`."""
-    return lambda image, seed: random_affine(
-        image, seed, recipe.max_rotation, recipe.max_zoom, recipe.max_shift
+def loss(images, targets, logits):
+    """Cross-entropy with soft targets, one for each image."""
+    return keras.losses.categorical_crossentropy(
+        targets, logits, from_logits=True
     )
 
 
-def make_train_step(recipe, model, average, optimizer, step, metrics):
-    """One optimizer step on a batch, as a compiled function of the batch."""
-    classes = model.output_shape[-1]
-    generators = [
-        v
-        for v in model.non_trainable_variables
-        if v.path.endswith("seed_generator_state")
-    ]
+def training_data(recipe, strategy, examples, step, output):
+    """Batches from a step on, without the pictures that cannot be read.
 
-    @tf.function(reduce_retracing=True)
-    def train_step(images, labels):
-        # The dropped branches depend on seed, layer and step alone, so that a
-        # run that was interrupted drops the same ones.
-        for layer, generator in enumerate(generators):
-            state = tf.stack([recipe.seed + layer, step])
-            generator.assign(tf.cast(state, generator.dtype))
-        with tf.GradientTape() as tape:
-            logits = model(images, training=True)
-            loss = tf.reduce_mean(
-                keras.losses.categorical_crossentropy(
-                    tf.one_hot(labels, classes),
-                    logits,
-                    from_logits=True,
-                    label_smoothing=recipe.label_smoothing,
-                )
+    Those are named, and noted in the run's folder, so that the run that goes
+    on leaves out the same ones.
+    """
+    record = output / "unreadable.json"
+    unreadable = (
+        set(json.loads(record.read_text())) if record.exists() else set()
+    )
+    classes = len(examples.class_names)
+
+    def augment(image, seed):
+        return random_affine(
+            image, seed, recipe.max_rotation, recipe.max_zoom, recipe.max_shift
+        )
+
+    def mix(images, labels, seed):
+        smoothing = recipe.label_smoothing
+        targets = (
+            tf.one_hot(labels, classes, 1 - smoothing) + smoothing / classes
+        )
+        return images, targets
+
+    while True:
+        kept = examples.without(unreadable)
+        batches = strategy.distribute_datasets_from_function(
+            partial(training_batches, kept, augment, mix, recipe, step)
+        )
+        try:
+            for batch in batches:
+                yield batch
+                step += 1
+        except tf.errors.OpError:
+            found = find_unreadable(kept, augment, recipe, step)
+            if not found:
+                raise
+            unreadable |= found
+            for index in sorted(found):
+                print(f"Cannot be read, left out: {examples.name(index)}")
+            if len(unreadable) > recipe.max_unreadable:
+                raise ValueError(
+                    f"{len(unreadable)} pictures cannot be read, more than "
+                    f"max_unreadable={recipe.max_unreadable}. They are listed "
+                    f"in {record}."
+                ) from None
+            record.write_text(json.dumps(sorted(unreadable)) + "\n")
+
+
+def find_unreadable(examples, augment, recipe, step):
+    """The examples of a step whose pictures cannot be read."""
+    found = set()
+    first = step * recipe.global_batch_size
+    for position in range(first, first + recipe.global_batch_size):
+        position = tf.constant(position, tf.int64)
+        index = index_at(position, examples, recipe)
+        try:
+            image, _ = examples.read(index)
+            augment(image, tf.stack([position, position]))
+        except tf.errors.OpError:
+            found.add(int(index))
+    return found
+
+
+class StopSignal:
+    """Whether the run was asked to stop, by SIGTERM or Ctrl-C.
+
+    The step under way is finished first. A second Ctrl-C stops at once.
+    """
+
+    def __init__(self):
+        self.asked = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number, frame):
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def agreed(self, strategy, step):
+        """Whether any worker was asked to; all answer alike at a step."""
+        if worker_count(strategy) == 1:
+            return self.asked
+        if step % AGREEMENT_STEPS:
+            return False
+        asked = strategy.run(
+            lambda: tf.distribute.get_replica_context().all_reduce(
+                tf.distribute.ReduceOp.SUM, tf.constant(float(self.asked))
             )
-        variables = model.trainable_variables
-        optimizer.apply(tape.gradient(loss, variables), variables)
-        momentum = recipe.ema_momentum
-        for ours, theirs in zip(
-            average.trainable_variables, variables, strict=True
-        ):
-            ours.assign(momentum * ours + (1 - momentum) * theirs)
-        step.assign_add(1)
-        hits = tf.equal(tf.argmax(logits, axis=-1), labels)
-        for metric, value in zip(metrics, (loss, hits), strict=True):
-            metric.update_state(value)
+        )
+        return float(strategy.experimental_local_results(asked)[0]) > 0
 
-    return train_step
+
+class Meter:
+    """What the progress bar shows: metrics, speed, and the wait for data."""
+
+    def __init__(self, recipe, trainer):
+        self.recipe = recipe
+        self.trainer = trainer
+        self.first_step = int(trainer.step)
+        self.start = self.shown = time.perf_counter()
+        self.waited = 0.0
+        self.last = {}
+
+    def waiting(self):
+        """A context in which time counts as waiting for data."""
+        return self
+
+    def __enter__(self):
+        self.since = time.perf_counter()
+
+    def __exit__(self, *error):
+        self.waited += time.perf_counter() - self.since
+
+    def logs(self, step, now=False):
+        """The present figures, new about once a second or if `now`.
+
+        Asking for the metrics waits for the device, so it is rare.
+        """
+        time_now = time.perf_counter()
+        if now or time_now - self.shown > 1.0:
+            values = results(self.trainer.metrics)
+            self.shown = time.perf_counter()
+            elapsed = self.shown - self.start
+            images = (step - self.first_step) * self.recipe.global_batch_size
+            rate = self.trainer.optimizer.learning_rate
+            self.last = values | {
+                "learning_rate": float(keras.ops.convert_to_numpy(rate)),
+                "images_per_second": images / elapsed,
+                "data_wait": self.waited / elapsed,
+            }
+        return dict(self.last)
+
+
+def callback_list(recipe, trainer, output, chief, steps):
+    """Keras' own progress bar, CSV and TensorBoard, of the chief."""
+    trainer.model.compile(trainer.optimizer)  # callbacks look for it
+    callbacks = []
+    if chief:
+        callbacks = [
+            keras.callbacks.CSVLogger(output / "history.csv", append=True),
+            keras.callbacks.TensorBoard(output / "tensorboard"),
+        ]
+    return keras.callbacks.CallbackList(
+        callbacks,
+        add_progbar=chief,
+        model=trainer.model,
+        epochs=recipe.epochs,
+        steps=steps,
+        verbose=(1 if sys.stdout.isatty() else 2) if chief else 0,
+    )
+
+
+def check_finite(trainer, steps, checkpoints):
+    """Stops a run whose loss was not finite, before it is saved."""
+    step = int(trainer.nonfinite)
+    if step >= 0 and trainer.recipe.on_nonfinite == "stop":
+        raise FloatingPointError(
+            f"The loss is not finite at step {step}, in epoch "
+            f"{step // steps + 1}. The last good checkpoint is "
+            f"{checkpoints.newest}. Lower learning_rate or clip_norm, or "
+            "choose on_nonfinite=skip."
+        )
+
+
+def forget_history(path, epoch):
+    """Drops the rows of epochs that are run again."""
+    if path.exists():
+        with open(path, newline="") as file:
+            header, *rows = csv.reader(file)
+        with open(path, "w", newline="") as file:
+            csv.writer(file).writerows(
+                [header, *(row for row in rows if int(row[0]) < epoch)]
+            )
 
 
 def claim(output, recipe):
@@ -200,14 +358,19 @@ def claim(output, recipe):
     record.write_text(json.dumps(ours, indent=2) + "\n")
 
 
-def describe(recipe, examples, model, steps_per_epoch):
+def describe(recipe, examples, trainer, steps):
     """Prints the arithmetic of a run."""
-    variables = model.trainable_variables
-    decayed = sum(v.value.shape.num_elements() for v in variables if decays(v))
+    sizes = [(v, v.value.shape.num_elements()) for v in trainer.variables]
+    learned = sum(size for _, size in sizes)
+    decayed = sum(size for v, size in sizes if decays(v))
+    replicas = trainer.strategy.num_replicas_in_sync
     print(
-        f"{model.count_params():,} parameters, {decayed:,} of them decayed; "
-        f"{examples.count:,} images, {steps_per_epoch} steps of "
-        f"{recipe.global_batch_size} images an epoch, {recipe.epochs} epochs"
+        f"{trainer.model.count_params():,} parameters, {learned:,} of them "
+        f"learn, {decayed:,} decay\n"
+        f"{examples.count:,} images, {steps} steps of "
+        f"{recipe.global_batch_size} an epoch, {recipe.epochs} epochs\n"
+        f"{replicas} devices with {recipe.accumulation_steps} micro-batches of "
+        f"{recipe.global_batch_size // replicas // recipe.accumulation_steps}"
     )
 
 
@@ -249,8 +412,24 @@ def commands():
         def start(
             output: Path,
             recipe: tyro.conf.OmitArgPrefixes[type(default)] = default,
+            data_dir: Path | None = None,
+            strategy: Literal[
+                "auto", "one", "mirrored", "workers", "tpu"
+            ] = "auto",
+            checkpoint_steps: int = 1000,
         ):
-            train(recipe, output)
+            """Trains, or goes on with a run that was interrupted.
+
+            Args:
+                output: Folder of the run.
+                recipe: What decides what is computed.
+                data_dir: Where TensorFlow Datasets keeps its files.
+                strategy: Devices: one, all GPUs of this machine (mirrored),
+                    the processes of TF_CONFIG (workers), a TPU, or whichever
+                    the environment asks for (auto).
+                checkpoint_steps: Steps between checkpoints.
+            """
+            train(recipe, output, data_dir, strategy, checkpoint_steps)
 
         return start
 

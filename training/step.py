@@ -1,0 +1,199 @@
+"""One optimizer step over all replicas, and evaluation, under any strategy."""
+
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+
+SUM = tf.distribute.ReduceOp.SUM
+
+
+class Trainer:
+    """What a run changes, and the functions that change it.
+
+    The gradient of a step is the sum over micro-batches and replicas, divided
+    by the global batch; it is clipped and applied after that sum. So the same
+    recipe gives the same numbers on any number of devices.
+
+    Args:
+        recipe: `Recipe`.
+        strategy: `tf.distribute.Strategy`.
+        make_model: function that builds the model, with logits.
+        make_optimizer: function of the model to its built optimizer.
+        loss: function of `(images, targets, logits)` to losses `(batch,)`.
+
+    Attributes:
+        model, average: the model that learns, and the one of its averaged
+            weights (EMA).
+        step: int64 variable. Optimizer steps done.
+        state: `tf.train.Checkpoint` of all that makes a run go on exactly.
+    """
+
+    def __init__(self, recipe, strategy, make_model, make_optimizer, loss):
+        self.recipe = recipe
+        self.strategy = strategy
+        self.loss = loss
+        with strategy.scope():
+            self.model, self.average = make_model(), make_model()
+            self.average.set_weights(self.model.get_weights())
+            self.average.trainable = False
+            self.optimizer = make_optimizer(self.model)
+            self.step = counter()
+            # Step of the first non-finite loss; -1 as long as there is none.
+            self.nonfinite = counter(-1)
+            self.metrics = [
+                keras.metrics.Mean(name)
+                for name in ("loss", "accuracy", "gradient_norm")
+            ]
+            self.evaluation = [
+                keras.metrics.Mean(f"val_{name}")
+                for name in ("accuracy", "top5", "raw_accuracy")
+            ]
+        self.variables = self.model.trainable_variables
+        self.generators = [
+            v
+            for v in self.model.non_trainable_variables
+            if v.path.endswith("seed_generator_state")
+        ]
+        self.state = tf.train.Checkpoint(
+            model=self.model,
+            average=self.average,
+            optimizer=self.optimizer,
+            step=self.step,
+            nonfinite=self.nonfinite,
+            metrics=self.metrics,
+        )
+        # XLA sees the micro-batch alone: under a strategy it can not see more.
+        self.gradient = tf.function(self._gradient, jit_compile=recipe.xla)
+        self.train_step = tf.function(self._train_step)
+        self.evaluation_step = tf.function(self._evaluation_step)
+
+    def _train_step(self, images, targets):
+        self.strategy.run(self._replica_step, args=(images, targets))
+
+    def _replica_step(self, images, targets):
+        replica = tf.distribute.get_replica_context()
+        self._seed(replica.replica_id_in_sync_group)
+        count = self.recipe.accumulation_steps
+        size = self.recipe.global_batch_size // (
+            count * self.strategy.num_replicas_in_sync
+        )
+        images = tf.reshape(images, (count, size, *images.shape[1:]))
+        targets = tf.reshape(targets, (count, size, *targets.shape[1:]))
+        zeros = Sums(
+            tf.zeros(()),
+            tf.zeros(()),
+            [tf.zeros(v.shape) for v in self.variables],
+        )
+
+        def add(index, sums):
+            more = self.gradient(images[index], targets[index])
+            return index + 1, tf.nest.map_structure(tf.add, sums, more)
+
+        if count == 1:
+            sums = self.gradient(images[0], targets[0])
+        else:  # a loop of the graph, which holds one micro-batch at a time
+            _, sums = tf.while_loop(
+                lambda index, _: index < count,
+                add,
+                (0, zeros),
+                parallel_iterations=1,
+            )
+        loss, hits, gradients = replica.all_reduce(SUM, sums)
+        # Under loss scaling the gradients carry the scale.
+        scale = self.optimizer.scale_loss(tf.ones(()))
+        norm = tf.linalg.global_norm(gradients) / scale
+        self.optimizer.apply(gradients, self.variables)
+        self._average()
+        for metric, value in zip(self.metrics, (loss, hits, norm), strict=True):
+            metric.update_state(value)
+        if_first = (self.nonfinite < 0) & ~tf.math.is_finite(loss)
+        self.nonfinite.assign(tf.where(if_first, self.step, self.nonfinite))
+        self.step.assign_add(1)
+
+    def _gradient(self, images, targets):
+        """Sums of one micro-batch, as shares of the global batch."""
+        with tf.GradientTape() as tape:
+            logits = tf.cast(self.model(images, training=True), tf.float32)
+            losses = self.loss(images, targets, logits)
+            loss = tf.reduce_sum(losses) / self.recipe.global_batch_size
+            scaled = self.optimizer.scale_loss(loss)
+        hits = tf.argmax(logits, -1) == tf.argmax(targets, -1)
+        hits = tf.reduce_sum(tf.cast(hits, tf.float32))
+        return Sums(
+            loss,
+            hits / self.recipe.global_batch_size,
+            tape.gradient(scaled, self.variables),
+        )
+
+    def _seed(self, replica):
+        """Makes dropped branches a function of seed, layer, replica, step.
+
+        A run that was interrupted drops the same ones, and no two replicas do.
+        """
+        draws = 2 * self.recipe.accumulation_steps  # of a block in a step
+        replicas = self.strategy.num_replicas_in_sync
+        for layer, generator in enumerate(self.generators):
+            key = self.recipe.seed + layer * replicas + replica
+            state = tf.stack([tf.cast(key, tf.int64), self.step * draws])
+            generator.assign(tf.cast(state, generator.dtype))
+
+    def _average(self):
+        share = 1 - self.recipe.ema_momentum
+        for ours, theirs in zip(
+            self.average.variables, self.model.variables, strict=True
+        ):
+            if theirs.trainable:
+                ours.assign_add(share * (theirs - ours))
+
+    def _evaluation_step(self, images, labels, weights):
+        self.strategy.run(
+            self._replica_evaluation, args=(images, labels, weights)
+        )
+
+    def _replica_evaluation(self, images, labels, weights):
+        logits = self.average(images, training=False)
+        raw = self.model(images, training=False)
+        for metric, hits in zip(
+            self.evaluation,
+            (
+                tf.math.in_top_k(labels, logits, 1),
+                tf.math.in_top_k(labels, logits, min(5, logits.shape[-1])),
+                tf.math.in_top_k(labels, raw, 1),
+            ),
+            strict=True,
+        ):
+            metric.update_state(tf.cast(hits, tf.float32), weights)
+
+    def evaluate(self, batches):
+        """Accuracies of averaged and raw weights, as a dict of floats."""
+        for metric in self.evaluation:
+            metric.reset_state()
+        for batch in batches:
+            self.evaluation_step(*batch)
+        return results(self.evaluation)
+
+
+class Sums(NamedTuple):
+    """Sums over a micro-batch, as shares of the global batch."""
+
+    loss: tf.Tensor
+    hits: tf.Tensor
+    gradients: list
+
+
+def counter(value=0):
+    """An int64 variable that all replicas change alike."""
+    return tf.Variable(
+        value,
+        dtype=tf.int64,
+        trainable=False,
+        aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+    )
+
+
+def results(metrics):
+    """The values of metrics by name."""
+    return {
+        m.name: float(keras.ops.convert_to_numpy(m.result())) for m in metrics
+    }
