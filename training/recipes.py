@@ -28,6 +28,9 @@ class Recipe:
     num_heads: int = 4
     """Attention heads; divides embed_dim."""
 
+    class_attention_depth: int = 2
+    """Number of class-attention blocks."""
+
     init_values: float = 0.1
     """Initial gamma of LayerScale."""
 

@@ -137,6 +137,7 @@ def build(recipe, examples, activation=None):
         recipe.depth,
         recipe.num_heads,
         recipe.patch_size,
+        class_attention_depth=recipe.class_attention_depth,
         init_values=recipe.init_values,
         drop_path_rate=recipe.drop_path_rate,
         input_shape=(recipe.image_size, recipe.image_size, 3),
