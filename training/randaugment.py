@@ -1,0 +1,315 @@
+"""RandAugment as DeiT and CaiT were trained with: `rand-m9-mstd0.5-inc1`.
+
+Two operations are drawn for a picture, and each is applied with probability
+0.5, at a magnitude from N(9, 0.5) of 10. All operations are of the "increasing"
+kind: a larger magnitude changes more.
+
+Pictures are float32 that hold whole numbers in 0...255, as most of TensorFlow's
+CPU kernels are several times faster on float32 than on uint8. Every operation
+rounds as Pillow does.
+
+References:
+    Cubuk et al., RandAugment (https://arxiv.org/abs/1909.13719);
+    timm.data.auto_augment (1.0.31) on Pillow 13, recorded in
+    tests/reference/recipe/randaugment.npz.
+"""
+
+import math
+from functools import partial
+
+import tensorflow as tf
+
+FILL = (124.0, 116.0, 104.0)  # ImageNet's mean colour
+OPERATIONS_PER_PICTURE = 2
+PROBABILITY = 0.5
+
+
+def rand_augment(image, seed, magnitude=9.0, magnitude_std=0.5):
+    """Applies up to two random operations of `OPERATIONS`.
+
+    Args:
+        image: `(height, width, 3)` float32 tensor of whole numbers in 0...255.
+        seed: pair of ints. The same seed gives the same operations.
+        magnitude: float in 0...10. Mean strength of an operation.
+        magnitude_std: float. Standard deviation of the strength.
+
+    Returns:
+        A tensor like `image`.
+
+    Example:
+    >>> rand_augment(tf.zeros((32, 48, 3)), (0, 1)).shape
+    TensorShape([32, 48, 3])
+    """
+    uniform_seed, normal_seed = tf.unstack(tf.random.split(seed, 2))
+    draws = tf.random.stateless_uniform(
+        (OPERATIONS_PER_PICTURE, 3), uniform_seed
+    )
+    levels = tf.random.stateless_normal(
+        (OPERATIONS_PER_PICTURE,), normal_seed, magnitude, magnitude_std
+    )
+    levels = tf.clip_by_value(levels, 0.0, 10.0)
+    for level, (applied, choice, side) in zip(
+        tf.unstack(levels), map(tf.unstack, tf.unstack(draws)), strict=True
+    ):
+        image = tf.cond(
+            applied < PROBABILITY,
+            partial(
+                apply,
+                image,
+                tf.cast(choice * len(OPERATIONS), tf.int32),
+                level,
+                tf.where(side < 0.5, 1.0, -1.0),
+            ),
+            partial(tf.identity, image),
+        )
+    return image
+
+
+def apply(image, operation, level, sign):
+    """Applies one operation, given by its place in `OPERATIONS`.
+
+    Args:
+        image: `(height, width, 3)` float32 tensor of whole numbers in 0...255.
+        operation: int32 scalar.
+        level: float scalar in 0...10. Strength.
+        sign: 1.0 or -1.0. Direction, for operations that have one.
+
+    Returns:
+        A tensor like `image`.
+    """
+    # In float64, as 1 - 0.9 * level would lose a bit that rounding shows.
+    level, sign = tf.cast(level, tf.float64), tf.cast(sign, tf.float64)
+
+    def branch(change, argument):
+        return change(image, tf.cast(argument(level, sign), tf.float32))
+
+    return tf.switch_case(
+        operation, [partial(branch, *pair) for pair in OPERATIONS.values()]
+    )
+
+
+def auto_contrast(image, _=None):
+    """Stretches each channel to 0...255."""
+    low, high = tf.reduce_min(image, (0, 1)), tf.reduce_max(image, (0, 1))
+    low, high = tf.cast(low, tf.float64), tf.cast(high, tf.float64)
+    scale = 255.0 / tf.maximum(high - low, 1.0)
+    levels = tf.range(256, dtype=tf.float64)[:, None]
+    stretched = tf.where(high > low, levels * scale - low * scale, levels)
+    return _look_up(image, tf.cast(stretched, tf.float32))
+
+
+def equalize(image, _=None):
+    """Spreads the histogram of each channel evenly over 0...255."""
+    indices = tf.cast(image, tf.int32) + 256 * tf.range(3)
+    counts = tf.math.bincount(
+        tf.reshape(indices, [-1]), minlength=768, maxlength=768
+    )
+    counts = tf.transpose(tf.reshape(counts, (3, 256)))
+    brightest = tf.cast(tf.reduce_max(image, (0, 1)), tf.int32)
+    is_brightest = tf.one_hot(brightest, 256, axis=0, dtype=tf.int32)
+    step = tf.reduce_sum(counts * (1 - is_brightest), axis=0) // 255
+    darker = tf.cumsum(counts, exclusive=True)
+    levels = (darker + step // 2) // tf.maximum(step, 1)
+    levels = tf.where(step > 0, levels, tf.range(256)[:, None])
+    return _look_up(image, tf.cast(levels, tf.float32))
+
+
+def _look_up(image, levels):
+    """Replaces pixels by a `(256, 3)` table of their new values."""
+    levels = _to_8_bits(levels)
+    indices = 3 * tf.cast(image, tf.int32) + tf.range(3)
+    return tf.gather(tf.reshape(levels, [-1]), indices)
+
+
+def invert(image, _=None):
+    return 255.0 - image
+
+
+def posterize(image, bits):
+    """Keeps the highest bits of each value."""
+    step = tf.pow(2.0, 8.0 - bits)
+    return tf.floor(image / step) * step
+
+
+def solarize(image, threshold):
+    """Inverts the values from a threshold on."""
+    return tf.where(image < threshold, image, 255.0 - image)
+
+
+def solarize_add(image, amount):
+    """Adds to the values below 128."""
+    return tf.where(image < 128.0, tf.minimum(image + amount, 255.0), image)
+
+
+def color(image, factor):
+    """Saturation: 0 is gray, 1 the picture."""
+    return _blend(_gray(image), image, factor)
+
+
+def contrast(image, factor):
+    """Contrast: 0 is the mean gray, 1 the picture."""
+    mean = tf.reduce_mean(tf.cast(_gray(image), tf.float64))
+    mean = tf.cast(tf.floor(mean + 0.5), tf.float32)
+    return _blend(mean, image, factor)
+
+
+def brightness(image, factor):
+    """Brightness: 0 is black, 1 the picture."""
+    return _to_8_bits(factor * image)
+
+
+def sharpness(image, factor):
+    """Sharpness: 0 is a 3 x 3 smoothing, 1 the picture, which rims stay."""
+    kernel = tf.constant([[1.0, 1.0, 1.0], [1.0, 5.0, 1.0], [1.0, 1.0, 1.0]])
+    kernel = tf.tile(kernel[:, :, None, None], (1, 1, 3, 1))
+    smooth = tf.nn.depthwise_conv2d(image[None], kernel, (1, 1, 1, 1), "VALID")
+    smooth = tf.floor(smooth[0] / 13.0 + 0.5)
+    rim = ((1, 1), (1, 1), (0, 0))
+    detail = tf.pad(image[1:-1, 1:-1] - smooth, rim)
+    return _blend(image - detail, image, factor)
+
+
+def _gray(image):
+    """Luma as Pillow's mode L: ITU-R 601-2 in 16-bit fixed point."""
+    red, green, blue = tf.split(image, 3, axis=-1)
+    # Below 2^24, so exact in float32.
+    luma = 19595.0 * red + 38470.0 * green + 7471.0 * blue
+    return tf.floor((luma + 32768.0) / 65536.0)
+
+
+def _blend(start, end, factor):
+    return _to_8_bits(start + factor * (end - start))
+
+
+def _to_8_bits(values):
+    """Cut off to whole numbers in 0...255, as a C cast does."""
+    return tf.floor(tf.clip_by_value(values, 0.0, 255.0))
+
+
+def shear_x(image, factor):
+    """Row y reads from x + factor y."""
+    rows = tf.range(tf.shape(image)[0])
+    return _shift_rows(image, factor * (tf.cast(rows, tf.float32) + 0.5))
+
+
+def shear_y(image, factor):
+    """Column x reads from y + factor x."""
+    return _transpose(shear_x(_transpose(image), factor))
+
+
+def translate_x(image, share):
+    """Reads from x + share of the width."""
+    height, width = tf.unstack(tf.shape(image)[:2])
+    shift = share * tf.cast(width, tf.float32)
+    return _shift_rows(image, tf.fill([height], shift))
+
+
+def translate_y(image, share):
+    """Reads from y + share of the height."""
+    return _transpose(translate_x(_transpose(image), share))
+
+
+def _transpose(image):
+    return tf.transpose(image, (1, 0, 2))
+
+
+def _shift_rows(image, shifts):
+    """Row y reads from x + shifts[y], bicubic; beyond the picture is `FILL`."""
+    height, width = tf.unstack(tf.shape(image)[:2])
+    columns = tf.range(width)
+    whole = tf.floor(shifts)
+    # The shift within a pixel is the same all along a row, so that rows are
+    # filtered whole, and only then moved by whole pixels.
+    padded = tf.gather(
+        image, tf.clip_by_value(tf.range(-2, width + 2), 0, width - 1), axis=1
+    )
+    taps = [padded[:, tap : tap + width + 1] for tap in range(4)]
+    filtered = _cubic(*taps, (shifts - whole)[:, None, None])
+    source = columns + tf.cast(whole, tf.int32)[:, None] + 1
+    source = tf.clip_by_value(source, 0, width)
+    source += (width + 1) * tf.range(height)[:, None]
+    moved = tf.gather(tf.reshape(filtered, (-1, 3)), source)
+    x = tf.cast(columns, tf.float32) + shifts[:, None] + 0.5
+    inside = (x >= 0.0) & (x < tf.cast(width, tf.float32))
+    return tf.where(inside[..., None], _to_8_bits(moved), FILL)
+
+
+def rotate(image, degrees):
+    """Turns counterclockwise about the centre, bicubic; outside is `FILL`."""
+    height, width = tf.unstack(tf.shape(image)[:2])
+    h, w = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
+    angle = degrees * math.pi / 180
+    right = tf.range(w)[None] + 0.5 - w / 2
+    down = tf.range(h)[:, None] + 0.5 - h / 2
+    x = tf.cos(angle) * right - tf.sin(angle) * down + w / 2
+    y = tf.sin(angle) * right + tf.cos(angle) * down + h / 2
+    inside = (x >= 0.0) & (x < w) & (y >= 0.0) & (y < h)
+    x, y = x - 0.5, y - 0.5
+    left, top = tf.floor(x), tf.floor(y)
+    columns = [
+        tf.clip_by_value(tf.cast(left, tf.int32) + tap, 0, width - 1)
+        for tap in range(-1, 3)
+    ]
+    rows = [
+        tf.clip_by_value(tf.cast(top, tf.int32) + tap, 0, height - 1) * width
+        for tap in range(-1, 3)
+    ]
+    pixels = tf.reshape(image, (-1, 3))
+    turned = _cubic(
+        *(
+            _cubic(
+                *(tf.gather(pixels, row + column) for column in columns),
+                (x - left)[..., None],
+            )
+            for row in rows
+        ),
+        (y - top)[..., None],
+    )
+    return tf.where(inside[..., None], _to_8_bits(turned), FILL)
+
+
+def _cubic(before, start, end, after, t):
+    """Keys' cubic of Pillow's transforms (a = -1) at t from start to end.
+
+    In this form it is exact where the picture is flat.
+    """
+    cube = start - before + after - end
+    square = before - start - cube
+    return start + t * (end - before + t * (square + t * cube))
+
+
+def _no_argument(level, sign):
+    return level
+
+
+def _enhancement(level, sign):
+    return tf.maximum(1.0 + sign * (level / 10.0 * 0.9), 0.1)
+
+
+# name: (change of (image, argument), argument of (level in 0...10, sign))
+OPERATIONS = {
+    "AutoContrast": (auto_contrast, _no_argument),
+    "Equalize": (equalize, _no_argument),
+    "Invert": (invert, _no_argument),
+    "Rotate": (rotate, lambda level, sign: sign * 3.0 * level),
+    "PosterizeIncreasing": (
+        posterize,
+        lambda level, sign: 4.0 - tf.floor(level / 10.0 * 4.0),
+    ),
+    "SolarizeIncreasing": (
+        solarize,
+        lambda level, sign: 256.0 - tf.floor(level / 10.0 * 256.0),
+    ),
+    "SolarizeAdd": (
+        solarize_add,
+        lambda level, sign: tf.floor(level / 10.0 * 110.0),
+    ),
+    "ColorIncreasing": (color, _enhancement),
+    "ContrastIncreasing": (contrast, _enhancement),
+    "BrightnessIncreasing": (brightness, _enhancement),
+    "SharpnessIncreasing": (sharpness, _enhancement),
+    "ShearX": (shear_x, lambda level, sign: sign * 0.03 * level),
+    "ShearY": (shear_y, lambda level, sign: sign * 0.03 * level),
+    "TranslateXRel": (translate_x, lambda level, sign: sign * 0.045 * level),
+    "TranslateYRel": (translate_y, lambda level, sign: sign * 0.045 * level),
+}
