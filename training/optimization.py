@@ -80,7 +80,25 @@ class SummedGradients:
         super().update_step(gradient, variable, rate)
 
 
-class AdamW(SummedGradients, keras.optimizers.Adam):
+class Adam(keras.optimizers.Adam):
+    """Adam as its paper and PyTorch have it.
+
+    Keras adds epsilon before the bias correction, which makes it 30 times
+    larger at first: too large for gammas, whose gradients are about as small.
+    """
+
+    def update_step(self, gradient, variable, learning_rate):
+        index = self._get_variable_index(variable)
+        first, second = self._momentums[index], self._velocities[index]
+        step = ops.cast(self.iterations + 1, variable.dtype)
+        rate = ops.cast(learning_rate, variable.dtype)
+        first.assign_add((1 - self.beta_1) * (gradient - first))
+        second.assign_add((1 - self.beta_2) * (gradient * gradient - second))
+        scale = ops.sqrt(second / (1 - self.beta_2**step)) + self.epsilon
+        variable.assign_sub(rate / (1 - self.beta_1**step) * first / scale)
+
+
+class AdamW(SummedGradients, Adam):
     """Adam with decoupled weight decay, for gradients that are summed."""
 
 

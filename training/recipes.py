@@ -1,7 +1,9 @@
 """Recipes: everything that decides what a run computes, in one place each."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
+
+from keras_cait.models import VARIANTS
 
 
 @dataclass(frozen=True)
@@ -22,13 +24,13 @@ class Recipe:
     embed_dim: int = 96
     """Width of a token."""
 
-    depth: int = 4
+    depth: int = 3
     """Number of self-attention blocks."""
 
     num_heads: int = 4
     """Attention heads; divides embed_dim."""
 
-    class_attention_depth: int = 2
+    class_attention_depth: int = 3
     """Number of class-attention blocks."""
 
     init_values: float = 0.1
@@ -45,7 +47,7 @@ class Recipe:
     """What learns: all weights, the attention layers and the head (Touvron et
     al., 2022, arXiv 2203.09795), or the head alone."""
 
-    epochs: int = 32
+    epochs: int = 36
     """Passes over the training images."""
 
     global_batch_size: int = 50
@@ -86,27 +88,58 @@ class Recipe:
     ema_momentum: float = 0.99
     """Momentum of the averaged weights, which are evaluated and saved."""
 
+    augmentation: Literal["affine", "deit"] = "affine"
+    """Augmentation: small rotations, zooms and shifts of the whole picture; or
+    DeiT's random-resized crop, flip, RandAugment and random erasing."""
+
     max_rotation: float = 10.0
-    """Augmentation: largest rotation in degrees."""
+    """Affine augmentation: largest rotation in degrees."""
 
     max_zoom: float = 0.1
-    """Augmentation: largest change of scale, as a share of the size."""
+    """Affine augmentation: largest change of scale, as a share of the size."""
 
     max_shift: float = 0.08
-    """Augmentation: largest shift, as a share of the size."""
+    """Affine augmentation: largest shift, as a share of the size."""
+
+    random_erasing: float = 0.25
+    """DeiT's augmentation: share of images with an erased rectangle."""
+
+    mixup_alpha: float = 0.8
+    """Mixup: its share is drawn from Beta(alpha, alpha)."""
+
+    cutmix_alpha: float = 1.0
+    """CutMix: its share is drawn from Beta(alpha, alpha)."""
 
     repeated_augmentation: int = 1
     """Times that an image comes in a row, augmented anew, in epochs that see
     as many images fewer."""
 
     mixing_batch_size: int = 1
-    """Images that are mixed with each other and share their draws."""
+    """Images that are mixed with each other by Mixup or CutMix, half and half,
+    and share their draws; 1 does not mix."""
+
+    distillation: Literal["none", "hard", "soft"] = "none"
+    """Whether a teacher teaches: its likeliest class, or its distribution."""
+
+    teacher: str = ""
+    """A .keras file, the folder of a SavedModel, or the name of a model of
+    keras.applications."""
+
+    distillation_weight: float = 0.5
+    """Share of the teacher in the loss."""
+
+    distillation_temperature: float = 3.0
+    """Divides the logits in soft distillation."""
 
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
     """Dtype policy; float16 comes with loss scaling."""
 
-    xla: bool = False
+    xla: bool = True
     """Whether XLA compiles forward and backward pass."""
+
+    rematerialize: bool = False
+    """Whether blocks compute their activations again in the backward pass, to
+    need less memory."""
 
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """What happens at a loss or gradient that is not finite."""
@@ -125,6 +158,11 @@ class Recipe:
                 f"Received: warmup_epochs={self.warmup_epochs}, "
                 f"epochs={self.epochs}."
             )
+        if self.teacher and self.distillation == "none":
+            raise ValueError(
+                "A teacher needs distillation, hard or soft. Received: "
+                f"teacher={self.teacher!r}, distillation='none'."
+            )
         if self.global_batch_size % self.accumulation_steps:
             raise ValueError(
                 "global_batch_size must divide into accumulation_steps. "
@@ -133,8 +171,170 @@ class Recipe:
             )
 
 
+def imagenet(variant):
+    """A variant from scratch on ImageNet-1k at 224, as the paper trained it.
+
+    `python -m training.train s24-224 --data-dir DIR --output DIR`. Hours and
+    hardware: not published for CaiT; DeiT-B took two nodes of eight 32 GB
+    GPUs. Top-1 without distillation: XXS24 77.6, XS24 81.8, XS36 82.6, S24
+    82.7, S36 83.3, M24 83.4 (`docs/training.md` has the sources).
+    """
+    row = VARIANTS[variant]
+    return Recipe(
+        data="imagenet2012",
+        image_size=224,
+        patch_size=16,
+        embed_dim=row.embed_dim,
+        depth=row.depth,
+        class_attention_depth=2,
+        num_heads=row.num_heads,
+        init_values=row.init_values,
+        drop_path_rate=row.drop_path_rate,
+        epochs=400,
+        global_batch_size=1024,
+        learning_rate=5e-4,
+        warmup_epochs=5.0,
+        clip_norm=0.0,
+        ema_momentum=0.99996,
+        augmentation="deit",
+        repeated_augmentation=3,
+        mixing_batch_size=64,
+        precision="mixed_bfloat16",
+    )
+
+
+def at_resolution(recipe, image_size, **changes):
+    """A recipe that goes on at a larger size, from a trained model.
+
+    `--weights` is the model of the run at 224, or a file. Settings of the
+    authors for M48 at 448 (deit issue 108) and of DeiT at 384: few epochs at a
+    small, scaled rate.
+    """
+    return replace(
+        recipe,
+        **{
+            "image_size": image_size,
+            "epochs": 30,
+            "learning_rate": 5e-6,
+            "min_learning_rate": 5e-6,
+            "weight_decay": 1e-8,
+            **changes,
+        },
+    )
+
+
+def distilled(recipe):
+    """The same recipe, hard-distilled from a teacher: the paper's upsilon.
+
+    `--teacher` is a Keras model on disk, or a model of keras.applications.
+    DeiT's teacher was a RegNetY-16GF with 82.9 % top-1.
+    """
+    return replace(recipe, distillation="hard", distillation_weight=0.5)
+
+
+def transfer(recipe, data, **changes):
+    """Fine-tuning of a published model on another data set at 224.
+
+    Settings that the authors gave for DeiT (deit issues 45, 105 and 141).
+    Top-1 of the paper's M36 (distilled): CIFAR-10 99.4, CIFAR-100 93.1,
+    Flowers-102 99.1, Stanford Cars 94.2.
+    """
+    settings = {
+        "data": data,
+        "weights": "S24",
+        "epochs": 1000,
+        "global_batch_size": 768,
+        "optimizer": "sgd",
+        "learning_rate": 0.01 * 512 / 768,
+        "weight_decay": 1e-4,
+        "drop_path_rate": 0.0,
+        "random_erasing": 0.0,
+        "repeated_augmentation": 1,
+    }
+    return replace(recipe, **(settings | changes))
+
+
+def inaturalist(recipe, data):
+    """Fine-tuning on iNaturalist: as `transfer`, with its own settings.
+
+    TensorFlow Datasets has the set of 2018; that of 2019 comes as a folder:
+    `--data folder:PATH`.
+    """
+    return transfer(
+        recipe,
+        data,
+        epochs=360,
+        optimizer="adamw",
+        learning_rate=7.5e-5 * 512 / 768,
+        weight_decay=0.05,
+        drop_path_rate=0.1,
+        random_erasing=0.1,
+        repeated_augmentation=3,
+    )
+
+
+def finetune(recipe):
+    """Fine-tuning of the published S24 on one's own folder of pictures.
+
+    `python -m training.train finetune --data folder:PHOTOS --output DIR`, with
+    `--epochs`, `--global-batch-size` and `--image-size` as the set and the
+    device ask for. A smaller rate the deeper a layer lies keeps what the model
+    knows.
+    """
+    return replace(
+        recipe,
+        data="folder:PHOTOS",
+        weights="S24",
+        epochs=30,
+        global_batch_size=64,
+        learning_rate=1e-3,
+        warmup_epochs=3.0,
+        layer_decay=0.75,
+        ema_momentum=0.99,
+        clip_norm=1.0,
+        repeated_augmentation=1,
+        random_erasing=0.0,
+    )
+
+
+FROM_SCRATCH = {f"{name.lower()}-224": imagenet(name) for name in VARIANTS}
+LARGER = {
+    f"{name}-{size}": at_resolution(FROM_SCRATCH[f"{name}-224"], size)
+    for name, size in (
+        ("xxs24", 384),
+        ("xxs36", 384),
+        ("xs24", 384),
+        ("xs36", 384),
+        ("s24", 384),
+        ("s36", 384),
+        ("s48", 384),
+        ("m24", 384),
+        ("m36", 384),
+    )
+} | {
+    "m48-448": at_resolution(
+        FROM_SCRATCH["m48-224"],
+        448,
+        epochs=60,
+        global_batch_size=256,
+        weight_decay=0.05,
+        drop_path_rate=0.3,
+    )
+}
+PAPER = FROM_SCRATCH | LARGER
+S24 = FROM_SCRATCH["s24-224"]
+
 RECIPES = {
     # python -m training.train quickstart --output runs/quickstart
     # 2 CPU cores, about 5 minutes; 97 % of the held-out digits.
     "quickstart": Recipe(),
+    **PAPER,
+    **{f"{name}-distilled": distilled(PAPER[name]) for name in PAPER},
+    "cifar10": transfer(S24, "cifar10"),
+    "cifar100": transfer(S24, "cifar100"),
+    "flowers102": transfer(S24, "oxford_flowers102"),
+    "cars": transfer(S24, "cars196"),
+    "inaturalist2018": inaturalist(S24, "i_naturalist2018"),
+    "inaturalist2019": inaturalist(S24, "folder:PATH"),
+    "finetune": finetune(S24),
 }

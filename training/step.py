@@ -20,7 +20,8 @@ class Trainer:
         strategy: `tf.distribute.Strategy`.
         make_model: function that builds the model, with logits.
         make_optimizer: function of the model to its built optimizer.
-        loss: function of `(images, targets, logits)` to losses `(batch,)`.
+        make_loss: function that makes the loss, a function of `(images,
+            targets, logits)` to losses `(batch,)`.
 
     Attributes:
         model, average: the model that learns, and the one of its averaged
@@ -29,14 +30,14 @@ class Trainer:
         state: `tf.train.Checkpoint` of all that makes a run go on exactly.
     """
 
-    def __init__(self, recipe, strategy, make_model, make_optimizer, loss):
+    def __init__(self, recipe, strategy, make_model, make_optimizer, make_loss):
         self.recipe = recipe
         self.strategy = strategy
-        self.loss = loss
         with strategy.scope():
             self.model, self.average = make_model(), make_model()
             self.average.set_weights(self.model.get_weights())
             self.average.trainable = False
+            self.loss = make_loss()
             self.optimizer = make_optimizer(self.model)
             self.step = counter()
             # Step of the first non-finite loss; -1 as long as there is none.
@@ -65,6 +66,13 @@ class Trainer:
         )
         # XLA sees the micro-batch alone: under a strategy it can not see more.
         self.gradient = tf.function(self._gradient, jit_compile=recipe.xla)
+        self.predict = tf.function(
+            lambda images: (
+                self.average(images, training=False),
+                self.model(images, training=False),
+            ),
+            jit_compile=recipe.xla,
+        )
         self.train_step = tf.function(self._train_step)
         self.evaluation_step = tf.function(self._evaluation_step)
 
@@ -152,8 +160,7 @@ class Trainer:
         )
 
     def _replica_evaluation(self, images, labels, weights):
-        logits = self.average(images, training=False)
-        raw = self.model(images, training=False)
+        logits, raw = self.predict(images)
         for metric, hits in zip(
             self.evaluation,
             (

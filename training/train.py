@@ -22,7 +22,8 @@ import tensorflow as tf
 import tyro
 
 import keras_cait
-from training.augmentation import random_affine
+from keras_cait.models import VARIANTS
+from keras_cait.weights import load_published, nearest_checkpoint
 from training.checkpoints import Checkpoints
 from training.command import run
 from training.data import (
@@ -32,11 +33,18 @@ from training.data import (
     steps_per_epoch,
     training_batches,
 )
+from training.distillation import make_loss
 from training.distribution import is_chief, make_strategy, worker_count
 from training.evaluate import evaluate
 from training.optimization import decays, freeze, make_optimizer
 from training.recipes import RECIPES
+from training.rematerialization import rematerialize
 from training.step import Trainer, results
+from training.transforms import (
+    evaluation_transform,
+    mixing,
+    training_transform,
+)
 
 # Steps after which many workers agree on whether one of them was asked to stop.
 AGREEMENT_STEPS = 10
@@ -79,7 +87,7 @@ def train(
         strategy,
         lambda: build(recipe, examples),
         lambda model: make_optimizer(recipe, model, steps),
-        loss,
+        lambda: make_loss(recipe, len(examples.class_names)),
     )
     checkpoints = Checkpoints(
         trainer.state, output / "checkpoints", trainer.step, chief
@@ -100,7 +108,10 @@ def train(
     batches = training_data(recipe, strategy, examples, start, output)
     validation = strategy.distribute_datasets_from_function(
         lambda context: evaluation_batches(
-            held_out, tf.identity, recipe.global_batch_size, context
+            held_out,
+            evaluation_transform(recipe),
+            recipe.global_batch_size,
+            context,
         )
     )
     callbacks = callback_list(recipe, trainer, output, chief, steps)
@@ -145,15 +156,33 @@ def build(recipe, examples, activation=None):
         classifier_activation=activation,
         name="cait",
     )
+    if recipe.weights:
+        start_from(model, recipe.weights)
     freeze(model, recipe.trainable)
+    if recipe.rematerialize:
+        rematerialize(model)
     return model
 
 
-def loss(images, targets, logits):
-    """Cross-entropy with soft targets, one for each image."""
-    return keras.losses.categorical_crossentropy(
-        targets, logits, from_logits=True
-    )
+def start_from(model, weights):
+    """Loads a file, or the published weights of a variant such as "S24".
+
+    With another number of classes, the head stays as it is.
+    """
+    if weights in VARIANTS:
+        checkpoint = nearest_checkpoint(weights, model.image_shape[:2])
+        load_published(model, checkpoint)
+        return
+    try:
+        keras_cait.load_checkpoint(model, weights)
+    except ValueError:
+        body = keras_cait.CaiT.from_config(
+            {**model.get_config(), "include_top": False}
+        )
+        keras_cait.load_checkpoint(body, weights)
+        for layer in body.layers:
+            model.get_layer(layer.name).set_weights(layer.get_weights())
+        print(f"All weights but those of the head are loaded from {weights}")
 
 
 def training_data(recipe, strategy, examples, step, output):
@@ -166,20 +195,8 @@ def training_data(recipe, strategy, examples, step, output):
     unreadable = (
         set(json.loads(record.read_text())) if record.exists() else set()
     )
-    classes = len(examples.class_names)
-
-    def augment(image, seed):
-        return random_affine(
-            image, seed, recipe.max_rotation, recipe.max_zoom, recipe.max_shift
-        )
-
-    def mix(images, labels, seed):
-        smoothing = recipe.label_smoothing
-        targets = (
-            tf.one_hot(labels, classes, 1 - smoothing) + smoothing / classes
-        )
-        return images, targets
-
+    augment = training_transform(recipe)
+    mix = mixing(recipe, len(examples.class_names))
     while True:
         kept = examples.without(unreadable)
         batches = strategy.distribute_datasets_from_function(
