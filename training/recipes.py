@@ -47,7 +47,7 @@ class Recipe:
     """What learns: all weights, the attention layers and the head (Touvron et
     al., 2022, arXiv 2203.09795), or the head alone."""
 
-    epochs: int = 36
+    epochs: int = 28
     """Passes over the training images."""
 
     global_batch_size: int = 50

@@ -7,9 +7,9 @@ def rematerialize(model):
     """Makes every self-attention block compute its activations again.
 
     In the backward pass a block runs a second time instead of keeping what it
-    computed, which needs less memory and more time (`docs/training.md` has
-    figures). The second run drops the same branches as the first; Keras' own
-    `keras.RematScope` would draw new ones, and give wrong gradients.
+    computed, which needs less memory and more time. The second run drops the
+    same branches as the first; `keras.RematScope` would draw new ones, and give
+    wrong gradients.
 
     Args:
         model: `CaiT`. Its blocks are changed.

@@ -64,7 +64,8 @@ class Trainer:
             nonfinite=self.nonfinite,
             metrics=self.metrics,
         )
-        # XLA sees the micro-batch alone: under a strategy it can not see more.
+        # Under a strategy XLA can not see more than a micro-batch.
+        is_alone = strategy is tf.distribute.get_strategy()
         self.gradient = tf.function(self._gradient, jit_compile=recipe.xla)
         self.predict = tf.function(
             lambda images: (
@@ -73,7 +74,9 @@ class Trainer:
             ),
             jit_compile=recipe.xla,
         )
-        self.train_step = tf.function(self._train_step)
+        self.train_step = tf.function(
+            self._train_step, jit_compile=recipe.xla and is_alone
+        )
         self.evaluation_step = tf.function(self._evaluation_step)
 
     def _train_step(self, images, targets):
