@@ -33,5 +33,14 @@ def pytest_collection_modifyitems(config, items):
 
 
 @pytest.fixture(autouse=True)
-def names_for_docstrings(doctest_namespace):
+def docstrings(request, doctest_namespace, tmp_path, monkeypatch):
+    """Examples know the library's names and write to a folder of their own."""
     doctest_namespace.update(vars(keras_cait), np=np, keras=keras)
+    if isinstance(request.node, pytest.DoctestItem):
+        monkeypatch.chdir(tmp_path)
+    if request.node.name.startswith("keras_cait.models.CaiT_"):
+        # Without values: even M48 is built in a second.
+        with keras.StatelessScope(initialize_variables=False):
+            yield
+    else:
+        yield

@@ -64,7 +64,9 @@ def to_reference(variables):
         dict of str to numpy array.
 
     Example:
-    >>> tensors = to_reference(model.weights)  # doctest: +SKIP
+    >>> model = CaiT(48, depth=1, num_heads=4, input_shape=(64, 96, 3))
+    >>> to_reference(model.weights)["blocks.0.attn.qkv.weight"].shape
+    (144, 48)
     """
     return {
         reference_name(v.path): np.ascontiguousarray(
@@ -91,7 +93,9 @@ def from_reference(variables, tensors):
         ValueError: a tensor is missing, left over or of another shape.
 
     Example:
-    >>> from_reference(model.weights, tensors)  # doctest: +SKIP
+    >>> model = CaiT(48, depth=1, num_heads=4, input_shape=(64, 96, 3))
+    >>> tensors = to_reference(model.weights)
+    >>> from_reference(model.weights, tensors)
     """
     wanted = {reference_name(v.path): v for v in variables if not _is_state(v)}
     missing = sorted(wanted.keys() - tensors.keys())

@@ -296,7 +296,8 @@ VARIANT_DOCSTRING = """CaiT-{variant} of the paper.
         OSError: published weights are neither in the cache nor reachable.
 
     Example:
-    >>> model = CaiT_{variant}(weights=None)  # doctest: +SKIP
+    >>> CaiT_{variant}(weights=None).output_shape
+    (None, 1000)
 
     Reference: [Touvron et al., 2021](https://arxiv.org/abs/2103.17239).
     """

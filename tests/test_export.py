@@ -12,7 +12,11 @@ from PIL import Image
 
 import keras_cait
 from export.__main__ import main
-from keras_cait.preprocessing import load_image, resize_and_crop
+from keras_cait.preprocessing import (
+    load_image,
+    resize_and_crop,
+    resize_and_crop_in_graph,
+)
 from tests.conftest import REFERENCE, randomise
 
 LABELS = [f"class {i}" for i in range(5)]
@@ -47,9 +51,13 @@ def expected(exported):
     return model.predict(np.stack(images), verbose=0)
 
 
-def test_saved_model_answers_to_encoded_pictures(exported, expected):
-    loaded = tf.saved_model.load(str(exported / "saved_model/1"))
-    answer = loaded.signatures["serving_default"](
+@pytest.fixture(scope="module")
+def saved_model(exported):
+    return tf.saved_model.load(str(exported / "saved_model/1"))
+
+
+def test_saved_model_answers_to_encoded_pictures(saved_model, expected):
+    answer = saved_model.signatures["serving_default"](
         image_bytes=tf.constant([file.read_bytes() for file in PICTURES])
     )
     names = [
@@ -63,19 +71,17 @@ def test_saved_model_answers_to_encoded_pictures(exported, expected):
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "BMP"])
-def test_saved_model_decodes(exported, format):
-    loaded = tf.saved_model.load(str(exported / "saved_model/1"))
+def test_saved_model_decodes(saved_model, format):
     file = io.BytesIO()
     Image.fromarray(load_image(PICTURES[0])).save(file, format)
-    answer = loaded.signatures["serving_default"](
+    answer = saved_model.signatures["serving_default"](
         image_bytes=tf.constant([file.getvalue()])
     )
     assert answer["scores"].shape == (1, 5)
 
 
-def test_saved_model_answers_to_pixels(exported, pictures):
-    loaded = tf.saved_model.load(str(exported / "saved_model/1"))
-    answer = loaded.signatures["pixels"](images=tf.constant(pictures))
+def test_saved_model_answers_to_pixels(exported, saved_model, pictures):
+    answer = saved_model.signatures["pixels"](images=tf.constant(pictures))
     model = keras.models.load_model(exported / "model.keras")
     np.testing.assert_allclose(
         answer["probabilities"], model.predict(pictures, verbose=0), atol=1e-6
@@ -83,6 +89,39 @@ def test_saved_model_answers_to_pixels(exported, pictures):
     np.testing.assert_allclose(
         tf.nn.softmax(answer["logits"]), answer["probabilities"], atol=1e-6
     )
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 3), (None, None, 3)])
+def test_models_export_themselves(shape, pictures, tmp_path):
+    model = randomise(
+        keras_cait.CaiT(
+            24,
+            2,
+            2,
+            patch_size=8,
+            input_shape=shape,
+            grid_size=(4, 4),
+            classes=5,
+            classifier_activation=None,
+        )
+    )
+    model.export(tmp_path / "model", verbose=False)
+    loaded = tf.saved_model.load(tmp_path / "model")
+    np.testing.assert_allclose(
+        loaded.serve(pictures.astype("float32")), model(pictures), atol=1e-5
+    )
+
+
+def test_resize_of_any_size_in_a_graph():
+    @tf.function(input_signature=[tf.TensorSpec((None, None, None), tf.uint8)])
+    def resize(image):
+        return resize_and_crop_in_graph(image, (96, 160), 0.8)
+
+    rng = np.random.default_rng(0)
+    for shape in [(48, 64, 3), (375, 500, 3), (500, 33, 3), (101, 1000, 3)]:
+        image = rng.integers(0, 256, shape, "uint8")
+        expected = resize_and_crop(image, (96, 160), 0.8)
+        assert np.abs(resize(image).numpy() - expected).max() <= 1
 
 
 def test_litert_runs_whole_on_the_delegate(exported, pictures):

@@ -44,23 +44,6 @@ def test_resize_in_a_graph_is_one_level_away(name):
     assert (difference > 0).mean() < 5e-4
 
 
-@pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow", reason="a graph of TensorFlow"
-)
-def test_resize_of_any_size_in_a_tensorflow_graph():
-    import tensorflow as tf
-
-    @tf.function(input_signature=[tf.TensorSpec((None, None, None), tf.uint8)])
-    def resize(image):
-        return preprocessing.resize_and_crop_in_graph(image, (96, 160), 0.8)
-
-    rng = np.random.default_rng(0)
-    for shape in [(48, 64, 3), (375, 500, 3), (500, 33, 3), (101, 1000, 3)]:
-        image = rng.integers(0, 256, shape, "uint8")
-        expected = preprocessing.resize_and_crop(image, (96, 160), 0.8)
-        assert np.abs(resize(image).numpy() - expected).max() <= 1
-
-
 def test_normalisation_equals_torchvision_and_the_model():
     image = keras_cait.load_image(FOLDER / "landscape_500x375.png")
     pixels = preprocessing.resize_and_crop(image, 224)
