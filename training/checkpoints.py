@@ -1,6 +1,7 @@
 """Checkpoints of a run: written whole, and the newest good one is taken."""
 
 import tempfile
+from pathlib import Path
 
 import tensorflow as tf
 
@@ -11,27 +12,31 @@ class Checkpoints:
     Args:
         state: `tf.train.Checkpoint` of all that makes a run go on exactly.
         folder: path; it is made.
-        step: int64 variable. Its value names a checkpoint.
         is_chief: bool. Whether this process writes for all; the others take
             part in writing, as they must, but to a folder that is thrown away.
         keep: int. Number of checkpoints to keep.
+
+    Attributes:
+        newest: path of the newest good checkpoint, without the endings of its
+            files; `None` without one.
     """
 
-    def __init__(self, state, folder, step, is_chief=True, keep=3):
+    def __init__(self, state, folder, is_chief=True, keep=3):
         self.state = state
-        self.folder = folder
-        self.others = None
+        self.folder = Path(folder)
+        self.newest = None
         target = folder
         if not is_chief:
             self.others = tempfile.TemporaryDirectory()
             target = self.others.name
         self.manager = tf.train.CheckpointManager(
-            state, target, max_to_keep=keep, step_counter=step
+            state, target, max_to_keep=keep
         )
 
-    def save(self):
-        """Writes a checkpoint of the present step."""
-        self.manager.save()
+    def save(self, step):
+        """Writes a checkpoint, named after a step."""
+        self.manager.save(step)
+        self.newest = self.folder / f"ckpt-{step}"
 
     def restore(self):
         """Goes back to the newest checkpoint that is whole.
@@ -42,16 +47,18 @@ class Checkpoints:
         Raises:
             ValueError: there are checkpoints, and all are damaged.
         """
-        record = tf.train.get_checkpoint_state(self.folder)
-        paths = record.all_model_checkpoint_paths if record else []
-        for path in reversed(paths):
+        # Not by TensorFlow's list of them, which may be damaged itself.
+        paths = [path.with_suffix("") for path in self.folder.glob("*.index")]
+        for path in sorted(paths, key=_step, reverse=True):
             try:
                 # TensorFlow compares the checksum of every tensor it reads.
                 self.state.restore(path).assert_existing_objects_matched()
-                return path
-            except (tf.errors.OpError, AssertionError, ValueError) as error:
+            except Exception as error:  # of many kinds
                 reason = str(error).partition("\n")[0]
                 print(f"{path} is damaged and left out: {reason}", flush=True)
+            else:
+                self.newest = path
+                return path
         if paths:
             raise ValueError(
                 f"No checkpoint in {self.folder} is whole. Delete the run's "
@@ -59,7 +66,6 @@ class Checkpoints:
             )
         return None
 
-    @property
-    def newest(self):
-        """Path of the newest checkpoint, for messages; `None` without one."""
-        return self.manager.latest_checkpoint
+
+def _step(path):
+    return int(path.name.rpartition("-")[2])

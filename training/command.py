@@ -13,8 +13,9 @@ def run(main):
     """
     try:
         main()
-    except KeyboardInterrupt:
-        sys.exit("\nInterrupted. The same command goes on from the last epoch.")
+    except KeyboardInterrupt as stop:
+        print(f"\n{stop or 'Interrupted.'}", file=sys.stderr)
+        sys.exit(130)  # as a shell reports Ctrl-C
     except (
         ValueError,
         OSError,

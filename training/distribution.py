@@ -1,7 +1,8 @@
 """Which devices a run uses: one, all of a machine, a TPU, or many hosts."""
 
+import contextlib
+import faulthandler
 import os
-import threading
 
 import tensorflow as tf
 
@@ -63,18 +64,14 @@ def _workers(timeout):
             "training/cluster/ has examples."
         )
 
-    def give_up():
-        print(
-            f"After {timeout} seconds not all workers were there. Look at "
-            "their logs, then start all again. "
-            f"TF_CONFIG={os.environ['TF_CONFIG']}",
-            flush=True,
-        )
-        # TensorFlow waits in native code, which no exception reaches.
-        os._exit(1)
-
-    timer = threading.Timer(timeout, give_up)
-    timer.start()
+    print(
+        f"Waiting at most {timeout} seconds for all workers. Without them this "
+        "one then ends with Timeout; look at their logs, and start all again. "
+        f"TF_CONFIG={os.environ['TF_CONFIG']}",
+        flush=True,
+    )
+    # TensorFlow waits in native code, which no Python thread can interrupt.
+    faulthandler.dump_traceback_later(timeout, exit=True)
     try:
         # The time-out also ends the wait for a worker that is alive but stuck.
         return tf.distribute.MultiWorkerMirroredStrategy(
@@ -83,7 +80,26 @@ def _workers(timeout):
             )
         )
     finally:
-        timer.cancel()
+        faulthandler.cancel_dump_traceback_later()
+
+
+@contextlib.contextmanager
+def lost_workers():
+    """Says in one line that another worker died or hangs.
+
+    Raises:
+        ConnectionError: TensorFlow gave up on waiting for another worker.
+    """
+    try:
+        yield
+    except tf.errors.OpError as error:
+        if "Collective" not in error.message:
+            raise
+        raise ConnectionError(
+            "Another worker died or hangs; its log may say why. Start all "
+            "workers again, and they go on from the last checkpoint. "
+            f"TensorFlow says: {' '.join(error.message.split())}"
+        ) from error
 
 
 def is_chief(strategy):
@@ -97,3 +113,17 @@ def worker_count(strategy):
     if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return strategy.cluster_resolver.cluster_spec().num_tasks("worker")
     return 1
+
+
+def sum_of_workers(strategy, number):
+    """The sum of a number that every worker knows its own of."""
+
+    @tf.function
+    def add(number):
+        return strategy.reduce(
+            tf.distribute.ReduceOp.SUM,
+            strategy.run(tf.identity, args=(number,)),
+            axis=None,
+        )
+
+    return add(tf.constant(number))

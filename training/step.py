@@ -1,5 +1,6 @@
 """One optimizer step over all replicas, and evaluation, under any strategy."""
 
+import math
 from typing import NamedTuple
 
 import keras
@@ -26,30 +27,40 @@ class Trainer:
     Attributes:
         model, average: the model that learns, and the one of its averaged
             weights (EMA).
-        step: int64 variable. Optimizer steps done.
+        step: int. Optimizer steps done.
+        nonfinite: int. Step of the first loss or gradient that was not finite;
+            -1 as long as there is none.
         state: `tf.train.Checkpoint` of all that makes a run go on exactly.
     """
 
     def __init__(self, recipe, strategy, make_model, make_optimizer, make_loss):
         self.recipe = recipe
         self.strategy = strategy
+        devices = strategy.num_replicas_in_sync
+        batch, count = recipe.global_batch_size, recipe.accumulation_steps
+        if batch % (devices * count):
+            raise ValueError(
+                "global_batch_size must divide into the devices and their "
+                f"accumulation_steps. Received: global_batch_size={batch} for "
+                f"{devices} devices and accumulation_steps={count}."
+            )
         with strategy.scope():
             self.model, self.average = make_model(), make_model()
             self.average.set_weights(self.model.get_weights())
             self.average.trainable = False
             self.loss = make_loss()
             self.optimizer = make_optimizer(self.model)
-            self.step = counter()
-            # Step of the first non-finite loss; -1 as long as there is none.
-            self.nonfinite = counter(-1)
-            self.metrics = [
-                keras.metrics.Mean(name)
-                for name in ("loss", "accuracy", "gradient_norm")
-            ]
+            self._step, self._nonfinite = counter(), counter(-1)
+            # Loss, accuracy, gradient norm, their number. Not Keras' metrics:
+            # to read those is a step that all workers must take together.
+            self._sums = counter([0.0] * 4, tf.float32)
             self.evaluation = [
                 keras.metrics.Mean(f"val_{name}")
                 for name in ("accuracy", "top5", "raw_accuracy")
             ]
+        self.is_scaled = isinstance(
+            self.optimizer, keras.optimizers.LossScaleOptimizer
+        )
         self.variables = self.model.trainable_variables
         self.generators = [
             v
@@ -60,9 +71,9 @@ class Trainer:
             model=self.model,
             average=self.average,
             optimizer=self.optimizer,
-            step=self.step,
-            nonfinite=self.nonfinite,
-            metrics=self.metrics,
+            step=self._step,
+            nonfinite=self._nonfinite,
+            sums=self._sums,
         )
         # Under a strategy XLA can not see more than a micro-batch.
         is_alone = strategy is tf.distribute.get_strategy()
@@ -78,6 +89,14 @@ class Trainer:
             self._train_step, jit_compile=recipe.xla and is_alone
         )
         self.evaluation_step = tf.function(self._evaluation_step)
+
+    @property
+    def step(self):
+        return int(self._step.numpy())
+
+    @property
+    def nonfinite(self):
+        return int(self._nonfinite.numpy())
 
     def _train_step(self, images, targets):
         self.strategy.run(self._replica_step, args=(images, targets))
@@ -115,12 +134,11 @@ class Trainer:
         scale = self.optimizer.scale_loss(tf.ones(()))
         norm = tf.linalg.global_norm(gradients) / scale
         self.optimizer.apply(gradients, self.variables)
+        if self.is_scaled and self.recipe.precision != "mixed_float16":
+            # It only skips: the scale, which a skip has halved, stays 1.
+            self.optimizer.dynamic_scale.assign(1.0)
         self._average()
-        for metric, value in zip(self.metrics, (loss, hits, norm), strict=True):
-            metric.update_state(value)
-        if_first = (self.nonfinite < 0) & ~tf.math.is_finite(loss)
-        self.nonfinite.assign(tf.where(if_first, self.step, self.nonfinite))
-        self.step.assign_add(1)
+        self._count(loss, hits, norm)
 
     def _gradient(self, images, targets):
         """Sums of one micro-batch, as shares of the global batch."""
@@ -146,8 +164,31 @@ class Trainer:
         replicas = self.strategy.num_replicas_in_sync
         for layer, generator in enumerate(self.generators):
             key = self.recipe.seed + layer * replicas + replica
-            state = tf.stack([tf.cast(key, tf.int64), self.step * draws])
+            state = tf.stack([tf.cast(key, tf.int64), self._step * draws])
             generator.assign(tf.cast(state, generator.dtype))
+
+    def _count(self, loss, hits, norm):
+        is_finite = tf.math.is_finite(loss) & tf.math.is_finite(norm)
+        sums = tf.stack([loss, hits, norm, 1.0])
+        self._sums.assign_add(tf.where(is_finite, sums, tf.zeros(4)))
+        # Loss scaling finds its scale by gradients that are not finite.
+        is_good = tf.math.is_finite(loss) if self.is_scaled else is_finite
+        if_first = (self._nonfinite < 0) & ~is_good
+        self._nonfinite.assign(tf.where(if_first, self._step, self._nonfinite))
+        self._step.assign_add(1)
+
+    def means(self):
+        """Loss, accuracy and gradient norm over the finite steps counted."""
+        *sums, count = self._sums.numpy().tolist()
+        names = ("loss", "accuracy", "gradient_norm")
+        return {
+            name: value / count if count else math.nan
+            for name, value in zip(names, sums, strict=True)
+        }
+
+    def reset_means(self):
+        """Starts to count anew."""
+        self._sums.assign(tf.zeros(4))
 
     def _average(self):
         share = 1 - self.recipe.ema_momentum
@@ -181,7 +222,10 @@ class Trainer:
             metric.reset_state()
         for batch in batches:
             self.evaluation_step(*batch)
-        return results(self.evaluation)
+        return {
+            m.name: float(keras.ops.convert_to_numpy(m.result()))
+            for m in self.evaluation
+        }
 
 
 class Sums(NamedTuple):
@@ -192,18 +236,11 @@ class Sums(NamedTuple):
     gradients: list
 
 
-def counter(value=0):
-    """An int64 variable that all replicas change alike."""
+def counter(value=0, dtype=tf.int64):
+    """A variable that all replicas change alike."""
     return tf.Variable(
         value,
-        dtype=tf.int64,
+        dtype=dtype,
         trainable=False,
         aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
     )
-
-
-def results(metrics):
-    """The values of metrics by name."""
-    return {
-        m.name: float(keras.ops.convert_to_numpy(m.result())) for m in metrics
-    }

@@ -4,7 +4,6 @@ The same command goes on where an interrupted run stopped, to the same weights,
 bit for bit. A finished run is never overwritten.
 """
 
-import csv
 import dataclasses
 import json
 import os
@@ -34,12 +33,18 @@ from training.data import (
     training_batches,
 )
 from training.distillation import make_loss
-from training.distribution import is_chief, make_strategy, worker_count
+from training.distribution import (
+    is_chief,
+    lost_workers,
+    make_strategy,
+    sum_of_workers,
+    worker_count,
+)
 from training.evaluate import evaluate
 from training.optimization import decays, freeze, make_optimizer
 from training.recipes import RECIPES
 from training.rematerialization import rematerialize
-from training.step import Trainer, results
+from training.step import Trainer
 from training.transforms import (
     evaluation_transform,
     mixing,
@@ -50,6 +55,7 @@ from training.transforms import (
 AGREEMENT_STEPS = 10
 
 
+@lost_workers()
 def train(
     recipe, output, data_dir=None, strategy="auto", checkpoint_steps=1000
 ):
@@ -71,11 +77,12 @@ def train(
     Raises:
         ValueError: the folder holds a finished run, or one of another recipe.
         OSError: the folder cannot be written.
-        FloatingPointError: the loss is not finite.
+        FloatingPointError: a loss or gradient is not finite.
+        ConnectionError: another worker died or hangs.
     """
     strategy = make_strategy(strategy)
     chief = is_chief(strategy)
-    claim(output, recipe)
+    claim(output, recipe, chief)
     keras.utils.set_random_seed(recipe.seed)
     keras.config.set_dtype_policy(recipe.precision)
     examples = load(recipe.data, "train", data_dir)
@@ -89,11 +96,9 @@ def train(
         lambda model: make_optimizer(recipe, model, steps),
         lambda: make_loss(recipe, len(examples.class_names)),
     )
-    checkpoints = Checkpoints(
-        trainer.state, output / "checkpoints", trainer.step, chief
-    )
+    checkpoints = Checkpoints(trainer.state, output / "checkpoints", chief)
     restored = checkpoints.restore()
-    start = int(trainer.step)
+    start = trainer.step
     if chief:
         describe(recipe, examples, trainer, steps)
         if restored:
@@ -102,7 +107,7 @@ def train(
 
     def save():
         check_finite(trainer, steps, checkpoints)
-        checkpoints.save()
+        checkpoints.save(trainer.step)
 
     stop = StopSignal()
     batches = training_data(recipe, strategy, examples, start, output)
@@ -114,31 +119,46 @@ def train(
             context,
         )
     )
+
+    def validate():
+        try:
+            return trainer.evaluate(validation)
+        except (tf.errors.InvalidArgumentError, tf.errors.NotFoundError):
+            names = unreadable_names(held_out, evaluation_transform(recipe))
+            if not names:
+                raise
+            raise ValueError(
+                "Held-out pictures cannot be read; replace or remove them: "
+                f"{', '.join(names)}"
+            ) from None
+
     callbacks = callback_list(recipe, trainer, output, chief, steps)
     callbacks.on_train_begin()
     for epoch in range(start // steps, recipe.epochs):
         callbacks.on_epoch_begin(epoch)
         meter = Meter(recipe, trainer)
-        for i in range(int(trainer.step) % steps, steps):
+        for i in range(trainer.step % steps, steps):
             callbacks.on_train_batch_begin(i)
             with meter.waiting():
                 images, targets = next(batches)
             trainer.train_step(images, targets)
             done = epoch * steps + i + 1
             callbacks.on_train_batch_end(i, meter.logs(done))
-            if stop.agreed(strategy, done):
+            if i + 1 == steps:  # the last step is done when its epoch is
+                logs = meter.logs(done, now=True)
+                callbacks.on_epoch_end(epoch, logs | validate())
+                trainer.reset_means()
+            asked = stop.agreed(strategy, done)
+            if asked or done % checkpoint_steps == 0 or i + 1 == steps:
                 save()
-                raise KeyboardInterrupt
-            if done % checkpoint_steps == 0 and i + 1 < steps:
-                save()
-        logs = meter.logs(done, now=True) | trainer.evaluate(validation)
-        callbacks.on_epoch_end(epoch, logs)
-        for metric in trainer.metrics:
-            metric.reset_state()
-        save()
+            if asked:
+                raise KeyboardInterrupt(
+                    f"Stopped at step {done}, which is saved. The same command "
+                    "goes on from there."
+                )
     callbacks.on_train_end()
     if chief:
-        finish(trainer.average, held_out, output)
+        finish(trainer.average, prepared(held_out, recipe), output)
 
 
 def build(recipe, examples, activation=None):
@@ -192,9 +212,9 @@ def training_data(recipe, strategy, examples, step, output):
     on leaves out the same ones.
     """
     record = output / "unreadable.json"
-    unreadable = (
-        set(json.loads(record.read_text())) if record.exists() else set()
-    )
+    found_at = json.loads(record.read_text()) if record.exists() else {}
+    # Those of later steps are found again: a crop may miss the damaged part.
+    unreadable = {int(index) for index, at in found_at.items() if at < step}
     augment = training_transform(recipe)
     mix = mixing(recipe, len(examples.class_names))
     while True:
@@ -207,34 +227,57 @@ def training_data(recipe, strategy, examples, step, output):
                 yield batch
                 step += 1
         except tf.errors.OpError:
-            found = find_unreadable(kept, augment, recipe, step)
+            found = find_unreadable(kept, unreadable, augment, recipe, step)
             if not found:
                 raise
             unreadable |= found
             for index in sorted(found):
-                print(f"Cannot be read, left out: {examples.name(index)}")
+                name = examples.name(index)
+                print(f"Cannot be read, left out: {name}", flush=True)
             if len(unreadable) > recipe.max_unreadable:
                 raise ValueError(
                     f"{len(unreadable)} pictures cannot be read, more than "
-                    f"max_unreadable={recipe.max_unreadable}. They are listed "
-                    f"in {record}."
+                    f"max_unreadable={recipe.max_unreadable}. Replace those "
+                    "that are named, then start the same command again."
                 ) from None
-            record.write_text(json.dumps(sorted(unreadable)) + "\n")
+            found_at |= {str(index): step for index in found}
+            write_whole(record, json.dumps(found_at) + "\n")
 
 
-def find_unreadable(examples, augment, recipe, step):
-    """The examples of a step whose pictures cannot be read."""
+def find_unreadable(examples, known, augment, recipe, step):
+    """The examples of a step whose pictures cannot be read, but for known."""
     found = set()
     first = step * recipe.global_batch_size
     for position in range(first, first + recipe.global_batch_size):
         position = tf.constant(position, tf.int64)
-        index = index_at(position, examples, recipe)
-        try:
-            image, _ = examples.read(index)
-            augment(image, tf.stack([position, position]))
-        except tf.errors.OpError:
-            found.add(int(index))
+        index = int(index_at(position, examples, recipe))
+        while index in known:  # as `Examples.without` goes on to the next
+            index = (index + 1) % examples.count
+        seed = tf.stack([tf.constant(recipe.seed, tf.int64), position])
+        if not is_readable(
+            examples, index, lambda x, seed=seed: augment(x, seed)
+        ):
+            found.add(index)
     return found
+
+
+def unreadable_names(examples, transform):
+    """Names of all examples whose pictures cannot be read."""
+    return [
+        examples.name(index)
+        for index in range(examples.count)
+        if not is_readable(examples, index, transform)
+    ]
+
+
+def is_readable(examples, index, transform):
+    """Whether an example's picture can be read and transformed."""
+    try:
+        image, _ = examples.read(tf.constant(index, tf.int64))
+        transform(image)
+        return True
+    except tf.errors.OpError:
+        return False
 
 
 class StopSignal:
@@ -259,12 +302,7 @@ class StopSignal:
             return self.asked
         if step % AGREEMENT_STEPS:
             return False
-        asked = strategy.run(
-            lambda: tf.distribute.get_replica_context().all_reduce(
-                tf.distribute.ReduceOp.SUM, tf.constant(float(self.asked))
-            )
-        )
-        return float(strategy.experimental_local_results(asked)[0]) > 0
+        return float(sum_of_workers(strategy, float(self.asked))) > 0
 
 
 class Meter:
@@ -273,7 +311,7 @@ class Meter:
     def __init__(self, recipe, trainer):
         self.recipe = recipe
         self.trainer = trainer
-        self.first_step = int(trainer.step)
+        self.first_step = trainer.step
         self.start = self.shown = time.perf_counter()
         self.waited = 0.0
         self.last = {}
@@ -295,7 +333,7 @@ class Meter:
         """
         time_now = time.perf_counter()
         if now or time_now - self.shown > 1.0:
-            values = results(self.trainer.metrics)
+            values = self.trainer.means()
             self.shown = time.perf_counter()
             elapsed = self.shown - self.start
             images = (step - self.first_step) * self.recipe.global_batch_size
@@ -329,10 +367,10 @@ def callback_list(recipe, trainer, output, chief, steps):
 
 def check_finite(trainer, steps, checkpoints):
     """Stops a run whose loss was not finite, before it is saved."""
-    step = int(trainer.nonfinite)
+    step = trainer.nonfinite
     if step >= 0 and trainer.recipe.on_nonfinite == "stop":
         raise FloatingPointError(
-            f"The loss is not finite at step {step}, in epoch "
+            f"Loss or gradient is not finite at step {step}, in epoch "
             f"{step // steps + 1}. The last good checkpoint is "
             f"{checkpoints.newest}. Lower learning_rate or clip_norm, or "
             "choose on_nonfinite=skip."
@@ -342,15 +380,12 @@ def check_finite(trainer, steps, checkpoints):
 def forget_history(path, epoch):
     """Drops the rows of epochs that are run again."""
     if path.exists():
-        with open(path, newline="") as file:
-            header, *rows = csv.reader(file)
-        with open(path, "w", newline="") as file:
-            csv.writer(file).writerows(
-                [header, *(row for row in rows if int(row[0]) < epoch)]
-            )
+        lines = path.read_text().splitlines(keepends=True)
+        kept = [row for row in lines[1:] if int(row.split(",")[0]) < epoch]
+        write_whole(path, "".join(lines[:1] + kept))
 
 
-def claim(output, recipe):
+def claim(output, recipe, chief=True):
     """Makes the run's folder, or checks that the run in it may go on."""
     output.mkdir(parents=True, exist_ok=True)
     if (output / "model.keras").exists():
@@ -373,7 +408,15 @@ def claim(output, recipe):
                 f"{', '.join(differing)}. Give the same recipe to go on with "
                 "it, or another --output."
             )
-    record.write_text(json.dumps(ours, indent=2) + "\n")
+    elif chief:
+        write_whole(record, json.dumps(ours, indent=2) + "\n")
+
+
+def write_whole(path, text):
+    """Writes a file that is never there in part."""
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(text)
+    unfinished.rename(path)
 
 
 def describe(recipe, examples, trainer, steps):
@@ -392,16 +435,28 @@ def describe(recipe, examples, trainer, steps):
     )
 
 
+def prepared(examples, recipe):
+    """The same examples, as images for the model."""
+    transform = evaluation_transform(recipe)
+
+    def read(index):
+        picture, label = examples.read(index)
+        return transform(picture), label
+
+    return dataclasses.replace(examples, read=read)
+
+
 def finish(model, held_out, output):
     """Writes the trained model, its labels and its accuracy; model last."""
-    evaluation = evaluate(model, held_out)
+    # A copy, which belongs to this process alone: the others take no part.
+    config = {**model.get_config(), "classifier_activation": "softmax"}
+    classifier = keras_cait.CaiT.from_config(config)
+    classifier.set_weights(model.get_weights())
+    evaluation = evaluate(classifier, held_out)
     (output / "evaluation.json").write_text(json.dumps(evaluation) + "\n")
     names = "".join(f"{name}\n" for name in held_out.class_names)
     (output / "labels.txt").write_text(names)
     write_pictures(held_out, output / "held_out")
-    config = {**model.get_config(), "classifier_activation": "softmax"}
-    classifier = keras_cait.CaiT.from_config(config)
-    classifier.set_weights(model.get_weights())
     unfinished = output / "unfinished.keras"
     classifier.save(unfinished)
     unfinished.rename(output / "model.keras")
@@ -412,10 +467,10 @@ def finish(model, held_out, output):
 
 
 def write_pictures(examples, folder):
-    """Writes examples as PNG files, one folder for each class."""
+    """Writes up to 1000 examples as PNG files, one folder for each class."""
     for name in examples.class_names:
         (folder / name).mkdir(parents=True, exist_ok=True)
-    for index in range(examples.count):
+    for index in range(0, examples.count, -(-examples.count // 1000)):
         image, label = examples.read(index)
         name = examples.class_names[int(label)]
         keras.utils.save_img(
