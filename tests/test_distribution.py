@@ -16,6 +16,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+# Dozens of processes, each of which traces its model: minutes.
+pytestmark = pytest.mark.large
+
 ACCUMULATED = {"accumulation_steps": 4}
 XLA = {"xla": True}
 DROPPING = {"drop_path_rate": 0.2}
