@@ -229,9 +229,15 @@ def fetch(checkpoint):
     >>> fetch(CHECKPOINTS["S24", 224])  # doctest: +SKIP
     """
     from huggingface_hub import constants, hf_hub_download, hf_hub_url
+    from huggingface_hub.utils import logging as client_logging
 
     repository, file = checkpoint.repository, checkpoint.file
     address = hf_hub_url(repository, file)
+    verbosity = client_logging.get_verbosity()
+    # Else a warning for each of its attempts would bury the one error below.
+    # Who asks for more than its default (HF_HUB_VERBOSITY) sees all of them.
+    if verbosity == client_logging.WARNING:
+        client_logging.set_verbosity_error()
     try:
         path = hf_hub_download(repository, file, library_name="keras-cait")
     # The client lets the errors of all its libraries through: sockets, TLS,
@@ -248,6 +254,8 @@ def fetch(checkpoint):
             "address of a mirror; download the address by hand and pass "
             f"weights='path/to/{file}'; weights=None starts at random."
         ) from None
+    finally:
+        client_logging.set_verbosity(verbosity)
     _verify(Path(path), address)
     return Path(path)
 

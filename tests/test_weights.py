@@ -169,6 +169,14 @@ def test_clones_load_but_other_models_do_not(small_model, tmp_path):
             save_checkpoint(other, path)
 
 
+def test_a_loaded_model_is_not_part_of_its_file(small_model, tmp_path):
+    path = tmp_path / "small.safetensors"
+    save_checkpoint(small_model, path)
+    model = small(weights=path)
+    path.write_bytes(bytes(path.stat().st_size))  # in place, not a new file
+    assert_equal_weights(model, snapshot(small_model))
+
+
 class Harmful:
     def __reduce__(self):
         return os.system, ("echo harm",)
@@ -191,6 +199,10 @@ def spoil(kind, path, tensors):
         tensors["head.weight"] = tensors["head.weight"].T.copy()
         safetensors.numpy.save_file(tensors, path)
         return r"head\.weight is \(24, 5\), expected \(5, 24\)"
+    if kind == "integers":
+        tensors["head.bias"] = tensors["head.bias"].astype("int8")
+        safetensors.numpy.save_file(tensors, path)
+        return "tensors of I8"
     if kind == "code":
         path.write_bytes(pickle.dumps(Harmful(), protocol=2))
         return "refused"
@@ -217,6 +229,7 @@ def spoil(kind, path, tensors):
         (".safetensors", "not safetensors"),
         (".safetensors", "a tensor renamed"),
         (".safetensors", "a shape"),
+        (".safetensors", "integers"),
         (".pth", "code"),
         (".pth", "no names"),
         (".weights.h5", "deeper"),
@@ -425,12 +438,19 @@ def test_offline_without_a_cached_file(hub, monkeypatch):
     assert not hub.requests
 
 
-def test_no_network(monkeypatch, tmp_path):
+@pytest.mark.parametrize("level", [logging.WARNING, logging.INFO])
+def test_no_network(monkeypatch, tmp_path, caplog, level):
     point_client_to("http://127.0.0.1:9", tmp_path, monkeypatch)
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: 0)
+    client = logging.getLogger("huggingface_hub")
+    monkeypatch.setattr(client, "propagate", True)  # to caplog
+    caplog.set_level(level, client.name)
     with pytest.raises(OSError, match="onnection refused") as error:
         fetch(XXS24)
     assert_clear(error)
+    # Our error alone, unless the client was told to say more.
+    assert ("Retrying" in caplog.text) == (level == logging.INFO)
+    assert client.level == level
 
 
 def test_not_on_the_hub(hub):
