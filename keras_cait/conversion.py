@@ -5,8 +5,6 @@ The reference names are those of timm's `cait.py` and of Facebook's
 kernels `(out, in, height, width)`.
 """
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 
 REFERENCE_WORDS = {
@@ -86,8 +84,8 @@ def from_reference(variables, tensors):
     Args:
         variables: iterable of Keras variables, as `model.weights`.
         tensors: mapping of reference names to numpy arrays, or to whatever has
-            a `shape` and can be read by `np.asarray`. Each is read once, with
-            no more than two in memory, so that they may stay in a file.
+            a `shape` and can be read by `np.asarray`. Each is read once, when
+            its weight is filled, so that they may stay in a file.
 
     Raises:
         ValueError: a tensor is missing, left over or of another shape.
@@ -118,21 +116,11 @@ def from_reference(variables, tensors):
             "that the tensors were made with."
         )
 
-    def read(name):
-        # Contiguous: transposing costs as much as reading, so it is done here,
-        # in the thread that reads ahead.
-        return np.ascontiguousarray(
-            _from_reference_layout(np.asarray(tensors[name]))
-        )
-
-    with ThreadPoolExecutor(max_workers=1) as reader:
-        names = list(wanted)
-        array = reader.submit(read, names[0])
-        for name, following in zip(names, [*names[1:], None], strict=True):
-            value = array.result()
-            if following is not None:
-                array = reader.submit(read, following)
-            wanted[name].assign(value)
+    for name, variable in wanted.items():
+        array = _from_reference_layout(np.asarray(tensors[name]))
+        # The backend transposes while it copies. What is in its order already
+        # JAX would keep, even if it is a view of a file that may change.
+        variable.assign(array.copy() if array.flags.c_contiguous else array)
 
 
 def _is_state(variable):
@@ -146,16 +134,22 @@ def _listed(items, separator=", "):
     return separator.join([*items[:8], *more]) or "none"
 
 
+# Of the axes of kernels, by their number; other weights stay as they are.
+TO_REFERENCE = {2: (1, 0), 4: (3, 2, 0, 1)}
+FROM_REFERENCE = {2: (1, 0), 4: (2, 3, 1, 0)}
+
+
 def _to_reference_layout(array):
     """(in, out) -> (out, in); (height, width, in, out) -> (out, in, h, w)."""
-    axes = {2: (1, 0), 4: (3, 2, 0, 1)}
-    return array.transpose(axes.get(array.ndim, range(array.ndim)))
+    return array.transpose(TO_REFERENCE.get(array.ndim, range(array.ndim)))
 
 
 def _from_reference_layout(array):
-    axes = {2: (1, 0), 4: (2, 3, 1, 0)}
-    return array.transpose(axes.get(array.ndim, range(array.ndim)))
+    return array.transpose(FROM_REFERENCE.get(array.ndim, range(array.ndim)))
 
 
 def _reference_shape(variable):
-    return _to_reference_layout(np.broadcast_to(0, variable.shape)).shape
+    shape = variable.shape
+    return tuple(
+        shape[axis] for axis in TO_REFERENCE.get(len(shape), range(len(shape)))
+    )

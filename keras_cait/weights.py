@@ -5,8 +5,10 @@ use them, so that `import keras_cait` stays fast.
 """
 
 import hashlib
+import json
 import logging
 import math
+import mmap
 import os
 import re
 from pathlib import Path
@@ -338,32 +340,60 @@ def _fill(model, tensors, grid, with_head):
     from_reference(variables, tensors)
 
 
-class _FileTensor:
-    """A tensor that stays in its `.safetensors` file until numpy wants it."""
+# Of .safetensors files, in numpy's words.
+DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "bfloat16"}
 
-    def __init__(self, file, name):
-        self.file = file
-        self.name = name
-        self.shape = tuple(file.get_slice(name).get_shape())
+
+class _FileTensor(NamedTuple):
+    """A tensor that stays in its mapped `.safetensors` file."""
+
+    mapping: mmap.mmap
+    start: int
+    shape: tuple
+    dtype: str
 
     def __array__(self, dtype=None, copy=None):
-        return np.asarray(self.file.get_tensor(self.name), dtype)
+        count = math.prod(self.shape)
+        # Else the pages read so far would count as a second copy of the model.
+        # A call for each small tensor would take longer than their reading.
+        if count > 10_000 and hasattr(mmap, "MADV_DONTNEED"):
+            self.mapping.madvise(mmap.MADV_DONTNEED)
+        array = np.frombuffer(self.mapping, self.dtype, count, self.start)
+        return array.reshape(self.shape)
 
 
 def _read_safetensors(path):
     import ml_dtypes  # noqa: F401  (teaches numpy bfloat16)
     from safetensors import SafetensorError, safe_open
 
+    # `safe_open` checks the file, but copies every tensor before it is copied
+    # into the model, which takes as long as all the rest.
     try:
-        # Read, not mapped: pages of a mapping would count as a second copy.
-        file = safe_open(path, "numpy", backend="pread")
+        with safe_open(path, "numpy"), path.open("rb") as file:
+            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"It is not a .safetensors file, or damaged ({error})."
         ) from None
-    tensors = {name: _FileTensor(file, name) for name in file.keys()}  # noqa: SIM118
-    noted = (file.metadata() or {}).get("grid_size", "")
-    match = re.fullmatch(r"(\d+)x(\d+)", noted)
+    start = 8 + int.from_bytes(mapping[:8], "little")
+    header = json.loads(mapping[8:start])
+    notes = header.pop("__metadata__", None) or {}
+    match = re.fullmatch(r"(\d+)x(\d+)", notes.get("grid_size", ""))
+    unknown = {entry["dtype"] for entry in header.values()} - DTYPES.keys()
+    if unknown:
+        raise ValueError(
+            f"It holds tensors of {', '.join(sorted(unknown))}. Those of a "
+            f"CaiT are of {', '.join(DTYPES)}."
+        )
+    tensors = {
+        name: _FileTensor(
+            mapping,
+            start + entry["data_offsets"][0],
+            tuple(entry["shape"]),
+            DTYPES[entry["dtype"]],
+        )
+        for name, entry in header.items()
+    }
     return tensors, match and tuple(map(int, match.groups()))
 
 
