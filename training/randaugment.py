@@ -133,12 +133,14 @@ def posterize(image, bits):
 
 def solarize(image, threshold):
     """Inverts the values from a threshold on."""
-    return tf.where(image < threshold, image, 255.0 - image)
+    # |x - 255| is 255 - x. Selecting by pixel takes five times as long.
+    return tf.abs(image - 255.0 * tf.cast(image >= threshold, tf.float32))
 
 
 def solarize_add(image, amount):
     """Adds to the values below 128."""
-    return tf.where(image < 128.0, tf.minimum(image + amount, 255.0), image)
+    image += amount * tf.cast(image < 128.0, tf.float32)
+    return tf.minimum(image, 255.0)
 
 
 def color(image, factor):
@@ -216,22 +218,21 @@ def _transpose(image):
 def _shift_rows(image, shifts):
     """Row y reads from x + shifts[y], bicubic; beyond the picture is `FILL`."""
     height, width = tf.unstack(tf.shape(image)[:2])
-    columns = tf.range(width)
     whole = tf.floor(shifts)
     # The shift within a pixel is the same all along a row, so that rows are
     # filtered whole, and only then moved by whole pixels.
-    padded = tf.gather(
-        image, tf.clip_by_value(tf.range(-2, width + 2), 0, width - 1), axis=1
-    )
+    rims = image[:, :1], image[:, -1:]
+    padded = tf.concat([rims[0], rims[0], image, rims[1], rims[1]], axis=1)
     taps = [padded[:, tap : tap + width + 1] for tap in range(4)]
-    filtered = _cubic(*taps, (shifts - whole)[:, None, None])
-    source = columns + tf.cast(whole, tf.int32)[:, None] + 1
-    source = tf.clip_by_value(source, 0, width)
-    source += (width + 1) * tf.range(height)[:, None]
-    moved = tf.gather(tf.reshape(filtered, (-1, 3)), source)
+    filtered = _to_8_bits(_cubic(*taps, (shifts - whole)[:, None, None]))
+    pixels = tf.concat([tf.reshape(filtered, (-1, 3)), [FILL]], axis=0)
+    columns = tf.range(width)
     x = tf.cast(columns, tf.float32) + shifts[:, None] + 0.5
     inside = (x >= 0.0) & (x < tf.cast(width, tf.float32))
-    return tf.where(inside[..., None], _to_8_bits(moved), FILL)
+    source = columns + tf.cast(whole, tf.int32)[:, None] + 1
+    source += (width + 1) * tf.range(height)[:, None]
+    fill = (width + 1) * height
+    return tf.gather(pixels, tf.where(inside, source, fill))
 
 
 def rotate(image, degrees):
