@@ -8,6 +8,9 @@ BIN := .venv/bin
 # Where the backends of Keras can differ; all tests of the library pass on both.
 NUMERICS := $(addprefix tests/test_,attention_maps.py layers.py reference.py)
 
+# Both exports at a time.
+MAKEFLAGS += --jobs=2
+
 .PHONY: test quickstart
 .DELETE_ON_ERROR:
 

@@ -2,22 +2,18 @@
 
     python -m benchmarks.inference --variants S24 --output inference.json
 
-Each contestant that is installed runs in a process of its own, with all cores;
-they take turns for a few rounds, so that a noisy machine treats all alike, and
-the fastest round counts. The machine's own rate is that of a float32 matrix
+The contestants that are installed take turns (`benchmarks/turns.py`), and the
+fastest round counts. The machine's own rate is that of a float32 matrix
 product of 2048 x 2048.
 """
 
 import argparse
-import importlib.util
 import json
-import multiprocessing
 import os
 import platform
-import resource
-import sys
-import time
 from functools import partial
+
+from benchmarks.turns import take_turns
 
 GMACS = {"XXS24": 2.53, "S24": 9.35}  # published, at 224 x 224
 SIZE = 224
@@ -150,59 +146,6 @@ CONTESTANTS = {
 }
 
 
-def serve(connection, make, variant, batch_size):
-    """The process of a contestant: runs once for each message."""
-    try:
-        run = make(variant, batch_size)
-        run()
-        run()
-    except (
-        Exception
-    ) as error:  # a contestant that fails is reported, not hidden
-        connection.send(f"{type(error).__name__}: {error}")
-        return
-    connection.send(None)
-    while connection.recv():
-        start = time.perf_counter()
-        run()
-        seconds = time.perf_counter() - start
-        # Linux gives KiB, macOS bytes.
-        unit = 1 if sys.platform == "darwin" else 1024
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-        connection.send((seconds, peak))
-
-
-def measure(variant, batch_size, rounds):
-    """Fastest seconds and peak bytes of every contestant, taking turns."""
-    spawn = multiprocessing.get_context("spawn")
-    running, results = {}, {}
-    for name, (package, make) in CONTESTANTS.items():
-        if importlib.util.find_spec(package) is None:
-            results[name] = {"error": f"{package} is not installed"}
-            continue
-        connection, theirs = spawn.Pipe()
-        process = spawn.Process(
-            target=serve, args=(theirs, make, variant, batch_size), daemon=True
-        )
-        process.start()
-        error = connection.recv()
-        if error:
-            results[name] = {"error": error.partition("\n")[0]}
-        else:
-            running[name] = connection, process
-    times = {name: [] for name in running}
-    for _ in range(rounds):
-        for name, (connection, _) in running.items():
-            connection.send(True)
-            seconds, peak = connection.recv()
-            times[name].append(seconds)
-            results[name] = {"seconds": min(times[name]), "peak_bytes": peak}
-    for connection, process in running.values():
-        connection.send(False)
-        process.join()
-    return {name: results[name] for name in CONTESTANTS}
-
-
 def table(variant, batch_size, results):
     rate = 2 * 2048**3 / results["matmul"]["seconds"]
     timm = results["timm eager"].get("seconds")
@@ -245,7 +188,9 @@ def main():
     runs = []
     for variant in arguments.variants:
         for batch_size in arguments.batch_sizes:
-            results = measure(variant, batch_size, arguments.rounds)
+            results = take_turns(
+                CONTESTANTS, (variant, batch_size), arguments.rounds
+            )
             table(variant, batch_size, results)
             runs.append(
                 {

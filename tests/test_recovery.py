@@ -150,7 +150,7 @@ def test_unreadable_pictures_are_named_and_left_out(pictures, tmp_path, capsys):
     # Goes on from the first epoch, knowing what was found later.
     program.train(recipe, tmp_path / "again")
     shutil.copytree(tmp_path / "again", tmp_path / "halves")
-    for later in (tmp_path / "halves" / "checkpoints").glob("ckpt-[3-9]*"):
+    for later in (tmp_path / "halves" / "checkpoints").rglob("ckpt-[3-9]*"):
         later.unlink()
     (tmp_path / "halves" / "model.keras").unlink()
     program.train(recipe, tmp_path / "halves")

@@ -156,7 +156,7 @@ def test_a_run_that_was_interrupted_ends_bit_equal(
     )
     for a, b in zip(whole, halves, strict=True):
         np.testing.assert_array_equal(a, b)
-    record = json.loads((tmp_path / "halves" / "evaluation.json").read_text())
+    record = json.loads((tmp_path / "halves" / "summary.json").read_text())
     confusion = np.array(record["confusion"])
     assert record["top1"] == pytest.approx(confusion.trace() / 100)
     assert len(list((tmp_path / "halves" / "held_out").rglob("*.png"))) == 100

@@ -14,7 +14,7 @@ class Checkpoints:
         folder: path; it is made.
         is_chief: bool. Whether this process writes for all; the others take
             part in writing, as they must, but to a folder that is thrown away.
-        keep: int. Number of checkpoints to keep.
+        keep: int. Number of checkpoints to keep, besides the best.
 
     Attributes:
         newest: path of the newest good checkpoint, without the endings of its
@@ -29,14 +29,17 @@ class Checkpoints:
         if not is_chief:
             self.others = tempfile.TemporaryDirectory()
             target = self.others.name
-        self.manager = tf.train.CheckpointManager(
-            state, target, max_to_keep=keep
+        self.manager, self.best = (
+            tf.train.CheckpointManager(state, path, max_to_keep=count)
+            for path, count in ((target, keep), (Path(target) / "best", 1))
         )
 
-    def save(self, step):
-        """Writes a checkpoint, named after a step."""
+    def save(self, step, is_best=False):
+        """Writes a checkpoint named after a step, the best one also apart."""
         self.manager.save(step)
         self.newest = self.folder / f"ckpt-{step}"
+        if is_best:
+            self.best.save(step)
 
     def restore(self):
         """Goes back to the newest checkpoint that is whole.
@@ -48,7 +51,7 @@ class Checkpoints:
             ValueError: there are checkpoints, and all are damaged.
         """
         # Not by TensorFlow's list of them, which may be damaged itself.
-        paths = [path.with_suffix("") for path in self.folder.glob("*.index")]
+        paths = [path.with_suffix("") for path in self.folder.rglob("*.index")]
         for path in sorted(paths, key=_step, reverse=True):
             try:
                 # TensorFlow compares the checksum of every tensor it reads.

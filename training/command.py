@@ -11,6 +11,7 @@ def run(main):
     Args:
         main: function without arguments.
     """
+    sys.stdout.reconfigure(line_buffering=True)  # seen at once in a log, too
     try:
         main()
     except KeyboardInterrupt as stop:

@@ -47,7 +47,7 @@ class Recipe:
     """What learns: all weights, the attention layers and the head (Touvron et
     al., 2022, arXiv 2203.09795), or the head alone."""
 
-    epochs: int = 36
+    epochs: int = 33
     """Passes over the training images."""
 
     global_batch_size: int = 50
@@ -141,6 +141,9 @@ class Recipe:
     """Whether blocks compute their activations again in the backward pass, to
     need less memory."""
 
+    evaluation_epochs: int = 3
+    """Epochs between evaluations on the held-out images."""
+
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """What happens at a loss or gradient that is not finite."""
 
@@ -200,6 +203,7 @@ def imagenet(variant):
         repeated_augmentation=3,
         mixing_batch_size=64,
         precision="mixed_bfloat16",
+        evaluation_epochs=1,
     )
 
 

@@ -35,7 +35,7 @@ def report(folder):
             f"{folder} holds no finished run: model.keras is missing. Train "
             f"first: python -m training.train quickstart --output {folder}"
         )
-    evaluation = json.loads((folder / "evaluation.json").read_text())
+    evaluation = json.loads((folder / "summary.json").read_text())
     labels = (folder / "labels.txt").read_text().splitlines()
     model = keras.models.load_model(folder / "model.keras")
     with open(folder / "history.csv", newline="") as file:
@@ -66,7 +66,7 @@ def report(folder):
 
 def learning_curve(history, path):
     """Loss and accuracy by epoch, side by side."""
-    epochs = [int(row["epoch"]) + 1 for row in history]
+    epochs = np.array([int(row["epoch"]) + 1 for row in history])
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(9, 3.2), layout="constrained"
     )
@@ -76,8 +76,11 @@ def learning_curve(history, path):
         ("accuracy", "training, augmented", "C0"),
         ("val_accuracy", "held out, averaged weights", "C1"),
     ):
-        values = [100 * float(row[key]) for row in history]
-        right.plot(epochs, values, label=name, color=color)
+        values = 100 * np.array(
+            [float(row[key].replace("NA", "nan")) for row in history]
+        )
+        known = np.isfinite(values)  # the others were not evaluated
+        right.plot(epochs[known], values[known], label=name, color=color)
     right.set(xlabel="epoch", ylabel="top-1 / %", title="Accuracy")
     right.legend(loc="lower right")
     for axes in (left, right):

@@ -51,6 +51,7 @@ class Trainer:
             self.loss = make_loss()
             self.optimizer = make_optimizer(self.model)
             self._step, self._nonfinite = counter(), counter(-1)
+            self._best = counter(-1.0, tf.float32)
             # Loss, accuracy, gradient norm, their number. Not Keras' metrics:
             # to read those is a step that all workers must take together.
             self._sums = counter([0.0] * 4, tf.float32)
@@ -73,6 +74,7 @@ class Trainer:
             optimizer=self.optimizer,
             step=self._step,
             nonfinite=self._nonfinite,
+            best=self._best,
             sums=self._sums,
         )
         # Under a strategy XLA can not see more than a micro-batch.
@@ -189,6 +191,13 @@ class Trainer:
     def reset_means(self):
         """Starts to count anew."""
         self._sums.assign(tf.zeros(4))
+
+    def note_accuracy(self, accuracy):
+        """Whether an accuracy is higher than all before."""
+        is_best = accuracy > float(self._best.numpy())
+        if is_best:
+            self._best.assign(accuracy)
+        return is_best
 
     def _average(self):
         share = 1 - self.recipe.ema_momentum

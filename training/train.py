@@ -4,13 +4,10 @@ The same command goes on where an interrupted run stopped, to the same weights,
 bit for bit. A finished run is never overwritten.
 """
 
-import dataclasses
-import json
 import os
 import signal
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -25,13 +22,7 @@ from keras_cait.models import VARIANTS
 from keras_cait.weights import load_published, nearest_checkpoint
 from training.checkpoints import Checkpoints
 from training.command import run
-from training.data import (
-    evaluation_batches,
-    index_at,
-    load,
-    steps_per_epoch,
-    training_batches,
-)
+from training.data import evaluation_batches, load, steps_per_epoch
 from training.distillation import make_loss
 from training.distribution import (
     is_chief,
@@ -40,16 +31,15 @@ from training.distribution import (
     sum_of_workers,
     worker_count,
 )
-from training.evaluate import evaluate
+from training.memory import estimated_memory
 from training.optimization import decays, freeze, make_optimizer
 from training.recipes import RECIPES
 from training.rematerialization import rematerialize
+from training.run_folder import claim, finish, forget_history, prepared
 from training.step import Trainer
-from training.transforms import (
-    evaluation_transform,
-    mixing,
-    training_transform,
-)
+from training.tensorboard import Pictures
+from training.transforms import evaluation_transform
+from training.unreadable import training_data, unreadable_names
 
 # Steps after which many workers agree on whether one of them was asked to stop.
 AGREEMENT_STEPS = 10
@@ -66,8 +56,8 @@ def train(
         output: path of the run's folder; it is made, or an interrupted run of
             the same recipe in it goes on, also on another number of devices.
             It ends up with `model.keras` (the averaged weights, with softmax),
-            `labels.txt`, `history.csv`, `evaluation.json`, `recipe.json`,
-            `checkpoints/` and `tensorboard/`.
+            `labels.txt`, `history.csv`, `summary.json`, `recipe.json`,
+            `checkpoints/` (the last three and the best) and `tensorboard/`.
         data_dir: path, where TensorFlow Datasets keeps its files.
         strategy: str, as for `make_strategy`.
         checkpoint_steps: int. Steps between checkpoints; there is also one at
@@ -105,10 +95,6 @@ def train(
             print(f"Going on at step {start}, from {restored}")
         forget_history(output / "history.csv", start // steps)
 
-    def save():
-        check_finite(trainer, steps, checkpoints)
-        checkpoints.save(trainer.step)
-
     stop = StopSignal()
     batches = training_data(recipe, strategy, examples, start, output)
     validation = strategy.distribute_datasets_from_function(
@@ -132,11 +118,12 @@ def train(
                 f"{', '.join(names)}"
             ) from None
 
-    callbacks = callback_list(recipe, trainer, output, chief, steps)
+    pictures = Pictures(trainer.average, prepared(held_out, recipe), output)
+    callbacks = callback_list(recipe, trainer, output, chief, steps, pictures)
     callbacks.on_train_begin()
     for epoch in range(start // steps, recipe.epochs):
         callbacks.on_epoch_begin(epoch)
-        meter = Meter(recipe, trainer)
+        meter = Meter(recipe, trainer, steps)
         for i in range(trainer.step % steps, steps):
             callbacks.on_train_batch_begin(i)
             with meter.waiting():
@@ -144,13 +131,19 @@ def train(
             trainer.train_step(images, targets)
             done = epoch * steps + i + 1
             callbacks.on_train_batch_end(i, meter.logs(done))
+            is_best = False
             if i + 1 == steps:  # the last step is done when its epoch is
                 logs = meter.logs(done, now=True)
-                callbacks.on_epoch_end(epoch, logs | validate())
+                if is_evaluated(recipe, epoch):
+                    logs |= validate()
+                    is_best = trainer.note_accuracy(logs["val_accuracy"])
+                pictures.seen = strategy.experimental_local_results(images)[0]
+                callbacks.on_epoch_end(epoch, logs)
                 trainer.reset_means()
             asked = stop.agreed(strategy, done)
             if asked or done % checkpoint_steps == 0 or i + 1 == steps:
-                save()
+                check_finite(trainer, steps, checkpoints)
+                checkpoints.save(done, is_best)
             if asked:
                 raise KeyboardInterrupt(
                     f"Stopped at step {done}, which is saved. The same command "
@@ -158,11 +151,17 @@ def train(
                 )
     callbacks.on_train_end()
     if chief:
-        finish(trainer.average, prepared(held_out, recipe), output)
+        finish(trainer, prepared(held_out, recipe), output)
 
 
-def build(recipe, examples, activation=None):
-    """The model of a recipe, with logits unless `activation` is given."""
+def is_evaluated(recipe, epoch):
+    """Whether an epoch ends with an evaluation."""
+    done = epoch + 1
+    return done == recipe.epochs or done % recipe.evaluation_epochs == 0
+
+
+def build(recipe, examples):
+    """The model of a recipe, which gives logits."""
     model = keras_cait.CaiT(
         recipe.embed_dim,
         recipe.depth,
@@ -173,7 +172,7 @@ def build(recipe, examples, activation=None):
         drop_path_rate=recipe.drop_path_rate,
         input_shape=(recipe.image_size, recipe.image_size, 3),
         classes=len(examples.class_names),
-        classifier_activation=activation,
+        classifier_activation=None,
         name="cait",
     )
     if recipe.weights:
@@ -205,81 +204,6 @@ def start_from(model, weights):
         print(f"All weights but those of the head are loaded from {weights}")
 
 
-def training_data(recipe, strategy, examples, step, output):
-    """Batches from a step on, without the pictures that cannot be read.
-
-    Those are named, and noted in the run's folder, so that the run that goes
-    on leaves out the same ones.
-    """
-    record = output / "unreadable.json"
-    found_at = json.loads(record.read_text()) if record.exists() else {}
-    # Those of later steps are found again: a crop may miss the damaged part.
-    unreadable = {int(index) for index, at in found_at.items() if at < step}
-    augment = training_transform(recipe)
-    mix = mixing(recipe, len(examples.class_names))
-    while True:
-        kept = examples.without(unreadable)
-        batches = strategy.distribute_datasets_from_function(
-            partial(training_batches, kept, augment, mix, recipe, step)
-        )
-        try:
-            for batch in batches:
-                yield batch
-                step += 1
-        except tf.errors.OpError:
-            found = find_unreadable(kept, unreadable, augment, recipe, step)
-            if not found:
-                raise
-            unreadable |= found
-            for index in sorted(found):
-                name = examples.name(index)
-                print(f"Cannot be read, left out: {name}", flush=True)
-            if len(unreadable) > recipe.max_unreadable:
-                raise ValueError(
-                    f"{len(unreadable)} pictures cannot be read, more than "
-                    f"max_unreadable={recipe.max_unreadable}. Replace those "
-                    "that are named, then start the same command again."
-                ) from None
-            found_at |= {str(index): step for index in found}
-            write_whole(record, json.dumps(found_at) + "\n")
-
-
-def find_unreadable(examples, known, augment, recipe, step):
-    """The examples of a step whose pictures cannot be read, but for known."""
-    found = set()
-    first = step * recipe.global_batch_size
-    for position in range(first, first + recipe.global_batch_size):
-        position = tf.constant(position, tf.int64)
-        index = int(index_at(position, examples, recipe))
-        while index in known:  # as `Examples.without` goes on to the next
-            index = (index + 1) % examples.count
-        seed = tf.stack([tf.constant(recipe.seed, tf.int64), position])
-        if not is_readable(
-            examples, index, lambda x, seed=seed: augment(x, seed)
-        ):
-            found.add(index)
-    return found
-
-
-def unreadable_names(examples, transform):
-    """Names of all examples whose pictures cannot be read."""
-    return [
-        examples.name(index)
-        for index in range(examples.count)
-        if not is_readable(examples, index, transform)
-    ]
-
-
-def is_readable(examples, index, transform):
-    """Whether an example's picture can be read and transformed."""
-    try:
-        image, _ = examples.read(tf.constant(index, tf.int64))
-        transform(image)
-        return True
-    except tf.errors.OpError:
-        return False
-
-
 class StopSignal:
     """Whether the run was asked to stop, by SIGTERM or Ctrl-C.
 
@@ -308,9 +232,10 @@ class StopSignal:
 class Meter:
     """What the progress bar shows: metrics, speed, and the wait for data."""
 
-    def __init__(self, recipe, trainer):
+    def __init__(self, recipe, trainer, steps):
         self.recipe = recipe
         self.trainer = trainer
+        self.last_step = recipe.epochs * steps
         self.first_step = trainer.step
         self.start = self.shown = time.perf_counter()
         self.waited = 0.0
@@ -336,25 +261,44 @@ class Meter:
             values = self.trainer.means()
             self.shown = time.perf_counter()
             elapsed = self.shown - self.start
-            images = (step - self.first_step) * self.recipe.global_batch_size
+            steps_per_second = (step - self.first_step) / elapsed
             rate = self.trainer.optimizer.learning_rate
             self.last = values | {
                 "learning_rate": float(keras.ops.convert_to_numpy(rate)),
-                "images_per_second": images / elapsed,
+                "images_per_second": (
+                    steps_per_second * self.recipe.global_batch_size
+                ),
                 "data_wait": self.waited / elapsed,
+                "hours_left": (
+                    (self.last_step - step) / steps_per_second / 3600
+                ),
             }
         return dict(self.last)
 
 
-def callback_list(recipe, trainer, output, chief, steps):
+class History(keras.callbacks.CSVLogger):
+    """Writes `history.csv`; NA where an epoch was not evaluated."""
+
+    def on_train_begin(self, logs=None):
+        super().on_train_begin(logs)
+        # Else they would be those of the first epoch that is written.
+        self.keys = [
+            *("loss", "accuracy", "val_accuracy", "val_top5"),
+            *("val_raw_accuracy", "gradient_norm", "learning_rate"),
+            *("images_per_second", "data_wait"),
+        ]
+
+
+def callback_list(recipe, trainer, output, chief, steps, pictures):
     """Keras' own progress bar, CSV and TensorBoard, of the chief."""
     trainer.model.compile(trainer.optimizer)  # callbacks look for it
-    callbacks = []
-    if chief:
-        callbacks = [
-            keras.callbacks.CSVLogger(output / "history.csv", append=True),
-            keras.callbacks.TensorBoard(output / "tensorboard"),
-        ]
+    callbacks = [
+        History(output / "history.csv", append=True),
+        keras.callbacks.TensorBoard(output / "tensorboard"),
+        pictures,
+    ]
+    if not chief:
+        callbacks = []
     return keras.callbacks.CallbackList(
         callbacks,
         add_progbar=chief,
@@ -377,105 +321,22 @@ def check_finite(trainer, steps, checkpoints):
         )
 
 
-def forget_history(path, epoch):
-    """Drops the rows of epochs that are run again."""
-    if path.exists():
-        lines = path.read_text().splitlines(keepends=True)
-        kept = [row for row in lines[1:] if int(row.split(",")[0]) < epoch]
-        write_whole(path, "".join(lines[:1] + kept))
-
-
-def claim(output, recipe, chief=True):
-    """Makes the run's folder, or checks that the run in it may go on."""
-    output.mkdir(parents=True, exist_ok=True)
-    if (output / "model.keras").exists():
-        raise ValueError(
-            f"{output} holds a finished run. Choose another --output, or "
-            "delete the folder to start afresh."
-        )
-    ours = dataclasses.asdict(recipe)
-    record = output / "recipe.json"
-    if record.exists():
-        theirs = json.loads(record.read_text())
-        differing = [
-            f"{name} {theirs.get(name)!r} (now {ours.get(name)!r})"
-            for name in sorted(ours.keys() | theirs.keys())
-            if ours.get(name) != theirs.get(name)
-        ]
-        if differing:
-            raise ValueError(
-                f"{output} holds a run of another recipe: "
-                f"{', '.join(differing)}. Give the same recipe to go on with "
-                "it, or another --output."
-            )
-    elif chief:
-        write_whole(record, json.dumps(ours, indent=2) + "\n")
-
-
-def write_whole(path, text):
-    """Writes a file that is never there in part."""
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(text)
-    unfinished.rename(path)
-
-
 def describe(recipe, examples, trainer, steps):
     """Prints the arithmetic of a run."""
     sizes = [(v, v.value.shape.num_elements()) for v in trainer.variables]
     learned = sum(size for _, size in sizes)
     decayed = sum(size for v, size in sizes if decays(v))
     replicas = trainer.strategy.num_replicas_in_sync
+    memory = estimated_memory(recipe, trainer.model.count_params(), replicas)
     print(
         f"{trainer.model.count_params():,} parameters, {learned:,} of them "
         f"learn, {decayed:,} decay\n"
         f"{examples.count:,} images, {steps} steps of "
         f"{recipe.global_batch_size} an epoch, {recipe.epochs} epochs\n"
         f"{replicas} devices with {recipe.accumulation_steps} micro-batches of "
-        f"{recipe.global_batch_size // replicas // recipe.accumulation_steps}"
+        f"{recipe.global_batch_size // replicas // recipe.accumulation_steps}\n"
+        f"About {memory / 1e9:.1f} GB of memory on each device"
     )
-
-
-def prepared(examples, recipe):
-    """The same examples, as images for the model."""
-    transform = evaluation_transform(recipe)
-
-    def read(index):
-        picture, label = examples.read(index)
-        return transform(picture), label
-
-    return dataclasses.replace(examples, read=read)
-
-
-def finish(model, held_out, output):
-    """Writes the trained model, its labels and its accuracy; model last."""
-    # A copy, which belongs to this process alone: the others take no part.
-    config = {**model.get_config(), "classifier_activation": "softmax"}
-    classifier = keras_cait.CaiT.from_config(config)
-    classifier.set_weights(model.get_weights())
-    evaluation = evaluate(classifier, held_out)
-    (output / "evaluation.json").write_text(json.dumps(evaluation) + "\n")
-    names = "".join(f"{name}\n" for name in held_out.class_names)
-    (output / "labels.txt").write_text(names)
-    write_pictures(held_out, output / "held_out")
-    unfinished = output / "unfinished.keras"
-    classifier.save(unfinished)
-    unfinished.rename(output / "model.keras")
-    print(
-        f"{evaluation['top1']:.1%} of {held_out.count:,} held-out images are "
-        f"right. The model is {output / 'model.keras'}"
-    )
-
-
-def write_pictures(examples, folder):
-    """Writes up to 1000 examples as PNG files, one folder for each class."""
-    for name in examples.class_names:
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    for index in range(0, examples.count, -(-examples.count // 1000)):
-        image, label = examples.read(index)
-        name = examples.class_names[int(label)]
-        keras.utils.save_img(
-            folder / name / f"{index:04}.png", image.numpy(), scale=False
-        )
 
 
 def commands():

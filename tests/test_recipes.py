@@ -1,0 +1,158 @@
+"""Every recipe on a real `imagenet2012` of TensorFlow Datasets, a small one."""
+
+import dataclasses
+import io
+import json
+import tarfile
+
+import keras
+import numpy as np
+import pytest
+
+import keras_cait
+from training import prepare, train
+from training.recipes import RECIPES
+
+SYNSETS = ("n01440764", "n01443537", "n02099601", "n07753592")
+TRAINING_PICTURES, HELD_OUT_PICTURES = 6, 8  # of a class; in all
+
+
+def jpeg(random):
+    height, width = random.integers(40, 80, 2)
+    picture = random.integers(0, 256, (height, width, 3), "uint8")
+    encoded = io.BytesIO()
+    keras.utils.array_to_img(picture, scale=False).save(encoded, "JPEG")
+    return encoded.getvalue()
+
+
+def archive(files):
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return packed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory):
+    """The folder of `imagenet2012`, prepared from archives as the official."""
+    random = np.random.default_rng(0)
+    manual = tmp_path_factory.mktemp("archives")
+    synsets = {
+        f"{synset}.tar": archive(
+            {
+                f"{synset}_{i}.JPEG": jpeg(random)
+                for i in range(TRAINING_PICTURES)
+            }
+        )
+        for synset in SYNSETS
+    }
+    held_out = {
+        f"ILSVRC2012_val_{i + 1:08}.JPEG": jpeg(random)
+        for i in range(HELD_OUT_PICTURES)
+    }
+    (manual / "ILSVRC2012_img_train.tar").write_bytes(archive(synsets))
+    (manual / "ILSVRC2012_img_val.tar").write_bytes(archive(held_out))
+    data_dir = tmp_path_factory.mktemp("tensorflow_datasets")
+    prepare.main(
+        [
+            *("imagenet2012", "--data-dir", str(data_dir)),
+            *("--manual-dir", str(manual)),
+        ]
+    )
+    return data_dir
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A folder of pictures, one folder for each class."""
+    random = np.random.default_rng(1)
+    folder = tmp_path_factory.mktemp("photos")
+    for name in ("cats", "dogs"):
+        (folder / name).mkdir()
+        for i in range(15):
+            (folder / name / f"{i}.jpg").write_bytes(jpeg(random))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A model of 1000 classes: what is fine-tuned, and a teacher."""
+    path = tmp_path_factory.mktemp("trained") / "model.keras"
+    tiny = RECIPES["xxs24-224"]
+    keras_cait.CaiT(
+        **{"embed_dim": 16, "depth": 1, "num_heads": 2},
+        input_shape=(32, 32, 3),
+        init_values=tiny.init_values,
+    ).save(path)
+    return path
+
+
+def shrunk(recipe):
+    """A recipe for a tiny model and 3 steps; all else is as it was."""
+    return dataclasses.replace(
+        recipe,
+        image_size=32,
+        patch_size=16,
+        embed_dim=16,
+        depth=1,
+        num_heads=2,
+        init_values=0.1,
+        drop_path_rate=0.1 if recipe.drop_path_rate else 0.0,
+        data=recipe.data.partition(":")[0],
+        epochs=1,
+        warmup_epochs=min(recipe.warmup_epochs, 0.5),
+        global_batch_size=8,
+        mixing_batch_size=4,
+        xla=False,
+    )
+
+
+def one_of_each():
+    """All names; those whose shrunk recipe comes earlier, behind --large."""
+    seen = set()
+    for name, recipe in RECIPES.items():
+        recipe = shrunk(recipe)
+        if recipe.weights:  # transfer differs by its data set alone
+            recipe = dataclasses.replace(recipe, data="")
+        marks = pytest.mark.large if recipe in seen else ()
+        seen.add(recipe)
+        yield pytest.param(name, marks=marks)
+
+
+@pytest.mark.parametrize("name", one_of_each())
+def test_every_recipe_trains_and_evaluates(
+    name, imagenet, photos, trained, tmp_path
+):
+    recipe = shrunk(RECIPES[name])
+    data = {"digits": "digits", "folder": f"folder:{photos}"}
+    recipe = dataclasses.replace(
+        recipe,
+        data=data.get(recipe.data, "imagenet2012"),
+        weights=recipe.weights and str(trained),
+        teacher=str(trained) if recipe.distillation != "none" else "",
+    )
+    output = tmp_path / "run"
+    if name == "quickstart":
+        recipe = dataclasses.replace(recipe, global_batch_size=1000)
+    train.train(recipe, output, data_dir=imagenet, strategy="one")
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["steps"] >= 3
+    assert np.sum(summary["confusion"]) >= 6  # held out
+    model = keras.models.load_model(output / "model.keras")
+    start = keras.models.load_model(trained)
+    for weight in model.weights:
+        assert np.isfinite(keras.ops.convert_to_numpy(weight)).all()
+    if recipe.weights:  # the body is the one that was given, a little moved
+        ours, theirs = (
+            keras.ops.convert_to_numpy(m.get_layer("patch_embedding").kernel)
+            for m in (model, start)
+        )
+        assert 0 < np.abs(ours - theirs).max() < 0.05
+
+
+def test_missing_archives_are_named(tmp_path, capsys):
+    with pytest.raises(ValueError, match=r"ILSVRC2012_img_train\.tar.*img_val"):
+        prepare.prepare("imagenet2012", tmp_path, tmp_path)

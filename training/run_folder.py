@@ -1,0 +1,119 @@
+"""The folder of a run: claimed at the start, filled at the end."""
+
+import csv
+import dataclasses
+import json
+import statistics
+
+import keras
+import tensorflow as tf
+
+import keras_cait
+from training.evaluate import evaluate
+from training.transforms import evaluation_transform
+
+
+def forget_history(path, epoch):
+    """Drops the rows of epochs that are run again."""
+    if path.exists():
+        lines = path.read_text().splitlines(keepends=True)
+        kept = [row for row in lines[1:] if int(row.split(",")[0]) < epoch]
+        write_whole(path, "".join(lines[:1] + kept))
+
+
+def claim(output, recipe, chief=True):
+    """Makes the run's folder, or checks that the run in it may go on."""
+    output.mkdir(parents=True, exist_ok=True)
+    if (output / "model.keras").exists():
+        raise ValueError(
+            f"{output} holds a finished run. Choose another --output, or "
+            "delete the folder to start afresh."
+        )
+    ours = dataclasses.asdict(recipe)
+    record = output / "recipe.json"
+    if record.exists():
+        theirs = json.loads(record.read_text())
+        differing = [
+            f"{name} {theirs.get(name)!r} (now {ours.get(name)!r})"
+            for name in sorted(ours.keys() | theirs.keys())
+            if ours.get(name) != theirs.get(name)
+        ]
+        if differing:
+            raise ValueError(
+                f"{output} holds a run of another recipe: "
+                f"{', '.join(differing)}. Give the same recipe to go on with "
+                "it, or another --output."
+            )
+    elif chief:
+        write_whole(record, json.dumps(ours, indent=2) + "\n")
+
+
+def write_whole(path, text):
+    """Writes a file that is never there in part."""
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(text)
+    unfinished.rename(path)
+
+
+def prepared(examples, recipe):
+    """The same examples, as images for the model."""
+    transform = evaluation_transform(recipe)
+
+    def read(index):
+        picture, label = examples.read(index)
+        return transform(picture), label
+
+    return dataclasses.replace(examples, read=read)
+
+
+def finish(trainer, held_out, output):
+    """Writes the trained model, its labels and its summary; model last."""
+    model, recipe = trainer.average, trainer.recipe
+    # A copy, which belongs to this process alone: the others take no part.
+    config = {**model.get_config(), "classifier_activation": "softmax"}
+    classifier = keras_cait.CaiT.from_config(config)
+    classifier.set_weights(model.get_weights())
+    evaluation = evaluate(classifier, held_out)
+    with (output / "history.csv").open(newline="") as file:
+        history = list(csv.DictReader(file))
+    speeds = [float(row["images_per_second"]) for row in history]
+    summary = {
+        **evaluation,
+        "raw_top1": float(history[-1]["val_raw_accuracy"]),
+        "parameters": model.count_params(),
+        "epochs": len(history),
+        "steps": trainer.step,
+        "devices": trainer.strategy.num_replicas_in_sync,
+        "images_per_second": statistics.harmonic_mean(speeds),
+        "training_hours": (
+            trainer.step
+            * recipe.global_batch_size
+            / statistics.harmonic_mean(speeds)
+            / 3600
+        ),
+        "keras": keras.__version__,
+        "tensorflow": tf.__version__,
+    }
+    write_whole(output / "summary.json", json.dumps(summary, indent=2) + "\n")
+    names = "".join(f"{name}\n" for name in held_out.class_names)
+    (output / "labels.txt").write_text(names)
+    write_pictures(held_out, output / "held_out")
+    unfinished = output / "unfinished.keras"
+    classifier.save(unfinished)
+    unfinished.rename(output / "model.keras")
+    print(
+        f"{evaluation['top1']:.1%} of {held_out.count:,} held-out images are "
+        f"right. The model is {output / 'model.keras'}"
+    )
+
+
+def write_pictures(examples, folder):
+    """Writes up to 1000 examples as PNG files, one folder for each class."""
+    for name in examples.class_names:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for index in range(0, examples.count, -(-examples.count // 1000)):
+        image, label = examples.read(index)
+        name = examples.class_names[int(label)]
+        keras.utils.save_img(
+            folder / name / f"{index:04}.png", image.numpy(), scale=False
+        )
