@@ -1,5 +1,6 @@
 """The training program: order, augmentation, decay, runs that go on."""
 
+import csv
 import dataclasses
 import json
 import re
@@ -160,6 +161,36 @@ def test_a_run_that_was_interrupted_ends_bit_equal(
     confusion = np.array(record["confusion"])
     assert record["top1"] == pytest.approx(confusion.trace() / 100)
     assert len(list((tmp_path / "halves" / "held_out").rglob("*.png"))) == 100
+
+
+def test_a_run_shows_and_sums_up_what_it_did(tmp_path, few_digits):
+    recipe = dataclasses.replace(TINY, epochs=4, evaluation_epochs=3)
+    program.train(recipe, tmp_path)
+
+    with (tmp_path / "history.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    evaluated = [row["val_accuracy"] != "NA" for row in rows]
+    assert evaluated == [False, False, True, True]
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["epochs"] == 4 and summary["steps"] == 20
+    assert summary["raw_top1"] == float(rows[-1]["val_raw_accuracy"])
+    best = max((2, 3), key=lambda row: float(rows[row]["val_accuracy"]))
+    (kept,) = (tmp_path / "checkpoints" / "best").glob("*.index")
+    assert kept.stem == f"ckpt-{5 * best + 5}"
+
+    shown = {
+        (event.step, value.tag)
+        for events in (tmp_path / "tensorboard" / "train").glob("*.v2")
+        for event in tf.compat.v1.train.summary_iterator(str(events))
+        for value in event.summary.value
+    }
+    block = "self_attention_block_0"
+    assert {tag for step, tag in shown if step == 2} >= {
+        *("epoch_loss", "epoch_gradient_norm"),
+        *("training images", "class attention"),
+        *(f"gammas/{block}/layer_scale_{i}/gamma" for i in (1, 2)),
+    }
+    assert {s for s, tag in shown if tag.startswith("gammas")} == {2, 3}
 
 
 def test_runs_are_never_overwritten(tmp_path, few_digits):

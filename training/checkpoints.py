@@ -52,7 +52,7 @@ class Checkpoints:
         """
         # Not by TensorFlow's list of them, which may be damaged itself.
         paths = [path.with_suffix("") for path in self.folder.rglob("*.index")]
-        for path in sorted(paths, key=_step, reverse=True):
+        for path in sorted(paths, key=self._age, reverse=True):
             try:
                 # TensorFlow compares the checksum of every tensor it reads.
                 self.state.restore(path).assert_existing_objects_matched()
@@ -69,6 +69,6 @@ class Checkpoints:
             )
         return None
 
-
-def _step(path):
-    return int(path.name.rpartition("-")[2])
+    def _age(self, path):
+        """Orders checkpoints by step, the best behind its twin."""
+        return int(path.name.rpartition("-")[2]), path.parent == self.folder

@@ -94,7 +94,10 @@ def finish(trainer, held_out, output):
         "keras": keras.__version__,
         "tensorflow": tf.__version__,
     }
-    write_whole(output / "summary.json", json.dumps(summary, indent=2) + "\n")
+    lines = [
+        f'  "{key}": {json.dumps(value)}' for key, value in summary.items()
+    ]
+    write_whole(output / "summary.json", "{\n" + ",\n".join(lines) + "\n}\n")
     names = "".join(f"{name}\n" for name in held_out.class_names)
     (output / "labels.txt").write_text(names)
     write_pictures(held_out, output / "held_out")
