@@ -188,7 +188,7 @@ def test_a_run_shows_and_sums_up_what_it_did(tmp_path, few_digits):
     assert {tag for step, tag in shown if step == 2} >= {
         *("epoch_loss", "epoch_gradient_norm"),
         *("training images", "class attention"),
-        *(f"gammas/{block}/layer_scale_{i}/gamma" for i in (1, 2)),
+        *(f"gammas/{block}/layer_scale_{i}" for i in (1, 2)),
     }
     assert {s for s, tag in shown if tag.startswith("gammas")} == {2, 3}
 

@@ -41,12 +41,10 @@ class Pictures(keras.callbacks.Callback):
             return
         with self.writer.as_default(epoch):
             for weight in self.average.weights:
-                if (
-                    weight.path.endswith("gamma")
-                    and "layer_scale" in weight.path
-                ):
+                layer, _, name = weight.path.rpartition("/")
+                if name == "gamma" and "layer_scale" in layer:
                     gammas = keras.ops.convert_to_numpy(weight)
-                    tf.summary.histogram(f"gammas/{weight.path}", gammas)
+                    tf.summary.histogram(f"gammas/{layer}", gammas)
             images = as_pixels(self.seen[:SHOWN])
             tf.summary.image("training images", images, max_outputs=SHOWN)
             images = self.held_out_images()
