@@ -29,7 +29,7 @@ def _rematerialized(block):
         # As many draws as the block makes, from where it would make them.
         seeds = [generator.next() for _ in range(2)]
 
-        def body(inputs, *seeds):
+        def body(inputs):
             draws = iter(seeds)
             generator.next = lambda ordered=True: next(draws)
             try:
@@ -37,6 +37,6 @@ def _rematerialized(block):
             finally:
                 del generator.next
 
-        return keras.remat(body)(inputs, *seeds)
+        return keras.remat(body)(inputs)
 
     return rematerialized_call
