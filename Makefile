@@ -6,7 +6,8 @@ PYTHON ?= python3
 RUN ?= runs/quickstart
 BIN := .venv/bin
 # Where the backends of Keras can differ; all tests of the library pass on both.
-NUMERICS := $(addprefix tests/test_,attention_maps.py layers.py reference.py)
+NUMERICS := $(addprefix tests/test_,attention_maps.py baselines.py \
+  layers.py reference.py)
 
 # Both exports at a time.
 MAKEFLAGS += --jobs=2

@@ -152,20 +152,20 @@ class CaiT(keras.Model):
         policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
 
         if input_tensor is None:
-            _check_input_shape(input_shape)
+            check_input_shape(input_shape)
             images = keras.Input(input_shape, name="images")
             inputs = images
         else:
             images = input_tensor
             inputs = keras.utils.get_source_inputs(images)
             input_shape = tuple(images.shape[1:])
-            _check_input_shape(input_shape)
+            check_input_shape(input_shape)
         if grid_size is None and None in input_shape:
             grid_size = (224 // patch_size, 224 // patch_size)
 
         x = images
         if include_preprocessing:
-            x = _normalization(input_shape[-1])(x)
+            x = normalization(input_shape[-1])(x)
         x = PatchEmbedding(
             embed_dim, patch_size, dtype=policy, name="patch_embedding"
         )(x)
@@ -381,7 +381,7 @@ def _init_values_by_depth(depth):
     return 1e-5 if depth <= 24 else 1e-6
 
 
-def _normalization(channels):
+def normalization(channels):
     """From pixels in 0...255 to what the patch embedding expects."""
     if channels == 3:
         scale = [1 / (255 * std) for std in IMAGENET_STD]
@@ -396,7 +396,7 @@ def _normalization(channels):
     )
 
 
-def _check_input_shape(shape):
+def check_input_shape(shape):
     if (
         not isinstance(shape, list | tuple)
         or len(shape) != 3

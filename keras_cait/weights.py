@@ -74,7 +74,8 @@ def load_checkpoint(model, path):
     A `.weights.h5` file must fit exactly.
 
     Args:
-        model: `CaiT`.
+        model: `CaiT`, or a `baselines.ViT`, for which files of timm's
+            `vision_transformer.py` (ViT, DeiT, DeiT III) are read as well.
         path: str or path of a file:
             `.safetensors` with timm's names, as `save_checkpoint` writes it;
             `.pth` of Facebook's or timm's code, which needs PyTorch;
@@ -316,6 +317,10 @@ def _load(model, path, with_head):
 
 def _fill(model, tensors, grid, with_head):
     """Fills a model from reference tensors, `grid` that of their positions."""
+    if grid is None and not any(
+        name.startswith("blocks_token_only.") for name in tensors
+    ):
+        tensors = _as_of_cait(tensors)
     variables = model.weights
     if not with_head or "head" not in _layer_names(model):
         variables = [v for v in variables if not v.path.startswith("head/")]
@@ -338,6 +343,26 @@ def _fill(model, tensors, grid, with_head):
             table = keras.ops.convert_to_numpy(table)
             tensors = {**tensors, "pos_embed": table}
     from_reference(variables, tensors)
+
+
+def _as_of_cait(tensors):
+    """The tensors of a ViT, whose class token has a position of its own.
+
+    The two are only ever added up, so here they are one.
+    """
+    tensors = {
+        re.sub(r"\.ls(\d)\.gamma$", r".gamma_\1", name): tensor
+        for name, tensor in tensors.items()
+    }
+    table = tensors.get("pos_embed")
+    if table is None or "cls_token" not in tensors or len(table.shape) != 3:
+        return tensors
+    patches = table.shape[1] - 1
+    if patches < 1 or math.isqrt(patches) ** 2 != patches:
+        return tensors
+    table = np.asarray(table)
+    class_token = np.asarray(tensors["cls_token"]) + table[:, :1]
+    return {**tensors, "cls_token": class_token, "pos_embed": table[:, 1:]}
 
 
 # Of .safetensors files, in numpy's words.
