@@ -26,7 +26,9 @@ class Examples:
         class_names: tuple of str, by label.
         read: function of an int64 scalar tensor below `count` to
             `(image, label)`: RGB `(height, width, 3)` uint8 in 0...255 or the
-            scalar string of an encoded file, and an int64 scalar.
+            scalar string of an encoded file, and an int64 scalar; of a set
+            with any number of labels a picture (ImageNet-ReaL), which is for
+            evaluation alone, int64 `(classes,)` of 0 and 1.
         name: function of an int to the example's name in messages.
     """
 
@@ -162,11 +164,12 @@ def _tensorflow_datasets(name, split, data_dir):
             'The data set must be "digits", "folder:PATH" or a name of '
             f"TensorFlow Datasets. Received: data={name!r}."
         ) from None
-    if not {"image", "label"} <= set(builder.info.features or ()):
+    features = builder.info.features or {}
+    label_name = "real_label" if "real_label" in features else "label"
+    if not {"image", label_name} <= set(features):
         raise ValueError(
             f"{name!r} of TensorFlow Datasets has no image and label, but "
-            f"{sorted(builder.info.features)}. Choose a set of image "
-            "classification."
+            f"{sorted(features)}. Choose a set of image classification."
         )
     if not builder.is_prepared():
         raise ValueError(
@@ -182,20 +185,28 @@ def _tensorflow_datasets(name, split, data_dir):
         )
     decoders = {"image": tfds.decode.SkipDecoding()}
     source = builder.as_data_source(split, decoders=decoders)
+    labels = features[label_name]
+    if label_name == "real_label":
+        class_names, shape = labels.feature.names, (labels.feature.num_classes,)
+    else:
+        class_names, shape = labels.names, ()
 
     def record(index):
         example = source[int(index)]
-        return example["image"], np.int64(example["label"])
+        label = np.asarray(example[label_name], np.int64)
+        if shape:
+            label = np.isin(np.arange(*shape), label).astype(np.int64)
+        return example["image"], label
 
     def read(index):
         image, label = tf.numpy_function(
             record, [index], (tf.string, tf.int64), stateful=False
         )
-        return tf.ensure_shape(image, ()), tf.ensure_shape(label, ())
+        return tf.ensure_shape(image, ()), tf.ensure_shape(label, shape)
 
     return Examples(
         count=len(source),
-        class_names=tuple(builder.info.features["label"].names),
+        class_names=tuple(class_names),
         read=read,
         name=lambda index: f"{builder.info.full_name}/{split} example {index}",
     )
@@ -296,7 +307,7 @@ def steps_per_epoch(examples, recipe):
     return steps
 
 
-def evaluation_batches(examples, transform, batch_size, context=None):
+def evaluation_batches(examples, transform, batch_size, context=None, start=0):
     """All examples once, in order, padded to whole global batches.
 
     Args:
@@ -305,6 +316,7 @@ def evaluation_batches(examples, transform, batch_size, context=None):
             image for the model.
         batch_size: int. Images of a global batch.
         context: `tf.distribute.InputContext`; `None` for one device.
+        start: int. Number of the first example.
 
     Returns:
         `tf.data.Dataset` of `(images, labels, weights)`; the padding has
@@ -317,7 +329,7 @@ def evaluation_batches(examples, transform, batch_size, context=None):
     [300.0, 300.0, 300.0, 100.0]
     """
     context = context or tf.distribute.InputContext()
-    padded = -(-examples.count // batch_size) * batch_size
+    batches = -(-(examples.count - start) // batch_size)
 
     def example(index):
         image, label = examples.read(tf.minimum(index, examples.count - 1))
@@ -325,7 +337,7 @@ def evaluation_batches(examples, transform, batch_size, context=None):
         return transform(image), label, weight
 
     return (
-        tf.data.Dataset.range(padded)
+        tf.data.Dataset.range(start, start + batches * batch_size)
         .shard(context.num_input_pipelines, context.input_pipeline_id)
         .map(example, num_parallel_calls=tf.data.AUTOTUNE)
         .batch(

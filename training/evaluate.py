@@ -1,10 +1,139 @@
-"""Accuracy of a model on a data set."""
+"""Accuracy of models on a data set, beside what is published of them.
+
+python -m training.evaluate --variant S24 --data imagenet2012 --data-dir DIR
+python -m training.evaluate --all --data imagenet2012_real --data-dir DIR
+python -m training.evaluate --weights runs/digits --data digits
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
 import tensorflow as tf
+import tyro
 
-from training.data import evaluation_batches
+from keras_cait.models import VARIANTS
+from keras_cait.weights import CHECKPOINTS, nearest_checkpoint
+from training.classifiers import load_classifier, published
+from training.command import run
+from training.data import evaluation_batches, load
+from training.transforms import centre_crop
+
+# Top-1 and top-5 in percent that timm measured of the published models, by
+# data set; those of imagenet2012 are in CHECKPOINTS. From results-imagenet-
+# real.csv and results-imagenetv2-matched-frequency.csv of
+# huggingface/pytorch-image-models.
+MEASURED = {
+    "imagenet2012": {
+        key: (row.measured_top_1, row.measured_top_5)
+        for key, row in CHECKPOINTS.items()
+    },
+    "imagenet2012_real": {
+        ("XXS24", 224): (85.240, 96.714),
+        ("XXS24", 384): (87.414, 97.619),
+        ("XXS36", 224): (86.323, 97.113),
+        ("XXS36", 384): (88.161, 97.899),
+        ("XS24", 384): (89.169, 98.285),
+        ("S24", 224): (88.447, 97.950),
+        ("S24", 384): (89.510, 98.362),
+        ("S36", 384): (89.829, 98.431),
+        ("M36", 384): (90.049, 98.484),
+        ("M48", 448): (90.181, 98.480),
+    },
+    "imagenet_v2": {
+        ("XXS24", 224): (67.29, 87.51),
+        ("XXS24", 384): (70.55, 89.77),
+        ("XXS36", 224): (68.37, 88.60),
+        ("XXS36", 384): (72.14, 90.78),
+        ("XS24", 384): (74.11, 91.92),
+        ("S24", 224): (73.01, 91.20),
+        ("S24", 384): (75.38, 92.52),
+        ("S36", 384): (76.01, 92.92),
+        ("M36", 384): (76.37, 93.04),
+        ("M48", 448): (76.84, 93.35),
+    },
+}
+
+
+class Answers(NamedTuple):
+    """What a model answered to pictures, one row each.
+
+    Attributes:
+        right: bool array `(pictures, k)`. Whether the class of each of the k
+            highest probabilities, highest first, is a label of the picture.
+        labelled: bool array `(pictures,)`. Whether it has a label at all; in
+            ImageNet-ReaL some have none, and do not count.
+        confidence: float32 array `(pictures,)`. Highest probability.
+    """
+
+    right: np.ndarray
+    labelled: np.ndarray
+    confidence: np.ndarray
+
+
+def answers(probabilities, labels, k=5):
+    """Compares probabilities with labels.
+
+    Args:
+        probabilities: array `(pictures, classes)`.
+        labels: int array `(pictures,)`; or `(pictures, classes)` of 0 and 1,
+            where a picture has any number of labels.
+        k: int. How many of the classes to keep.
+
+    Returns:
+        `Answers`.
+
+    Example:
+    >>> answers(np.array([[0.1, 0.7, 0.2]]), np.array([2])).right.tolist()
+    [[False, True, False]]
+    """
+    probabilities, labels = np.asarray(probabilities), np.asarray(labels)
+    best = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
+    if labels.ndim == 1:
+        right = best == labels[:, None]
+        labelled = np.ones(len(labels), bool)
+    else:
+        right = np.take_along_axis(labels, best, axis=1) > 0
+        labelled = labels.any(axis=1)
+    return Answers(right, labelled, probabilities.max(axis=1))
+
+
+def metrics(found, bins=15):
+    """Top-1, top-5 and calibration, over the pictures that have a label.
+
+    A picture is right if any of its labels is among the first 1 or 5: the
+    metric of ImageNet-ReaL, and the usual one where there is one label.
+
+    Args:
+        found: `Answers`.
+        bins: int. Intervals of confidence for the calibration error.
+
+    Returns:
+        dict of `top1`, `top5` and `ece`, in 0...1, and `images`. `ece` is the
+        mean of |accuracy - confidence| over intervals of equal width, weighted
+        by their pictures.
+
+    Reference: Beyer et al., 2020 (ReaL, arXiv 2006.07159); Guo et al., 2017
+    (ECE, arXiv 1706.04599).
+    """
+    right, confidence = (
+        array[found.labelled] for array in (found.right, found.confidence)
+    )
+    # The intervals are (0, 1/15], (1/15, 2/15], ...
+    places = np.ceil(confidence * bins).astype(int) - 1
+    gaps = np.bincount(places.clip(0), right[:, 0] - confidence, bins)
+    return {
+        "top1": float(right[:, 0].mean()),
+        "top5": float(right.any(axis=1).mean()),
+        "ece": float(np.abs(gaps).sum() / len(right)),
+        "images": len(right),
+    }
 
 
 def evaluate(model, examples, batch_size=250):
@@ -25,18 +154,248 @@ def evaluate(model, examples, batch_size=250):
     scores = model.predict(batches.map(lambda image, *_: image), verbose=0)
     # The last batch is padded.
     labels, scores = labels[: examples.count], scores[: examples.count]
-
-    def top(k):
-        hits = keras.metrics.sparse_top_k_categorical_accuracy(
-            labels, scores, k=k
-        )
-        return float(np.mean(hits))
-
+    right = answers(scores, labels).right
     confusion = tf.math.confusion_matrix(
         labels, scores.argmax(axis=-1), num_classes=scores.shape[-1]
     )
     return {
-        "top1": top(1),
-        "top5": top(5),
+        "top1": float(right[:, 0].mean()),
+        "top5": float(right.any(axis=1).mean()),
         "confusion": confusion.numpy().tolist(),
     }
+
+
+def measure(
+    classifier, examples, settings, path, batch_size=64, save_seconds=60.0
+):
+    """Evaluates a classifier, or goes on with an interrupted evaluation.
+
+    Args:
+        classifier: `training.classifiers.Classifier`.
+        examples: `training.data.Examples`.
+        settings: dict of what the result depends on; it is part of it.
+        path: path of the JSON file to write. Answers so far are beside it.
+        batch_size: int. Images of a batch.
+        save_seconds: float. Seconds between savings of the answers so far.
+
+    Returns:
+        dict: the settings, `metrics`, and `images_per_second` of the model
+        without the reading of pictures and without the first batch.
+
+    Raises:
+        ValueError: the file is of other settings or weights.
+    """
+    settings = {**settings, "weights": classifier.identity}
+    unfinished = path.with_suffix(".unfinished.npz")
+    if path.exists():
+        result = json.loads(path.read_text())
+        check_settings(settings, result, path)
+        return result
+    found = []
+    if unfinished.exists():
+        with np.load(unfinished) as file:
+            check_settings(settings, json.loads(str(file["settings"])), path)
+            found.append(Answers(*(file[name] for name in Answers._fields)))
+    done = sum(len(part.right) for part in found)
+    saved = time.perf_counter()
+    seconds, timed = 0.0, 0
+    transform = centre_crop(classifier.size, settings["crop_ratio"])
+    batches = evaluation_batches(examples, transform, batch_size, start=done)
+    for step, (images, labels, weights) in enumerate(batches):
+        start = time.perf_counter()
+        probabilities = classifier.predict(images).numpy()
+        real = weights.numpy() > 0  # the last batch is padded
+        if step:
+            seconds += time.perf_counter() - start
+            timed += int(real.sum())
+        found.append(answers(probabilities[real], labels.numpy()[real]))
+        if time.perf_counter() - saved >= save_seconds:
+            saved = time.perf_counter()
+            save_answers(joined(found), settings, unfinished)
+    result = {
+        **settings,
+        **metrics(joined(found)),
+        "images_per_second": timed / seconds if timed else None,
+        "batch_size": batch_size,
+        "keras": keras.__version__,
+        "tensorflow": tf.__version__,
+    }
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(result, indent=2) + "\n")
+    partial.rename(path)
+    unfinished.unlink(missing_ok=True)
+    return result
+
+
+def joined(parts):
+    return Answers(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def save_answers(found, settings, path):
+    """Writes the answers so far, in a file that is never there in part."""
+    partial = path.with_suffix(".partial.npz")
+    np.savez(partial, settings=json.dumps(settings), **found._asdict())
+    partial.rename(path)
+
+
+def check_settings(ours, theirs, path):
+    differing = [
+        f"{name} {theirs.get(name)!r} (now {value!r})"
+        for name, value in ours.items()
+        if theirs.get(name) != value
+    ]
+    if differing:
+        raise ValueError(
+            f"{path} is of another evaluation: {', '.join(differing)}. Choose "
+            "another --output, or delete it."
+        )
+
+
+def table(results):
+    """Results as a Markdown table, beside what timm and the authors publish.
+
+    Args:
+        results: list of dicts, as of `measure`.
+
+    Returns:
+        str. Figures in percent; differences in points.
+    """
+    rows = [
+        "| model | data | images | top-1 | timm | difference | authors "
+        "| top-5 | timm | difference | ECE | images/s |",
+        "|" + "---|" * 12,
+    ]
+    for result in results:
+        key = tuple(result["checkpoint"] or ())
+        timm = MEASURED.get(result["data"], {}).get(key, (None, None))
+        authors = None
+        if key and result["data"] == "imagenet2012":
+            authors = CHECKPOINTS[key].published_top_1
+        top1, top5 = 100 * result["top1"], 100 * result["top5"]
+        cells = [
+            result["model"],
+            result["data"],
+            f"{result['images']:,}",
+            *beside(top1, timm[0]),
+            "" if authors is None else f"{authors:.1f}",
+            *beside(top5, timm[1]),
+            f"{100 * result['ece']:.2f}",
+            number(result["images_per_second"], ".1f"),
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def beside(ours, theirs):
+    """Our figure, another one and the difference, as text."""
+    difference = None if theirs is None else ours - theirs
+    return (
+        f"{ours:.3f}",
+        number(theirs, ".3f"),
+        number(difference, "+.3f"),
+    )
+
+
+def number(value, form):
+    return "" if value is None else format(value, form)
+
+
+def command(
+    weights: str = "imagenet",
+    variant: Literal[tuple(VARIANTS)] = "S24",
+    image_size: int | None = None,
+    all: bool = False,
+    data: str = "imagenet2012",
+    data_dir: Path | None = None,
+    output: Path = Path("evaluation"),
+    batch_size: int = 64,
+    crop_ratio: float = 1.0,
+    precision: Literal[
+        "float32", "mixed_bfloat16", "mixed_float16"
+    ] = "float32",
+    raw: bool = False,
+):
+    """Evaluates models; an evaluation that was interrupted goes on.
+
+    Args:
+        weights: A .keras, .safetensors or .tflite file, the folder of a
+            training run or of a SavedModel, or `imagenet`, the published
+            weights of a variant.
+        variant: Variant of the published weights.
+        image_size: Of the published weights, those of the nearest size; by
+            default the smallest.
+        all: Evaluate all ten published models.
+        data: As for training.train, of which the held-out pictures are taken;
+            imagenet2012, imagenet2012_real (its pictures may have any number
+            of labels) and imagenet_v2 are compared with published figures.
+        data_dir: Where TensorFlow Datasets keeps its files.
+        output: Folder for the results: a JSON file for each model and set.
+        batch_size: Images of a batch.
+        crop_ratio: Share of the shorter side that is kept.
+        precision: Dtype policy. The authors advise float32 for M48.
+        raw: Of a training run, the weights of the last step instead of the
+            averaged ones.
+    """
+    examples = load(data, "held_out", data_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    models = [(weights, None)]
+    if weights == "imagenet":
+        size = image_size or VARIANTS[variant].image_size
+        models = [(None, nearest_checkpoint(variant, (size, size)))]
+    if all:
+        models = [(None, checkpoint) for checkpoint in CHECKPOINTS.values()]
+    results = []
+    for path, checkpoint in models:
+        if checkpoint:
+            classifier = published(checkpoint, precision)
+            name = f"CaiT-{checkpoint.variant} {checkpoint.image_size}"
+        else:
+            classifier = load_classifier(path, precision, raw)
+            name = f"{path} raw" if raw else path
+        settings = {
+            "model": name,
+            "checkpoint": checkpoint
+            and [checkpoint.variant, checkpoint.image_size],
+            "data": data,
+            "crop_ratio": crop_ratio,
+            "image_size": list(classifier.size),
+            "precision": precision,
+        }
+        file = "".join(
+            c if c.isalnum() else "_" for c in f"{data} {name} {precision}"
+        )
+        results.append(
+            measure(
+                classifier,
+                examples,
+                settings,
+                output / f"{file}.json",
+                batch_size,
+            )
+        )
+        print(table(results[-1:]))
+    (output / "table.md").write_text(
+        table(
+            [
+                json.loads(file.read_text())
+                for file in sorted(output.glob("*.json"))
+            ]
+        )
+        + "\n"
+    )
+
+
+def main(argv=None):
+    """Runs the command line: `argv`, or that of the process."""
+    run(
+        lambda: tyro.cli(
+            command,
+            prog="python -m training.evaluate",
+            description=__doc__,
+            args=argv,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -47,25 +47,30 @@ def training_transform(recipe):
 
 
 def evaluation_transform(recipe):
+    """`centre_crop` at the size of a recipe."""
+    return centre_crop((recipe.image_size, recipe.image_size))
+
+
+def centre_crop(size, crop_ratio=1.0):
     """Resize of the shorter side and centre crop, as Pillow does it.
 
     Args:
-        recipe: `Recipe`.
+        size: pair of ints, height and width in pixels.
+        crop_ratio: float in (0, 1]. Share of the shorter side that is kept.
 
     Returns:
         A function of an encoded picture or RGB in 0...255 to a float32 image
-        of the recipe's size.
+        of the size.
     """
-    size = recipe.image_size
 
     def transform(picture):
         if picture.dtype == tf.string:
             picture = tf.io.decode_image(
                 picture, channels=3, expand_animations=False
             )
-        if picture.shape == (size, size, 3):
+        if picture.shape == (*size, 3) and crop_ratio == 1.0:
             return tf.cast(picture, tf.float32)
-        return resize_and_crop_in_graph(picture, size)
+        return resize_and_crop_in_graph(picture, size, crop_ratio)
 
     return transform
 
