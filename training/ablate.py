@@ -77,6 +77,7 @@ class Scale:
         depths: tuple of int, numbers of blocks of the study of depth.
         drop_path_rates: tuple of float, stochastic depth for each of them.
         seeds: int. Trainings of each model, with seeds 0, 1, ...
+        paper: dict of rows to the paper's top-1 for each of the depths.
     """
 
     recipe: Recipe
@@ -150,6 +151,13 @@ def depth(scale):
             "scalar": {"residual_scaling": "scalar", "init_values": start},
             "LayerScale": layer_scale(blocks),
         }
+        # Figure 2 (b): as their authors meant them.
+        for row in ("ReZero", "Fixup"):
+            rows[f"{row}, no norm, no warm-up"] = {
+                **rows[row],
+                "pre_norm": False,
+                "warmup": False,
+            }
         if rate > 0.05:  # else it is the first row
             rows["pre-norm, stochastic depth 0.05"] = {"drop_path_rate": 0.05}
         cells += [
@@ -247,8 +255,11 @@ def one_column(scale, blocks, rows):
     ]
 
 
-def cell(scale, row, column, paper=None, **model):
-    return Cell(row, column, scale.model | model, scale.recipe, paper)
+def cell(scale, row, column, paper=None, warmup=True, **model):
+    recipe = scale.recipe
+    if not warmup:
+        recipe = replace(recipe, warmup_epochs=0.0)
+    return Cell(row, column, scale.model | model, recipe, paper)
 
 
 STUDIES = {
