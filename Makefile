@@ -37,14 +37,15 @@ quickstart: $(RUN)/report.md
 $(RUN)/model.keras: | .venv/quickstart
 	$(BIN)/python -m training.train quickstart --output $(RUN)
 
-$(RUN)/saved_model/1: | $(RUN)/model.keras
-	$(BIN)/python -m export saved-model --weights $(RUN)/model.keras --output $@
+$(RUN)/models/digits/1: | $(RUN)/model.keras
+	$(BIN)/python -m export saved-model --weights $(RUN)/model.keras \
+	  --output $(RUN)/models/digits
 
 $(RUN)/model.tflite: | $(RUN)/model.keras
 	$(BIN)/python -m export litert --weights $(RUN)/model.keras --output $@
 
-$(RUN)/verify.json: | $(RUN)/saved_model/1 $(RUN)/model.tflite
-	$(BIN)/python -m export verify $(RUN)/saved_model/1 $(RUN)/model.tflite \
+$(RUN)/verify.json: | $(RUN)/models/digits/1 $(RUN)/model.tflite
+	$(BIN)/python -m export verify $(RUN)/models/digits $(RUN)/model.tflite \
 	  --weights $(RUN)/model.keras --pictures $(RUN)/held_out --output $@
 
 $(RUN)/report.md: | $(RUN)/verify.json

@@ -1,6 +1,8 @@
 """`python -m export`: from a trained Keras model to files that are deployed.
 
-python -m export saved-model --weights model.keras --output saved_model/1
+python -m export saved-model --weights model.keras --output models/digits
+python -m export saved-model --variant S24 --weights imagenet \
+    --output models/cait_s24
 python -m export litert --weights model.keras --output model.tflite
 python -m export verify model.tflite --weights model.keras --pictures DIR
 """
@@ -13,6 +15,8 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+from keras_cait.models import VARIANTS
 
 
 def main(argv=None):
@@ -44,27 +48,42 @@ def parser():
     )
     commands = main_parser.add_subparsers(required=True)
     for name, command, help in (
-        ("saved-model", saved_model, "write a SavedModel for TF Serving"),
+        ("saved-model", saved_model, "write the next version for TF Serving"),
         ("litert", litert, "write a .tflite file"),
         ("verify", verify, "compare exported files with the Keras model"),
     ):
         sub = commands.add_parser(name, help=help)
         sub.set_defaults(command=command)
         sub.add_argument(
-            "--weights", type=Path, required=True, help="a .keras file"
+            "--weights",
+            required=True,
+            help="a .keras file; with --variant also imagenet or a "
+            ".safetensors, .pth or .weights.h5 file",
+        )
+        sub.add_argument(
+            "--variant", choices=VARIANTS, help="a model of the paper"
+        )
+        sub.add_argument(
+            "--image-size",
+            type=int,
+            help="side of the pictures in pixels (default: the variant's)",
         )
         sub.add_argument(
             "--labels",
             type=Path,
-            help="text file with one label a line "
-            "(default: labels.txt beside the weights)",
+            help="text file with one label a line (default: labels.txt beside "
+            "the weights, else ImageNet's)",
         )
         sub.add_argument(
             "--output",
             type=Path,
             required=command is not verify,
-            help="path to write; an existing one is never overwritten",
+            help="folder of the served model, to which a version is added"
+            if command is saved_model
+            else "path to write; an existing one is never overwritten",
         )
+        if command is saved_model:
+            add_serving_options(sub)
         if command is verify:
             sub.add_argument("exported", type=Path, nargs="+")
             sub.add_argument(
@@ -76,46 +95,78 @@ def parser():
     return main_parser
 
 
-def saved_model(arguments):
-    from export.inference import inference_model
-    from export.saved_model import write_saved_model
+def add_serving_options(parser):
+    parser.add_argument(
+        "--top", type=int, default=5, help="classes in an answer (default: 5)"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of the matrix products (default: float32)",
+    )
+    parser.add_argument(
+        "--xla",
+        action="store_true",
+        help="let XLA compile the model, once for each batch size",
+    )
+    parser.add_argument(
+        "--batch-sizes",
+        type=int,
+        nargs="+",
+        default=[1, 2, 4, 8],
+        help="to which the server pads its batches (default: 1 2 4 8)",
+    )
 
-    model, labels = inference_model(arguments.weights), read_labels(arguments)
-    write(arguments.output, lambda path: write_saved_model(model, labels, path))
+
+def saved_model(arguments):
+    from export.bundle import write_bundle
+
+    model, labels = trained(arguments)
+    version = write_bundle(
+        model,
+        labels,
+        arguments.output,
+        arguments.top,
+        arguments.precision,
+        arguments.xla,
+        arguments.batch_sizes,
+    )
+    print(f"Wrote {version}")
+    print(f"Serve it: docker compose -f {arguments.output}/compose.yaml up")
 
 
 def litert(arguments):
-    from export.inference import inference_model
+    from export.inference import InferenceModel
     from export.litert import convert
 
-    model = inference_model(arguments.weights)
-    write(arguments.output, lambda path: path.write_bytes(convert(model)))
+    model, _ = trained(arguments)
+    write(
+        arguments.output,
+        lambda path: path.write_bytes(convert(InferenceModel(model))),
+    )
 
 
 def verify(arguments):
     from export.verify import as_json, table
     from export.verify import verify as compare
 
-    rows = compare(
-        arguments.weights,
-        arguments.exported,
-        arguments.pictures,
-        read_labels(arguments),
-    )
+    rows = compare(*trained(arguments), arguments.exported, arguments.pictures)
     print(table(rows))
     if arguments.output:
         text = json.dumps(as_json(rows), indent=2) + "\n"
         write(arguments.output, lambda path: path.write_text(text))
 
 
-def read_labels(arguments):
-    path = arguments.labels or arguments.weights.parent / "labels.txt"
-    if not path.is_file():
-        raise ValueError(
-            f"There are no labels at {path}. Give a text file with one label "
-            "a line: --labels FILE."
-        )
-    return path.read_text().splitlines()
+def trained(arguments):
+    """The Keras model and the labels that the arguments speak of."""
+    from export.trained import class_labels, trained_model
+
+    labels = class_labels(arguments.weights, arguments.labels)
+    model = trained_model(
+        arguments.weights, arguments.variant, arguments.image_size, len(labels)
+    )
+    return model, labels
 
 
 def write(output, writer):

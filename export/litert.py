@@ -15,13 +15,13 @@ def convert(model):
     XNNPACK takes the graph and packs its weights once.
 
     Args:
-        model: the model of `export.inference.inference_model`.
+        model: `export.inference.InferenceModel`.
 
     Returns:
         bytes. Input `images`, float32 `(1, height, width, channels)` in
         0...255; output `probabilities`, float32 `(1, classes)`.
     """
-    images = tf.TensorSpec((1, *model.input.shape[1:]), tf.float32, "images")
+    images = tf.TensorSpec((1, *model.image_shape), tf.float32, "images")
     probabilities = tf.function(lambda images: model(images)["probabilities"])
     frozen = freeze(probabilities.get_concrete_function(images))
 

@@ -4,11 +4,11 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import keras
 import numpy as np
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 
+from export.bundle import existing_versions
 from keras_cait.preprocessing import load_image, resize_and_crop
 
 # The SavedModel names the best classes alone; the others have this score.
@@ -37,14 +37,15 @@ class Row:
     example: tuple
 
 
-def verify(model_path, exported, pictures, labels):
+def verify(model, labels, exported, pictures):
     """Compares exported files with a Keras model.
 
     Args:
-        model_path: path of the `.keras` file.
-        exported: list of paths: folders of SavedModels and `.tflite` files.
-        pictures: folder of picture files, in one sub-folder for each class.
+        model: `CaiT`.
         labels: list of str, by class; the names of the sub-folders.
+        exported: list of paths: `.tflite` files, SavedModels, or folders of
+            served models, of which the newest version is taken.
+        pictures: folder of picture files, in one sub-folder for each class.
 
     Returns:
         List of `Row`, the Keras model first.
@@ -66,9 +67,13 @@ def verify(model_path, exported, pictures, labels):
     truth = np.array([label for _, label in files])
     encoded = [file.read_bytes() for file, _ in files]
 
+    contestants = [("Keras", keras_classifier(model), model.count_params() * 4)]
+    for path in map(version_folder, exported):
+        name = "/".join(path.parts[-2:]) if path.is_dir() else path.name
+        contestants.append((name, classifier(path, labels), size_of(path)))
+
     rows, expected = [], None
-    for path in (model_path, *exported):
-        classify = classifier(Path(path), labels)
+    for name, classify, bytes_on_disk in contestants:
         scores = np.concatenate(
             [
                 classify(encoded[start : start + BATCH_SIZE])
@@ -80,14 +85,14 @@ def verify(model_path, exported, pictures, labels):
         top1 = scores.argmax(axis=-1)
         rows.append(
             Row(
-                name=Path(path).name,
+                name=name,
                 top1=float((top1 == truth).mean()),
                 agreement=float((top1 == expected.argmax(axis=-1)).mean()),
                 max_difference=float(
                     np.abs(scores - expected)[scores != UNKNOWN].max()
                 ),
                 milliseconds=1e3 * latency(classify, encoded[:BATCH_SIZE]),
-                megabytes=size(Path(path)) / 1e6,
+                megabytes=bytes_on_disk / 1e6,
                 example=(labels[top1[0]], float(scores[0].max())),
             )
         )
@@ -104,26 +109,31 @@ def latency(classify, encoded):
     return float(np.median(seconds))
 
 
+def version_folder(path):
+    """The newest version, if the path is the folder of a served model."""
+    path = Path(path)
+    versions = existing_versions(path) if path.is_dir() else []
+    return path / str(versions[-1]) if versions else path
+
+
 def classifier(path, labels):
     """A file as a function of encoded pictures to their probabilities."""
-    if path.suffix == ".keras":
-        return keras_classifier(path)
     if path.suffix == ".tflite":
         return litert_classifier(path)
     if tf.saved_model.contains_saved_model(str(path)):
         return saved_model_classifier(path, labels)
     raise ValueError(
-        f"{path} is neither a .keras nor a .tflite file nor a SavedModel."
+        f"{path} is neither a .tflite file nor a SavedModel, nor the folder "
+        "of a served model."
     )
 
 
-def keras_classifier(path):
-    model = keras.models.load_model(path)
+def keras_classifier(model):
     predict = tf.function(
         lambda images: model(images, training=False),
         input_signature=[tf.TensorSpec(model.input.shape, tf.float32)],
     )
-    size = model.input.shape[1:3]
+    size = model.image_shape[:2]
     return lambda encoded: predict(pixels(encoded, size)).numpy()
 
 
@@ -162,7 +172,7 @@ def pixels(encoded, size):
     return np.stack(images).astype("float32")
 
 
-def size(path):
+def size_of(path):
     """Bytes of a file or of all files of a folder."""
     files = [path] if path.is_file() else path.rglob("*")
     return sum(file.stat().st_size for file in files if file.is_file())

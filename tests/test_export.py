@@ -1,6 +1,5 @@
 """Exported files give the Keras model's answers, whole or not at all."""
 
-import io
 import json
 
 import keras
@@ -8,7 +7,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
-from PIL import Image
 
 import keras_cait
 from export.__main__ import main
@@ -36,7 +34,7 @@ def exported(tmp_path_factory):
     (folder / "labels.txt").write_text("\n".join(LABELS))
     weights = ["--weights", str(folder / "model.keras")]
     for command, output in (
-        ("saved-model", "saved_model/1"),
+        ("saved-model", "models/cait"),
         ("litert", "model.tflite"),
     ):
         assert main([command, *weights, "--output", str(folder / output)]) == 0
@@ -49,46 +47,6 @@ def expected(exported):
     model = keras.models.load_model(exported / "model.keras")
     images = [resize_and_crop(load_image(file), 32) for file in PICTURES]
     return model.predict(np.stack(images), verbose=0)
-
-
-@pytest.fixture(scope="module")
-def saved_model(exported):
-    return tf.saved_model.load(str(exported / "saved_model/1"))
-
-
-def test_saved_model_answers_to_encoded_pictures(saved_model, expected):
-    answer = saved_model.signatures["serving_default"](
-        image_bytes=tf.constant([file.read_bytes() for file in PICTURES])
-    )
-    names = [
-        [name.decode() for name in row] for row in answer["classes"].numpy()
-    ]
-    order = np.argsort(-expected, axis=-1)
-    assert names == [[LABELS[i] for i in row] for row in order]
-    np.testing.assert_allclose(
-        answer["scores"], np.take_along_axis(expected, order, 1), atol=1e-3
-    )
-
-
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "BMP"])
-def test_saved_model_decodes(saved_model, format):
-    file = io.BytesIO()
-    Image.fromarray(load_image(PICTURES[0])).save(file, format)
-    answer = saved_model.signatures["serving_default"](
-        image_bytes=tf.constant([file.getvalue()])
-    )
-    assert answer["scores"].shape == (1, 5)
-
-
-def test_saved_model_answers_to_pixels(exported, saved_model, pictures):
-    answer = saved_model.signatures["pixels"](images=tf.constant(pictures))
-    model = keras.models.load_model(exported / "model.keras")
-    np.testing.assert_allclose(
-        answer["probabilities"], model.predict(pictures, verbose=0), atol=1e-6
-    )
-    np.testing.assert_allclose(
-        tf.nn.softmax(answer["logits"]), answer["probabilities"], atol=1e-6
-    )
 
 
 @pytest.mark.parametrize("shape", [(32, 32, 3), (None, None, 3)])
@@ -151,7 +109,7 @@ def test_verify_compares_on_labelled_pictures(
         folder = tmp_path / "pictures" / LABELS[label]
         folder.mkdir(parents=True, exist_ok=True)
         (folder / file.name).write_bytes(file.read_bytes())
-    files = [str(exported / name) for name in ("saved_model/1", "model.tflite")]
+    files = [str(exported / name) for name in ("models/cait", "model.tflite")]
     arguments = [
         *("verify", *files),
         *("--weights", str(exported / "model.keras")),
@@ -160,7 +118,7 @@ def test_verify_compares_on_labelled_pictures(
     ]
     assert main(arguments) == 0
     rows = json.loads((tmp_path / "verify.json").read_text())
-    assert [row["name"] for row in rows] == ["model.keras", "1", "model.tflite"]
+    assert [row["name"] for row in rows] == ["Keras", "cait/1", "model.tflite"]
     for row in rows:
         assert row["top1"] == pytest.approx(1 - 1 / len(PICTURES))
         assert row["agreement"] == 1.0
@@ -182,19 +140,15 @@ def test_nothing_is_overwritten(exported, capsys):
 def test_a_failed_export_leaves_nothing(
     exported, tmp_path, capsys, monkeypatch
 ):
-    import export.saved_model
-
-    def full_disk(_, __, path):
-        path.mkdir()
-        (path / "saved_model.pb").write_text("half")
+    def full_disk(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export.saved_model, "write_saved_model", full_disk)
+    monkeypatch.setattr("export.litert.convert", full_disk)
     weights = str(exported / "model.keras")
-    output = str(tmp_path / "models/1")
-    assert main(["saved-model", "--weights", weights, "--output", output]) == 1
+    output = str(tmp_path / "files/model.tflite")
+    assert main(["litert", "--weights", weights, "--output", output]) == 1
     assert "No space left on device" in capsys.readouterr().err
-    assert not list((tmp_path / "models").iterdir())
+    assert not list((tmp_path / "files").iterdir())
 
 
 @pytest.mark.parametrize(
@@ -202,7 +156,7 @@ def test_a_failed_export_leaves_nothing(
     [
         ({"weights": "missing.keras"}, "missing.keras"),
         ({"labels": "missing.txt"}, "There are no labels at"),
-        ({"output": "file/model.tflite"}, "File exists"),
+        ({"output": "file/cait"}, "File exists"),
     ],
 )
 def test_bad_input_ends_in_one_line(
@@ -212,7 +166,7 @@ def test_bad_input_ends_in_one_line(
     arguments = {
         "weights": exported / "model.keras",
         "labels": exported / "labels.txt",
-        "output": tmp_path / "saved_model",
+        "output": tmp_path / "cait",
     }
     arguments |= {key: tmp_path / name for key, name in change.items()}
     flags = [f"--{key}={value}" for key, value in arguments.items()]
