@@ -5,6 +5,7 @@ python -m export saved-model --variant S24 --weights imagenet \
     --output models/cait_s24
 python -m export litert --weights model.keras --output model.tflite
 python -m export verify model.tflite --weights model.keras --pictures DIR
+python -m export classify --server localhost:8500 --model cait_s24 photo.jpg
 """
 
 import argparse
@@ -92,6 +93,9 @@ def parser():
                 required=True,
                 help="folder of pictures in one sub-folder for each class",
             )
+    sub = commands.add_parser("classify", help="ask a server about pictures")
+    sub.set_defaults(command=classify)
+    add_client_options(sub)
     return main_parser
 
 
@@ -116,6 +120,33 @@ def add_serving_options(parser):
         nargs="+",
         default=[1, 2, 4, 8],
         help="to which the server pads its batches (default: 1 2 4 8)",
+    )
+
+
+def add_client_options(parser):
+    parser.add_argument("pictures", type=Path, nargs="+", help="or folders")
+    parser.add_argument("--server", required=True, help="host:port")
+    parser.add_argument("--model", required=True, help="name of the model")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--version", type=int, help="default: the newest")
+    which.add_argument("--label", help="instead of a version, as stable")
+    parser.add_argument(
+        "--protocol",
+        choices=("grpc", "rest"),
+        default="grpc",
+        help="default: grpc, port 8500 of the server; rest has port 8501",
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=8, help="pictures in one request"
+    )
+    parser.add_argument(
+        "--concurrency", type=int, default=1, help="requests at a time"
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=30.0, help="seconds for one request"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON line a picture"
     )
 
 
@@ -156,6 +187,46 @@ def verify(arguments):
     if arguments.output:
         text = json.dumps(as_json(rows), indent=2) + "\n"
         write(arguments.output, lambda path: path.write_text(text))
+
+
+def classify(arguments):
+    from export.serving.client import (
+        GrpcClient,
+        RestClient,
+        classify_all,
+        picture_files,
+    )
+
+    connect = GrpcClient if arguments.protocol == "grpc" else RestClient
+    client = connect(
+        arguments.server,
+        arguments.model,
+        arguments.version,
+        arguments.label,
+        arguments.timeout,
+    )
+    files = picture_files(arguments.pictures)
+    answers = classify_all(
+        client, files, arguments.batch_size, arguments.concurrency
+    )
+    failures = 0
+    for done, (file, answer) in enumerate(zip(files, answers, strict=True), 1):
+        failed = isinstance(answer, OSError)
+        failures += failed
+        if arguments.json:
+            key, value = (
+                ("error", str(answer)) if failed else ("classes", answer)
+            )
+            print(json.dumps({"picture": str(file), key: value}))
+        elif failed:
+            print(f"{file}: {answer}")
+        else:
+            best = ", ".join(f"{name} {score:.1%}" for name, score in answer)
+            print(f"{file}: {best}")
+        end = "\n" if done == len(files) else "\r"
+        print(f"{done} of {len(files)}", end=end, file=sys.stderr)
+    if failures:
+        raise OSError(f"{failures} of {len(files)} pictures have no answer.")
 
 
 def trained(arguments):

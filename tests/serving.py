@@ -1,0 +1,205 @@
+"""A TF Serving of loopback around a real SavedModel, with faults on request.
+
+It implements the official gRPC services Predict and GetModelStatus, and the
+REST paths of both, as far as a client of pictures meets them.
+"""
+
+import base64
+import json
+import re
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import grpc
+import tensorflow as tf
+from tensorflow_serving.apis import (
+    model_service_pb2_grpc,
+    prediction_service_pb2_grpc,
+)
+from tensorflow_serving.apis.get_model_status_pb2 import (
+    GetModelStatusResponse,
+    ModelVersionStatus,
+)
+from tensorflow_serving.apis.predict_pb2 import PredictResponse
+
+HTTP = {
+    grpc.StatusCode.INVALID_ARGUMENT: 400,
+    grpc.StatusCode.NOT_FOUND: 404,
+    grpc.StatusCode.UNAVAILABLE: 503,
+}
+
+
+class Failure(Exception):
+    def __init__(self, code, message):
+        super().__init__(message)
+        self.code = code
+
+
+class Server:
+    """Serves the versions of a model's folder while in `with`.
+
+    `requests` counts requests; `unavailable` of the next ones are refused with
+    UNAVAILABLE, `cut` connections are closed without an answer, and each is
+    answered `delay` seconds late.
+    """
+
+    def __init__(self, folder, labels, max_message=4 << 20):
+        self.name = folder.name
+        self.labels = labels
+        self.versions = {
+            int(path.parent.name): tf.saved_model.load(str(path.parent))
+            for path in folder.glob("*/saved_model.pb")
+        }
+        self.max_message = max_message
+        self.requests = self.unavailable = self.cut = 0
+        self.delay = 0.0
+
+    def __enter__(self):
+        limit = ("grpc.max_receive_message_length", self.max_message)
+        self.grpc = grpc.server(ThreadPoolExecutor(32), options=[limit])
+        prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
+            PredictionService(self), self.grpc
+        )
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(
+            ModelService(self), self.grpc
+        )
+        port = self.grpc.add_insecure_port("127.0.0.1:0")
+        self.grpc_address = f"127.0.0.1:{port}"
+        self.grpc.start()
+        handler = type("Handler", (RestHandler,), {"server_of_models": self})
+        self.rest = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.rest_address = f"127.0.0.1:{self.rest.server_port}"
+        threading.Thread(target=self.rest.serve_forever, args=[0.02]).start()
+        return self
+
+    def __exit__(self, *_):
+        self.grpc.stop(0)
+        self.rest.shutdown()
+        self.rest.server_close()
+
+    def find(self, name, version=None, label=None):
+        """The number of the version that is asked for."""
+        if name != self.name:
+            raise Failure(
+                grpc.StatusCode.NOT_FOUND, f"Servable not found: {name}"
+            )
+        if label is not None and label not in self.labels:
+            raise Failure(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"Unrecognized servable version label: {label}",
+            )
+        number = self.labels[label] if label else version or max(self.versions)
+        if number not in self.versions:
+            raise Failure(
+                grpc.StatusCode.NOT_FOUND,
+                f"Servable not found: {name} version {number}",
+            )
+        return number
+
+    def predict(self, number, signature, inputs):
+        self.requests += 1
+        time.sleep(self.delay)
+        if self.unavailable:
+            self.unavailable -= 1
+            raise Failure(grpc.StatusCode.UNAVAILABLE, "busy")
+        try:
+            return self.versions[number].signatures[signature](**inputs)
+        except tf.errors.InvalidArgumentError as error:
+            code = grpc.StatusCode.INVALID_ARGUMENT
+            raise Failure(code, error.message) from None
+
+
+class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
+    def __init__(self, server):
+        self.server = server
+
+    def Predict(self, request, context):
+        spec = request.model_spec
+        try:
+            number = self.server.find(
+                spec.name,
+                spec.version.value if spec.HasField("version") else None,
+                spec.version_label or None,
+            )
+            outputs = self.server.predict(
+                number,
+                spec.signature_name or "serving_default",
+                {
+                    key: tf.constant(tf.make_ndarray(value))
+                    for key, value in request.inputs.items()
+                },
+            )
+        except Failure as failure:
+            context.abort(failure.code, str(failure))
+        response = PredictResponse()
+        for key, value in outputs.items():
+            response.outputs[key].CopyFrom(tf.make_tensor_proto(value))
+        return response
+
+
+class ModelService(model_service_pb2_grpc.ModelServiceServicer):
+    def __init__(self, server):
+        self.server = server
+
+    def GetModelStatus(self, request, context):
+        status = ModelVersionStatus(
+            version=self.server.find(request.model_spec.name),
+            state=ModelVersionStatus.AVAILABLE,
+        )
+        return GetModelStatusResponse(model_version_status=[status])
+
+
+class RestHandler(BaseHTTPRequestHandler):
+    server_of_models = None
+
+    def do_POST(self):
+        server = self.server_of_models
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if server.cut:
+            server.cut -= 1
+            self.close_connection = True
+            return
+        try:
+            name, _, version, _, label = re.fullmatch(
+                r"/v1/models/([^/:]+)(/versions/(\d+))?(/labels/(\w+))?:predict",
+                self.path,
+            ).groups()
+            number = server.find(name, version and int(version), label)
+            request = json.loads(body)
+            outputs = server.predict(
+                number,
+                request.get("signature_name", "serving_default"),
+                {
+                    key: tf.constant(
+                        [base64.b64decode(one["b64"]) for one in values]
+                    )
+                    for key, values in request["inputs"].items()
+                },
+            )
+        except Failure as failure:
+            self.send(HTTP[failure.code], {"error": str(failure)})
+            return
+        self.send(
+            200,
+            {
+                "outputs": {
+                    "classes": [
+                        [name.decode() for name in row]
+                        for row in outputs["classes"].numpy()
+                    ],
+                    "scores": outputs["scores"].numpy().tolist(),
+                }
+            },
+        )
+
+    def send(self, status, body):
+        text = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *_):
+        pass
