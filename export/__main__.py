@@ -152,8 +152,11 @@ def add_client_options(parser):
 
 def saved_model(arguments):
     from export.bundle import write_bundle
+    from export.serving.warmup import example_picture
+    from export.signatures import check_signatures
 
     model, labels = trained(arguments)
+    pictures = [example_picture(seed).numpy() for seed in range(8)]
     version = write_bundle(
         model,
         labels,
@@ -162,6 +165,7 @@ def saved_model(arguments):
         arguments.precision,
         arguments.xla,
         arguments.batch_sizes,
+        check=lambda path: check_signatures(path, model, pictures),
     )
     print(f"Wrote {version}")
     print(f"Serve it: docker compose -f {arguments.output}/compose.yaml up")
@@ -179,11 +183,19 @@ def litert(arguments):
 
 
 def verify(arguments):
-    from export.verify import as_json, table
+    from export.signatures import check_signatures
+    from export.signatures import table as signature_table
+    from export.verify import as_json, picture_bytes, table, version_folder
     from export.verify import verify as compare
 
-    rows = compare(*trained(arguments), arguments.exported, arguments.pictures)
+    model, labels = trained(arguments)
+    rows = compare(model, labels, arguments.exported, arguments.pictures)
     print(table(rows))
+    for path in map(version_folder, arguments.exported):
+        if path.is_dir():
+            pictures = picture_bytes(arguments.pictures, 8)
+            checked = check_signatures(path, model, pictures)
+            print(f"\n{path}\n{signature_table(checked)}")
     if arguments.output:
         text = json.dumps(as_json(rows), indent=2) + "\n"
         write(arguments.output, lambda path: path.write_text(text))

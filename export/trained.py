@@ -1,5 +1,6 @@
 """What is exported: a trained model and the names of its classes."""
 
+from collections import Counter
 from pathlib import Path
 
 import keras
@@ -62,7 +63,8 @@ def class_labels(weights, path=None):
         list of str.
 
     Raises:
-        ValueError: there is no such file, or it holds no or empty labels.
+        ValueError: there is no such file, or its labels are none, empty or
+            the same.
 
     Example:
     >>> class_labels("imagenet")[1]
@@ -82,5 +84,11 @@ def class_labels(weights, path=None):
         raise ValueError(
             f"{path} must hold one label a line, without empty lines. It has "
             f"{len(labels)} lines, {labels.count('')} of them empty."
+        )
+    if len(set(labels)) < len(labels):
+        (label, count), *_ = Counter(labels).most_common(1)
+        raise ValueError(
+            f"Every class needs a label of its own. {path} has {label!r} "
+            f"{count} times."
         )
     return labels

@@ -99,6 +99,12 @@ def verify(model, labels, exported, pictures):
     return rows
 
 
+def picture_bytes(folder, count):
+    """Some encoded pictures of a folder, from all over it."""
+    files = sorted(Path(folder).glob("*/*.*"))
+    return [file.read_bytes() for file in files[:: -(-len(files) // count)]]
+
+
 def latency(classify, encoded):
     """Median seconds for one picture, each asked for alone."""
     seconds = []

@@ -1,5 +1,6 @@
 """Warm-up requests, which the server runs before a version goes live."""
 
+import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis.classification_pb2 import ClassificationRequest
 from tensorflow_serving.apis.model_pb2 import ModelSpec
@@ -30,11 +31,7 @@ def write_warmup(path, name, size, batch_sizes):
         size: pair of ints, the `(height, width)` of the model's images.
         batch_sizes: list of ints.
     """
-    # A smooth picture compresses to the size of a photo.
-    ramp = tf.linspace(0.0, 255.0, 500)[None, :, None]
-    rows = tf.linspace(0.0, 1.0, 375)[:, None, None]
-    picture = tf.cast(ramp * rows * [1.0, 0.5, 0.25], tf.uint8)
-    encoded = tf.io.encode_jpeg(picture)
+    encoded = example_picture()
     pixels = tf.cast(decode_picture(encoded, size), tf.uint8)
     file = path / "assets.extra" / "tf_serving_warmup_requests"
     with tf.io.TFRecordWriter(str(file)) as writer:
@@ -51,6 +48,13 @@ def write_warmup(path, name, size, batch_sizes):
             )
             log = PredictionLog(classify_log=ClassifyLog(request=request))
             writer.write(log.SerializeToString())
+
+
+def example_picture(seed=0):
+    """A JPEG of 500 x 375 pixels, as smooth as a photo: a string tensor."""
+    colors = np.random.default_rng(seed).uniform(0, 255, (9, 12, 3))
+    picture = tf.image.resize(colors, (375, 500), "bicubic")
+    return tf.io.encode_jpeg(tf.saturate_cast(picture, tf.uint8))
 
 
 def predict_request(name, signature, key, batch):
