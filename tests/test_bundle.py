@@ -220,7 +220,7 @@ def test_weights_of_a_variant(tmp_path, monkeypatch, capsys):
     received = []
     monkeypatch.setattr(
         "export.bundle.write_bundle",
-        lambda *arguments: received.append(arguments),
+        lambda *arguments, **_: received.append(arguments),
     )
     model = keras_cait.CaiT(
         192, 24, 4, input_shape=(32, 32, 3), classes=3, name="cait_xxs24"
