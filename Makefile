@@ -9,6 +9,9 @@ BIN := .venv/bin
 NUMERICS := $(addprefix tests/test_,attention_maps.py baselines.py \
   layers.py reference.py)
 
+# Two files of tests at a time.
+WORKERS := --numprocesses 2 --dist loadfile
+
 # Both exports at a time.
 MAKEFLAGS += --jobs=2
 
@@ -18,8 +21,8 @@ MAKEFLAGS += --jobs=2
 test: .venv/test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest
-	KERAS_BACKEND=jax $(BIN)/python -m pytest $(NUMERICS)
+	$(BIN)/python -m pytest $(WORKERS)
+	KERAS_BACKEND=jax $(BIN)/python -m pytest $(WORKERS) $(NUMERICS)
 
 quickstart: $(RUN)/report.md
 	@echo "The report is $(RUN)/report.md (to start afresh, delete $(RUN))"
