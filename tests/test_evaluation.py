@@ -78,7 +78,7 @@ def test_every_kind_of_file_gives_the_same_accuracy(kinds, tmp_path, capsys):
         "model.keras",
         "model.safetensors",
         "run",
-        "saved",
+        "saved/1",
         "m.tflite",
     ):
         program.main(
