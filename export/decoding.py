@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from export.orientation import upright
 from keras_cait.preprocessing import resize_and_crop_in_graph
 
 
@@ -10,7 +11,8 @@ def decode_pictures(image_bytes, size):
 
     Args:
         image_bytes: string tensor `(batch,)`: JPEG, PNG, GIF (its first frame)
-            or BMP, gray, RGB, with or without transparency; JPEG also CMYK.
+            or BMP, gray, RGB, with or without transparency; JPEG also CMYK,
+            and turned upright by its EXIF orientation.
         size: pair of ints `(height, width)`, in pixels.
 
     Returns:
@@ -54,4 +56,4 @@ def decode_picture(encoded, size):
     # Of gray pictures the first channel three times; transparency is dropped.
     is_rgb = tf.cast(tf.shape(image)[-1] >= 3, tf.int32)
     image = tf.gather(image, tf.range(3) * is_rgb, axis=-1)
-    return resize_and_crop_in_graph(image, size)
+    return resize_and_crop_in_graph(upright(image, encoded), size)

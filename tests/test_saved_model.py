@@ -186,9 +186,10 @@ def test_the_loader_of_the_c_api(folder):
     c.TF_DeleteSession(ctypes.c_void_p(session), status)
 
 
-def encode(mode, format):
+def encode(mode, format, **options):
     file = io.BytesIO()
-    Image.open(PICTURES[0]).convert("RGB").convert(mode).save(file, format)
+    image = Image.open(PICTURES[0]).convert("RGB").convert(mode)
+    image.save(file, format, **options)
     return file.getvalue()
 
 
@@ -216,6 +217,28 @@ def test_pictures_of_any_kind(mode, format, tolerance):
     image = decode_pictures(tf.constant([encoded]), (96, 160))[0]
     expected = resize_and_crop(load_image(encoded), (96, 160)).astype(int)
     assert np.abs(image.numpy() - expected).max() <= tolerance
+
+
+@pytest.mark.parametrize("endian", "<>")
+@pytest.mark.parametrize("orientation", range(10))  # 0 and 9 mean nothing
+def test_photos_are_turned_upright(orientation, endian):
+    exif = Image.Exif()
+    exif.endian = endian
+    exif[0x010F], exif[0x0112] = "a camera", orientation
+    encoded = encode("RGB", "JPEG", exif=exif.tobytes())
+    image = decode_pictures(tf.constant([encoded]), (96, 96))[0]
+    expected = resize_and_crop(load_image(encoded), (96, 96)).astype(int)
+    assert np.abs(image.numpy() - expected).max() <= 4
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [b"Exif\0\0", b"Exif\0\0II*\0\x08\0\0\0\xff\xff", b"no Exif"],
+)
+def test_damaged_exif_turns_nothing(exif):
+    damaged, plain = encode("RGB", "JPEG", exif=exif), encode("RGB", "JPEG")
+    images = decode_pictures(tf.constant([damaged, plain]), (96, 96))
+    np.testing.assert_array_equal(*images)
 
 
 def test_the_first_frame_of_an_animation():
