@@ -154,6 +154,7 @@ def saved_model(arguments):
     from export.bundle import write_bundle
     from export.serving.warmup import example_picture
     from export.signatures import check_signatures
+    from export.trained import measured_accuracy
 
     model, labels = trained(arguments)
     pictures = [example_picture(seed).numpy() for seed in range(8)]
@@ -165,6 +166,7 @@ def saved_model(arguments):
         arguments.precision,
         arguments.xla,
         arguments.batch_sizes,
+        measured_accuracy(arguments.weights, model),
         check=lambda path: check_signatures(path, model, pictures),
     )
     print(f"Wrote {version}")

@@ -37,6 +37,7 @@ def write_bundle(
     precision="float32",
     xla=False,
     batch_sizes=BATCH_SIZES,
+    accuracy=None,
     check=lambda version: None,
 ):
     """Writes the next version of a served model, whole or not at all.
@@ -52,6 +53,8 @@ def write_bundle(
         precision: `"float32"` or `"bfloat16"`.
         xla: bool. Whether XLA compiles the model, once for each batch size.
         batch_sizes: ints > 0, to which the server pads its batches.
+        accuracy: what the manifest says of it, as of
+            `export.trained.measured_accuracy`.
         check: function of the path of the finished version, called before it
             appears; when it raises, nothing is written.
 
@@ -91,11 +94,20 @@ def write_bundle(
         inference = InferenceModel(model, precision)
         write_saved_model(inference, labels, folder, top, xla)
         write_warmup(folder, output.name, model.image_shape[:2], batch_sizes)
-        notes = {"precision": precision, "xla": xla, "top": top}
+        notes = {
+            "accuracy": accuracy,
+            "precision": precision,
+            "xla": xla,
+            "top": top,
+        }
         manifest = describe(model, folder) | notes
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=2))
         files = serving_files(
-            output.name, [*versions, version], stable, batch_sizes
+            output.name,
+            [*versions, version],
+            stable,
+            batch_sizes,
+            xla or any(needs_xla(output / str(one)) for one in versions),
         )
         for name, text in files.items():
             (unfinished / name).write_text(text)
@@ -118,6 +130,11 @@ def existing_versions(output):
     folders = Path(output).glob("*/saved_model.pb")
     names = [file.parent.name for file in folders]
     return sorted(int(name) for name in names if name.isdecimal())
+
+
+def needs_xla(folder):
+    """Whether a version was exported for XLA."""
+    return json.loads((folder / "manifest.json").read_text())["xla"]
 
 
 def describe(model, folder):

@@ -4,6 +4,7 @@ import json
 import re
 import resource
 
+import kubernetes_validate
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -81,6 +82,22 @@ def test_a_promoted_version_stays_stable(model, tmp_path):
     assert dict(labels) == {"stable": 2, "canary": 3}
 
 
+def test_the_server_is_told_of_xla(model, bundle, tmp_path):
+    """It refuses to compile for the CPU otherwise; versions may be mixed."""
+    flag = "--xla_cpu_compilation_enabled={}\n"
+    assert flag.format("false") in (bundle / "compose.yaml").read_text()
+    output = tmp_path / "cait"
+    for xla in (True, False):
+        write_bundle(model, LABELS, output, xla=xla, batch_sizes=(1,))
+        assert flag.format("true") in (output / "compose.yaml").read_text()
+
+
+def test_kubernetes_accepts_the_manifests(bundle):
+    manifests = yaml.safe_load_all((bundle / "kubernetes.yaml").read_text())
+    for manifest in manifests:
+        kubernetes_validate.validate(manifest, "1.37", strict=True)
+
+
 def test_batching_and_monitoring(bundle):
     """By their text: the package of the server's API lacks their messages."""
     batching = (bundle / "batching_parameters.txt").read_text()
@@ -150,6 +167,18 @@ def test_manifest(model, bundle):
         manifest["bytes"]["saved_model.pb"]
         == (bundle / "2/saved_model.pb").stat().st_size
     )
+
+
+def test_the_manifest_tells_what_the_training_run_measured(model, tmp_path):
+    model.save(tmp_path / "model.keras")
+    (tmp_path / "labels.txt").write_text("\n".join(LABELS))
+    summary = {"top1": 0.75, "top5": 1.0, "steps": 3}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    output = tmp_path / "models/cait"
+    weights = ("--weights", str(tmp_path / "model.keras"))
+    assert not main(["saved-model", *weights, "--output", str(output)])
+    manifest = json.loads((output / "1/manifest.json").read_text())
+    assert manifest["accuracy"]["top1"] == 0.75
 
 
 def test_the_hash_is_that_of_the_weights(model, tmp_path):

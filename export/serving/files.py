@@ -9,7 +9,7 @@ import tensorflow as tf
 TEMPLATES = Path(__file__).parent / "files"
 
 
-def serving_files(name, versions, stable, batch_sizes):
+def serving_files(name, versions, stable, batch_sizes, xla):
     """The texts of the configuration files.
 
     Args:
@@ -17,12 +17,15 @@ def serving_files(name, versions, stable, batch_sizes):
         versions: list of ints, all that are to be served.
         stable: int. The version of the label `stable`; `canary` is the newest.
         batch_sizes: list of ints, the sizes to which batches are padded.
+        xla: bool. Whether any version needs XLA, which the server has turned
+            off unless it is told otherwise.
 
     Returns:
         dict of file name to text.
 
     Example:
-    >>> "value: 2" in serving_files("cait", [2, 3], 2, [1, 8])["models.config"]
+    >>> files = serving_files("cait", [2, 3], 2, [1, 8], xla=False)
+    >>> "value: 2" in files["models.config"]
     True
     """
     values = {
@@ -35,6 +38,7 @@ def serving_files(name, versions, stable, batch_sizes):
         "allowed_batch_sizes": "\n".join(
             f"allowed_batch_sizes: {size}" for size in sorted(batch_sizes)
         ),
+        "xla": str(xla).lower(),
         "tensorflow": tf.__version__,
     }
     return {
