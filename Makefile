@@ -1,6 +1,7 @@
 # make test         sets up .venv, checks the style and runs the tests: all on
 #                   TensorFlow, those of the numerics on JAX as well
 # make quickstart   trains, exports and verifies a small CaiT; see README.md
+# make docs         builds the site of docs/ in site/
 
 PYTHON ?= python3
 RUN ?= runs/quickstart
@@ -15,7 +16,7 @@ WORKERS := --numprocesses 2 --dist loadfile
 # Both exports at a time.
 MAKEFLAGS += --jobs=2
 
-.PHONY: test quickstart
+.PHONY: test quickstart docs
 .DELETE_ON_ERROR:
 
 test: .venv/test
@@ -23,6 +24,9 @@ test: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest $(WORKERS)
 	KERAS_BACKEND=jax $(BIN)/python -m pytest $(WORKERS) $(NUMERICS)
+
+docs: .venv/docs
+	$(BIN)/mkdocs build --strict
 
 quickstart: $(RUN)/report.md
 	@echo "The report is $(RUN)/report.md (to start afresh, delete $(RUN))"
