@@ -30,7 +30,8 @@ from training.data import SPLITS, Examples
 from training.recipes import Recipe
 
 # 20 steps. Gammas and weights are of order 1, and clipping, warm-up, decay and
-# averaging are at work, so that any of them done wrong is seen.
+# averaging are at work, so that any of them done wrong is seen. XLA is off, as
+# the runs with it are compared with those without.
 TINY = Recipe(
     patch_size=7,
     embed_dim=8,
@@ -43,6 +44,7 @@ TINY = Recipe(
     learning_rate=0.1,
     clip_norm=0.5,
     ema_momentum=0.9,
+    xla=False,
 )
 
 

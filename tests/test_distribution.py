@@ -143,11 +143,13 @@ def difference(ours, theirs):
     No gradient reaches the biases that softmax cancels, those of keys and of
     the mixed scores; AdamW makes moves of the rounding noise there.
     """
+    ours, theirs = (
+        {n: v for n, v in state.items() if n.startswith(("model/", "average/"))}
+        for state in (ours, theirs)
+    )
     assert ours.keys() == theirs.keys()
     differences = {}
     for name in ours:
-        if not name.startswith(("model/", "average/")):
-            continue
         a, b = ours[name], theirs[name]
         if name.endswith(("key/bias", "proj_logits/bias")):
             continue
