@@ -4,6 +4,8 @@ python -m export saved-model --weights model.keras --output models/digits
 python -m export saved-model --variant S24 --weights imagenet \
     --output models/cait_s24
 python -m export litert --weights model.keras --output model.tflite
+python -m export litert --weights model.keras --quantize dynamic-int8 \
+    --output small.tflite
 python -m export verify model.tflite --weights model.keras --pictures DIR
 python -m export classify --server localhost:8500 --model cait_s24 photo.jpg
 """
@@ -85,6 +87,8 @@ def parser():
         )
         if command is saved_model:
             add_serving_options(sub)
+        if command is litert:
+            add_quantization_options(sub)
         if command is verify:
             sub.add_argument("exported", type=Path, nargs="+")
             sub.add_argument(
@@ -120,6 +124,22 @@ def add_serving_options(parser):
         nargs="+",
         default=[1, 2, 4, 8],
         help="to which the server pads its batches (default: 1 2 4 8)",
+    )
+
+
+def add_quantization_options(parser):
+    parser.add_argument(
+        "--quantize",
+        default="float32",
+        metavar="RECIPE,...",
+        help="float32 (default), float16, dynamic-int8, static-int8 or "
+        "static-int8-int16; of several, --output is a folder with a file each",
+    )
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        help="folder of pictures such as the model will see, for the static "
+        "recipes; 200 of them are taken",
     )
 
 
@@ -176,12 +196,27 @@ def saved_model(arguments):
 def litert(arguments):
     from export.inference import InferenceModel
     from export.litert import convert
+    from export.quantization import calibration_images, check_recipes, quantize
 
+    recipes = arguments.quantize.split(",")
+    check_recipes(recipes, arguments.calibration is not None)
     model, _ = trained(arguments)
-    write(
-        arguments.output,
-        lambda path: path.write_bytes(convert(InferenceModel(model))),
-    )
+    images = []
+    if arguments.calibration:
+        size = model.image_shape[:2]
+        images = calibration_images(arguments.calibration, size)
+    float32 = convert(InferenceModel(model))
+
+    def write_one(path):
+        path.write_bytes(quantize(float32, *recipes, images))
+
+    def write_each(folder):
+        folder.mkdir()
+        for recipe in recipes:
+            file = folder / f"{recipe}.tflite"
+            file.write_bytes(quantize(float32, recipe, images))
+
+    write(arguments.output, write_each if len(recipes) > 1 else write_one)
 
 
 def verify(arguments):
@@ -204,12 +239,8 @@ def verify(arguments):
 
 
 def classify(arguments):
-    from export.serving.client import (
-        GrpcClient,
-        RestClient,
-        classify_all,
-        picture_files,
-    )
+    from export.pictures import picture_files
+    from export.serving.client import GrpcClient, RestClient, classify_all
 
     connect = GrpcClient if arguments.protocol == "grpc" else RestClient
     client = connect(

@@ -3,6 +3,7 @@
 import tempfile
 
 import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter
 from tensorflow.python.framework.convert_to_constants import (
     convert_variables_to_constants_v2 as freeze,
 )
@@ -33,3 +34,20 @@ def convert(model):
     with tempfile.TemporaryDirectory() as folder:
         tf.saved_model.save(module, folder, module.classify)
         return tf.lite.TFLiteConverter.from_saved_model(folder).convert()
+
+
+def operations(path):
+    """How many operations a file has, and in how many parts XNNPACK runs it.
+
+    Args:
+        path: path of a `.tflite` file.
+
+    Returns:
+        Pair of ints. One part is the whole graph; more are cut by operations
+        that XNNPACK does not take.
+    """
+    interpreter = Interpreter(str(path))
+    interpreter.allocate_tensors()
+    names = [each["op_name"] for each in interpreter._get_ops_details()]
+    partitions = names.count("DELEGATE")
+    return len(names) - partitions, partitions

@@ -9,6 +9,7 @@ import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 
 from export.bundle import existing_versions
+from export.litert import operations
 from keras_cait.preprocessing import load_image, resize_and_crop
 
 # The SavedModel names the best classes alone; the others have this score.
@@ -21,19 +22,22 @@ BATCH_SIZE = 50
 class Row:
     """What one file did on the pictures.
 
-    `top1` and `agreement` (with the Keras model's answers) are shares of the
-    pictures, `max_difference` is the largest difference of any probability
-    from the Keras model's, `milliseconds` is the median time for one picture
-    alone, decoding included.
+    `top1`, `top5` and `agreement` (with the Keras model's first answers) are
+    shares of the pictures, `max_difference` is the largest difference of any
+    probability from the Keras model's, `milliseconds` is the median time for
+    one picture alone, decoding included, `partitions` tells in how many parts
+    XNNPACK runs a `.tflite` (`None` for others).
     `example` is what the file says of the first picture: label and score.
     """
 
     name: str
     top1: float
+    top5: float
     agreement: float
     max_difference: float
     milliseconds: float
     megabytes: float
+    partitions: int | None
     example: tuple
 
 
@@ -67,13 +71,17 @@ def verify(model, labels, exported, pictures):
     truth = np.array([label for _, label in files])
     encoded = [file.read_bytes() for file, _ in files]
 
-    contestants = [("Keras", keras_classifier(model), model.count_params() * 4)]
+    keras_size = model.count_params() * 4
+    contestants = [("Keras", keras_classifier(model), keras_size, None)]
     for path in map(version_folder, exported):
         name = "/".join(path.parts[-2:]) if path.is_dir() else path.name
-        contestants.append((name, classifier(path, labels), size_of(path)))
+        partitions = operations(path)[1] if path.suffix == ".tflite" else None
+        contestants.append(
+            (name, classifier(path, labels), size_of(path), partitions)
+        )
 
     rows, expected = [], None
-    for name, classify, bytes_on_disk in contestants:
+    for name, classify, bytes_on_disk, partitions in contestants:
         scores = np.concatenate(
             [
                 classify(encoded[start : start + BATCH_SIZE])
@@ -82,17 +90,20 @@ def verify(model, labels, exported, pictures):
         )
         if expected is None:
             expected = scores
-        top1 = scores.argmax(axis=-1)
+        best = scores.argsort(axis=-1)[:, ::-1]
+        top1 = best[:, 0]
         rows.append(
             Row(
                 name=name,
                 top1=float((top1 == truth).mean()),
+                top5=float((best[:, :5] == truth[:, None]).any(axis=1).mean()),
                 agreement=float((top1 == expected.argmax(axis=-1)).mean()),
                 max_difference=float(
                     np.abs(scores - expected)[scores != UNKNOWN].max()
                 ),
                 milliseconds=1e3 * latency(classify, encoded[:BATCH_SIZE]),
                 megabytes=bytes_on_disk / 1e6,
+                partitions=partitions,
                 example=(labels[top1[0]], float(scores[0].max())),
             )
         )
@@ -186,15 +197,20 @@ def size_of(path):
 
 def table(rows):
     """The rows as aligned text."""
-    columns = ("", "top-1", "agreement", "max difference", "ms", "MB")
+    columns = (
+        *("", "top-1", "top-5", "agreement", "max difference", "ms", "MB"),
+        "partitions",
+    )
     lines = [columns] + [
         (
             row.name,
             f"{row.top1:.1%}",
+            f"{row.top5:.1%}",
             f"{row.agreement:.1%}",
             f"{row.max_difference:.1e}",
             f"{row.milliseconds:.2f}",
             f"{row.megabytes:.1f}",
+            "" if row.partitions is None else str(row.partitions),
         )
         for row in rows
     ]

@@ -10,6 +10,9 @@ from ai_edge_litert.interpreter import Interpreter
 
 import keras_cait
 from export.__main__ import main
+from export.litert import operations
+from export.quantization import RECIPES
+from export.verify import litert_classifier
 from keras_cait.preprocessing import (
     load_image,
     resize_and_crop,
@@ -100,6 +103,70 @@ def test_litert_runs_whole_on_the_delegate(exported, pictures):
         )
 
 
+# How far the largest probability may move, and whether XNNPACK runs it whole.
+QUANTISED = {
+    "float32": (1e-6, True),
+    "float16": (2e-2, True),
+    "dynamic-int8": (0.1, True),
+    "static-int8": (0.2, True),
+    "static-int8-int16": (0.1, False),
+}
+
+
+@pytest.fixture(scope="module")
+def quantised(exported):
+    """A file of each recipe, calibrated on the pictures."""
+    output = exported / "quantised"
+    arguments = [
+        *("litert", "--weights", str(exported / "model.keras")),
+        *("--quantize", ",".join(RECIPES)),
+        *("--calibration", str(REFERENCE / "preprocess")),
+        *("--output", str(output)),
+    ]
+    assert main(arguments) == 0
+    return output
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_quantised_files_stay_near_the_model(recipe, quantised, expected):
+    file = quantised / f"{recipe}.tflite"
+    tolerance, is_whole = QUANTISED[recipe]
+    classify = litert_classifier(file)
+    answers = classify([picture.read_bytes() for picture in PICTURES])
+    difference = np.abs(answers - expected).max()
+    assert difference <= tolerance
+    assert (difference > 1e-6) == (recipe != "float32")
+    assert (operations(file)[1] == 1) == is_whole
+    if recipe != "float32":
+        whole = (quantised / "float32.tflite").stat().st_size
+        assert file.stat().st_size < 0.9 * whole
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--quantize", "int4"), "A recipe is one of"),
+        (("--quantize", "static-int8"), "--calibration FOLDER"),
+        (
+            ("--quantize", "static-int8", "--calibration", "EMPTY"),
+            "There are no pictures in",
+        ),
+    ],
+)
+def test_quantisation_refuses_with_nothing_written(
+    options, message, exported, tmp_path, capsys
+):
+    (tmp_path / "empty").mkdir()
+    options = [o.replace("EMPTY", str(tmp_path / "empty")) for o in options]
+    arguments = [
+        *("litert", "--weights", str(exported / "model.keras"), *options),
+        *("--output", str(tmp_path / "files/model.tflite")),
+    ]
+    assert main(arguments) == 1
+    assert message in capsys.readouterr().err
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
 def test_verify_compares_on_labelled_pictures(
     exported, expected, tmp_path, capsys
 ):
@@ -121,6 +188,7 @@ def test_verify_compares_on_labelled_pictures(
     assert [row["name"] for row in rows] == ["Keras", "cait/1", "model.tflite"]
     for row in rows:
         assert row["top1"] == pytest.approx(1 - 1 / len(PICTURES))
+        assert row["top5"] == 1.0  # of five classes
         assert row["agreement"] == 1.0
         assert row["max_difference"] < 1e-3
         assert row["milliseconds"] > 0
@@ -148,7 +216,7 @@ def test_a_failed_export_leaves_nothing(
     output = str(tmp_path / "files/model.tflite")
     assert main(["litert", "--weights", weights, "--output", output]) == 1
     assert "No space left on device" in capsys.readouterr().err
-    assert not list((tmp_path / "files").iterdir())
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
 
 @pytest.mark.parametrize(

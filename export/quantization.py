@@ -1,0 +1,118 @@
+"""Smaller and faster `.tflite` files, by the recipes that keep their accuracy.
+
+Only dense layers and the patch convolution are quantised, per output channel:
+they hold nearly all weights and most of the work. Products of activations
+(scores, head mixing, values), softmax, LayerNorm and the residual stream stay
+in float32. With the products in int8 as well, a model that had learned digits
+named one of ten right by chance.
+
+XNNPACK runs the files of all recipes whole but that of int16, which is for
+accelerators that want it.
+"""
+
+from pathlib import Path
+
+from litert_quantizer.qtyping import TFLOperationName
+from litert_quantizer.quantizer import AlgorithmName, Quantizer
+from litert_quantizer.recipe_manager import RecipeManager
+
+from export.pictures import picture_files
+from keras_cait.preprocessing import load_image, resize_and_crop
+
+RECIPES = (
+    "float32",
+    "float16",
+    "dynamic-int8",
+    "static-int8",
+    "static-int8-int16",
+)
+LAYERS = (TFLOperationName.FULLY_CONNECTED, TFLOperationName.CONV_2D)
+
+
+def quantize(tflite, recipe, calibration=()):
+    """A float32 `.tflite` file, quantised.
+
+    | recipe | weights | activations |
+    |---|---|---|
+    | `float32` | float32 | float32 |
+    | `float16` | float16, read as float32 | float32 |
+    | `dynamic-int8` | int8 | int8 in each layer, ranges found as it runs |
+    | `static-int8` | int8 | int8 in each layer, ranges of the calibration |
+    | `static-int8-int16` | int8 | int16 in each layer, such ranges |
+
+    Args:
+        tflite: bytes, as from `export.litert.convert`.
+        recipe: str, one of `RECIPES`.
+        calibration: images `(height, width, 3)` of 0...255 such as the model
+            will see, for the static recipes; a hundred or two are enough.
+
+    Returns:
+        bytes. Inputs and outputs stay float32.
+
+    Raises:
+        ValueError: there is no such recipe, or a static one lacks images.
+
+    Example:
+    >>> quantize(tflite, "dynamic-int8")  # doctest: +SKIP
+    """
+    check_recipes([recipe], len(calibration) > 0)
+    if recipe == "float32":
+        return tflite
+    manager = RecipeManager()
+    for layer in LAYERS:
+        if recipe == "float16":
+            manager.add_weight_only_config(
+                ".*", layer, 16, algorithm_key=AlgorithmName.FLOAT_CASTING
+            )
+        elif recipe == "dynamic-int8":
+            manager.add_dynamic_config(".*", layer, num_bits=8)
+        else:
+            manager.add_static_config(
+                ".*",
+                layer,
+                activation_num_bits=16 if recipe.endswith("int16") else 8,
+                weight_num_bits=8,
+            )
+    quantizer = Quantizer(bytearray(tflite), manager.get_quantization_recipe())
+    ranges = None
+    if quantizer.need_calibration:
+        batches = [{"images": image[None]} for image in calibration]
+        ranges = quantizer.calibrate({"serving_default": batches})
+    return bytes(quantizer.quantize(ranges).quantized_model)
+
+
+def check_recipes(recipes, is_calibrated):
+    """Raises ValueError for what `quantize` cannot do."""
+    for recipe in recipes:
+        if recipe not in RECIPES:
+            raise ValueError(
+                f"A recipe is one of {', '.join(RECIPES)}. Received: "
+                f"{recipe!r}."
+            )
+        if recipe.startswith("static") and not is_calibrated:
+            raise ValueError(
+                f"{recipe} needs pictures such as the model will see, to find "
+                "the ranges of its activations: --calibration FOLDER."
+            )
+
+
+def calibration_images(folder, size, count=200):
+    """Pictures from all over a folder, as float32 images.
+
+    Args:
+        folder: path of a folder with pictures, in sub-folders or not.
+        size: pair of ints, `(height, width)` in pixels.
+        count: int > 0. How many at most.
+
+    Returns:
+        List of float32 arrays `(height, width, 3)` in 0...255.
+
+    Raises:
+        ValueError: the folder holds no pictures, or one cannot be read.
+    """
+    files = picture_files([Path(folder)])
+    chosen = files[:: -(-len(files) // count)]
+    return [
+        resize_and_crop(load_image(file), size).astype("float32")
+        for file in chosen
+    ]
