@@ -37,17 +37,25 @@ def convert(model):
 
 
 def operations(path):
-    """How many operations a file has, and in how many parts XNNPACK runs it.
+    """How many operations a file has, and in how many parts it runs.
 
     Args:
         path: path of a `.tflite` file.
 
     Returns:
-        Pair of ints. One part is the whole graph; more are cut by operations
-        that XNNPACK does not take.
+        Pair of ints. One part is XNNPACK's, of the whole graph. More parts are
+        cut by operations that it does not take, which are one part together.
     """
     interpreter = Interpreter(str(path))
     interpreter.allocate_tensors()
-    names = [each["op_name"] for each in interpreter._get_ops_details()]
-    partitions = names.count("DELEGATE")
-    return len(names) - partitions, partitions
+    nodes = interpreter._get_ops_details()  # what XNNPACK took is still there
+    parts = [node for node in nodes if node["op_name"] == "DELEGATE"]
+    ours = [node for node in nodes if node["op_name"] != "DELEGATE"]
+
+    def tensors(nodes, key):
+        return {tensor for node in nodes for tensor in node[key]}
+
+    made = tensors(parts, "outputs")
+    answers = {each["index"] for each in interpreter.get_output_details()}
+    needed = tensors(parts, "inputs") & tensors(ours, "outputs") | answers
+    return len(ours), len(parts) + (not needed <= made)

@@ -25,8 +25,8 @@ class Row:
     `top1`, `top5` and `agreement` (with the Keras model's first answers) are
     shares of the pictures, `max_difference` is the largest difference of any
     probability from the Keras model's, `milliseconds` is the median time for
-    one picture alone, decoding included, `partitions` tells in how many parts
-    XNNPACK runs a `.tflite` (`None` for others).
+    one picture alone, decoding included, `partitions` tells in how many parts a
+    `.tflite` runs (`None` for others), one being XNNPACK's.
     `example` is what the file says of the first picture: label and score.
     """
 
