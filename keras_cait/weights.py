@@ -105,14 +105,14 @@ def save_checkpoint(model, path, overwrite=True):
     all: a crash while writing leaves an earlier file as it was.
 
     Args:
-        model: `CaiT`.
+        model: `CaiT` or `baselines.ViT`.
         path: str or path that ends with `.safetensors`.
         overwrite: bool. Whether to replace an existing file, as in
             `model.save`.
 
     Raises:
-        ValueError: `model` is not a `CaiT`, the path has another ending, or
-            the file exists and `overwrite=False`.
+        ValueError: `model` is neither, the path has another ending, or the
+            file exists and `overwrite=False`.
 
     Example:
     >>> save_checkpoint(model, "model.safetensors")  # doctest: +SKIP
@@ -495,7 +495,7 @@ def _load_h5(model, path):
 
 def _check_model(model):
     # By layers: clones and rebuilt models are no instances of CaiT.
-    if not {"position_embedding", "class_token"} <= _layer_names(model):
+    if not {"patch_embedding", "position_embedding"} <= _layer_names(model):
         raise ValueError(
             "Expected a CaiT, or a model with its layers. Received: "
             f"{type(model).__name__} {getattr(model, 'name', '')!r}. Of a "

@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 
 from keras_cait.baselines import SIZES, ResidualBlock, ViT
 from keras_cait.conversion import from_reference, to_reference
+from keras_cait.weights import load_checkpoint, save_checkpoint
 from tests.conftest import gradients, randomise, reference
 from tests.oracle_weights import checksum, fill, make_input, state_dict
 
@@ -246,6 +247,10 @@ def test_saved_models_come_back(choice, tmp_path, pictures):
     assert loaded.get_config() == model.get_config()
     assert loaded.dtype_policy.name == "mixed_bfloat16"
     np.testing.assert_array_equal(loaded(pictures), model(pictures))
+    save_checkpoint(model, tmp_path / "model.safetensors")
+    other = ViT.from_config(model.get_config())
+    load_checkpoint(other, tmp_path / "model.safetensors")
+    np.testing.assert_array_equal(other(pictures), model(pictures))
 
 
 @pytest.mark.parametrize(

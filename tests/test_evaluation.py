@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -101,6 +104,45 @@ def test_every_kind_of_file_gives_the_same_accuracy(kinds, tmp_path, capsys):
         assert result["images_per_second"] > 0
     assert len((tmp_path / "table.md").read_text().splitlines()) == 7
     assert f"{100 * expected['top1']:.3f}" in capsys.readouterr().out
+
+
+TWO_DEVICES = """
+import sys
+import tensorflow as tf
+from training.evaluate import main
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0],
+    [tf.config.LogicalDeviceConfiguration()] * 2,
+)
+main(sys.argv[1:])
+"""
+
+
+def test_two_devices_give_the_same_accuracy(kinds, tmp_path):
+    """Of 1,000 pictures, in batches of which the last is padded."""
+    options = ["--weights", str(kinds / "model.keras"), "--data", "digits"]
+    options += ["--batch-size", "96", "--output"]
+    program.main([*options, str(tmp_path / "one")])
+    subprocess.run(
+        [
+            *(sys.executable, "-c", TWO_DEVICES, *options),
+            *(str(tmp_path / "two"), "--strategy", "mirrored"),
+        ],
+        check=True,
+    )
+    one, two = (
+        json.loads(next((tmp_path / name).glob("*.json")).read_text())
+        for name in ("one", "two")
+    )
+    assert (one["devices"], two["devices"]) == (1, 2)
+    for key in ("top1", "top5", "images", "weights"):
+        assert one[key] == two[key]
+    assert one["ece"] == pytest.approx(two["ece"], abs=1e-5)
+    with pytest.raises(ValueError, match="must divide into the devices"):
+        classifier = load_classifier(kinds / "model.keras")
+        strategy = SimpleNamespace(num_replicas_in_sync=3)
+        path = tmp_path / "three.json"
+        measure(classifier, noise(50), SETTINGS, path, 8, strategy)
 
 
 def test_raw_weights_of_a_run_are_those_of_its_last_step(kinds):

@@ -75,26 +75,46 @@ def load_classifier(path, precision="float32", raw=False):
         ValueError: the path is none of these.
     """
     path = Path(path)
+    if path.suffix == ".tflite" and not raw:
+        return _litert(path)
+    if tf.saved_model.contains_saved_model(str(path)) and not raw:
+        return _saved_model(path)
+    model = load_keras_model(path, precision, raw)
     run = path / "model.keras"
-    if raw and not run.exists():
+    return _of_keras(model, _sha256(run if run.exists() else path))
+
+
+def load_keras_model(path, precision="float32", raw=False):
+    """A Keras model from a file or the folder of a training run.
+
+    Args:
+        path: path of a `.keras` file, a `.safetensors` file of a CaiT, or the
+            folder of a training run.
+        precision: str. Dtype policy.
+        raw: bool. Of a run, take the weights of its last step instead of the
+            averaged ones.
+
+    Returns:
+        `keras.Model`.
+
+    Raises:
+        ValueError: the path is none of these.
+    """
+    path = Path(path)
+    if (path / "model.keras").exists():
+        return _run(path, precision, raw)
+    if raw:
         raise ValueError(
             f"Only a training run keeps its raw weights. Received: {path}."
         )
-    if run.exists():
-        return _of_keras(_run(path, precision, raw), _sha256(run))
     if path.suffix == ".keras":
-        model = _in_precision(keras.models.load_model(path), precision)
-        return _of_keras(model, _sha256(path))
+        return _in_precision(keras.models.load_model(path), precision)
     if path.suffix == ".safetensors":
-        return _of_keras(_safetensors(path, precision), _sha256(path))
-    if path.suffix == ".tflite":
-        return _litert(path)
-    if tf.saved_model.contains_saved_model(str(path)):
-        return _saved_model(path)
+        return _safetensors(path, precision)
     raise ValueError(
         f"{path} is no .keras, .safetensors or .tflite file, and no folder of "
         "a training run or a SavedModel. Published weights are asked for by "
-        "--weights imagenet."
+        "the name of their variant."
     )
 
 

@@ -23,6 +23,7 @@ from keras_cait.weights import CHECKPOINTS, nearest_checkpoint
 from training.classifiers import load_classifier, published
 from training.command import run
 from training.data import evaluation_batches, load
+from training.distribution import is_chief, lost_workers, make_strategy
 from training.transforms import centre_crop
 
 # Top-1 and top-5 in percent that timm measured of the published models, by
@@ -165,8 +166,15 @@ def evaluate(model, examples, batch_size=250):
     }
 
 
+@lost_workers()
 def measure(
-    classifier, examples, settings, path, batch_size=64, save_seconds=60.0
+    classifier,
+    examples,
+    settings,
+    path,
+    batch_size=64,
+    strategy=None,
+    save_seconds=60.0,
 ):
     """Evaluates a classifier, or goes on with an interrupted evaluation.
 
@@ -175,7 +183,9 @@ def measure(
         examples: `training.data.Examples`.
         settings: dict of what the result depends on; it is part of it.
         path: path of the JSON file to write. Answers so far are beside it.
-        batch_size: int. Images of a batch.
+        batch_size: int. Images of a batch, over all devices.
+        strategy: `tf.distribute.Strategy` in whose scope the classifier was
+            made; `None` is one device. Workers share the folder of the file.
         save_seconds: float. Seconds between savings of the answers so far.
 
     Returns:
@@ -183,14 +193,23 @@ def measure(
         without the reading of pictures and without the first batch.
 
     Raises:
-        ValueError: the file is of other settings or weights.
+        ValueError: the file is of other settings or weights, or the batch
+            does not divide into the devices.
     """
+    strategy = strategy or make_strategy("one")
+    devices = strategy.num_replicas_in_sync
+    if batch_size % devices:
+        raise ValueError(
+            "batch_size must divide into the devices. Received: "
+            f"batch_size={batch_size} for {devices} devices."
+        )
     settings = {**settings, "weights": classifier.identity}
     unfinished = path.with_suffix(".unfinished.npz")
     if path.exists():
         result = json.loads(path.read_text())
         check_settings(settings, result, path)
         return result
+    chief = is_chief(strategy)
     found = []
     if unfinished.exists():
         with np.load(unfinished) as file:
@@ -200,16 +219,24 @@ def measure(
     saved = time.perf_counter()
     seconds, timed = 0.0, 0
     transform = centre_crop(classifier.size, settings["crop_ratio"])
-    batches = evaluation_batches(examples, transform, batch_size, start=done)
-    for step, (images, labels, weights) in enumerate(batches):
+    batches = strategy.distribute_datasets_from_function(
+        lambda context: evaluation_batches(
+            examples, transform, batch_size, context, done
+        )
+    )
+    for step, (images, *known) in enumerate(batches):
         start = time.perf_counter()
-        probabilities = classifier.predict(images).numpy()
-        real = weights.numpy() > 0  # the last batch is padded
+        answered = strategy.run(classifier.predict, args=(images,))
+        probabilities, labels, weights = (
+            strategy.gather(values, axis=0).numpy()
+            for values in (answered, *known)
+        )
+        real = weights > 0  # the last batch is padded
         if step:
             seconds += time.perf_counter() - start
             timed += int(real.sum())
-        found.append(answers(probabilities[real], labels.numpy()[real]))
-        if time.perf_counter() - saved >= save_seconds:
+        found.append(answers(probabilities[real], labels[real]))
+        if chief and time.perf_counter() - saved >= save_seconds:
             saved = time.perf_counter()
             save_answers(joined(found), settings, unfinished)
     result = {
@@ -217,13 +244,15 @@ def measure(
         **metrics(joined(found)),
         "images_per_second": timed / seconds if timed else None,
         "batch_size": batch_size,
+        "devices": devices,
         "keras": keras.__version__,
         "tensorflow": tf.__version__,
     }
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(result, indent=2) + "\n")
-    partial.rename(path)
-    unfinished.unlink(missing_ok=True)
+    if chief:
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(result, indent=2) + "\n")
+        partial.rename(path)
+        unfinished.unlink(missing_ok=True)
     return result
 
 
@@ -314,6 +343,7 @@ def command(
         "float32", "mixed_bfloat16", "mixed_float16"
     ] = "float32",
     raw: bool = False,
+    strategy: Literal["auto", "one", "mirrored", "workers", "tpu"] = "auto",
 ):
     """Evaluates models; an evaluation that was interrupted goes on.
 
@@ -335,7 +365,9 @@ def command(
         precision: Dtype policy. The authors advise float32 for M48.
         raw: Of a training run, the weights of the last step instead of the
             averaged ones.
+        strategy: Devices, as for training.train; the batch is over all.
     """
+    strategy = make_strategy(strategy)
     examples = load(data, "held_out", data_dir)
     output.mkdir(parents=True, exist_ok=True)
     models = [(weights, None)]
@@ -346,12 +378,13 @@ def command(
         models = [(None, checkpoint) for checkpoint in CHECKPOINTS.values()]
     results = []
     for path, checkpoint in models:
-        if checkpoint:
-            classifier = published(checkpoint, precision)
-            name = f"CaiT-{checkpoint.variant} {checkpoint.image_size}"
-        else:
-            classifier = load_classifier(path, precision, raw)
-            name = f"{path} raw" if raw else path
+        with strategy.scope():
+            if checkpoint:
+                classifier = published(checkpoint, precision)
+                name = f"CaiT-{checkpoint.variant} {checkpoint.image_size}"
+            else:
+                classifier = load_classifier(path, precision, raw)
+                name = f"{path} raw" if raw else path
         settings = {
             "model": name,
             "checkpoint": checkpoint
@@ -371,18 +404,16 @@ def command(
                 settings,
                 output / f"{file}.json",
                 batch_size,
+                strategy,
             )
         )
         print(table(results[-1:]))
-    (output / "table.md").write_text(
-        table(
-            [
-                json.loads(file.read_text())
-                for file in sorted(output.glob("*.json"))
-            ]
-        )
-        + "\n"
-    )
+    if is_chief(strategy):
+        all_results = [
+            json.loads(file.read_text())
+            for file in sorted(output.glob("*.json"))
+        ]
+        (output / "table.md").write_text(table(all_results) + "\n")
 
 
 def main(argv=None):

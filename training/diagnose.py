@@ -1,0 +1,439 @@
+"""What goes on inside a trained model, layer by layer, as a report.
+
+python -m training.diagnose runs/digits --data digits
+python -m training.diagnose S24 --data imagenet2012 --data-dir DIR
+"""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+import tensorflow as tf
+import tyro
+from keras import ops
+from matplotlib import pyplot as plt
+
+import keras_cait
+from keras_cait.baselines import ViT
+from keras_cait.models import VARIANTS
+from training.classifiers import load_keras_model
+from training.command import run
+from training.data import evaluation_batches, load
+from training.run_folder import write_whole
+from training.transforms import centre_crop
+
+
+def diagnose(model, batches):
+    """Norms, gradients, gammas and attention of every block.
+
+    Args:
+        model: `CaiT` or `ViT` with a head.
+        batches: iterable of `(images, labels, weights)`, as of
+            `evaluation_batches`; the weight of padding is 0.
+
+    Returns:
+        List of dicts, one for each block, those of self-attention first, with
+
+        - `block`, its name;
+        - `activation`: root mean square of what leaves the block;
+        - `attention_share`, `mlp_share`: size of a branch, scaled, over the
+          size of what it is added to;
+        - `activation_gradient`: norm of the gradient of an image's loss by
+          what leaves the block, root mean square over the images;
+        - `attention_gradient`, `mlp_gradient`: norm of the gradient of the
+          mean loss by the weights of each of the two (norms and gammas are
+          left out);
+        - `gammas_1`, `gammas_2`: the 5th, 50th and 95th percentile of the
+          sizes of LayerScale's gammas; `None` without;
+        - `distance`, in self-attention: for each head the mean distance from
+          a patch to those that it attends to, in patches, weighted by the
+          sizes of the scores; scores of a class token are left out;
+        - `entropy`, in class attention: for each head the entropy of the
+          scores over that of equal scores, 0...1.
+
+    Raises:
+        ValueError: the model is another, or pictures have many labels.
+
+    Reference: Touvron et al., 2021, section 2 and figures 3 and 6;
+    Dosovitskiy et al., 2020, figure 7 (arXiv 2010.11929).
+    """
+    if not isinstance(model, keras_cait.CaiT | ViT) or not model.include_top:
+        raise ValueError(
+            "Expected a CaiT or ViT with a head. Received: "
+            f"{type(model).__name__} {model.name!r}."
+        )
+    config = {**model.get_config(), "classifier_activation": None}
+    with_logits = type(model).from_config(config)
+    with_logits.set_weights(model.get_weights())
+    model = with_logits
+    grid = model.get_layer("patch_embedding").output.shape[1:3]
+    blocks = [layer for layer in model.layers if is_block(layer)]
+    inside = keras.Model(
+        model.input,
+        [
+            [block.input for block in blocks],
+            [block.output for block in blocks],
+            model.output,
+        ],
+    )
+    sums = [{} for _ in blocks]
+    by_weights = [0.0] * len(model.trainable_variables)
+    count = 0
+    for images, labels, weights in batches:
+        if labels.ndim != 1:
+            raise ValueError(
+                "A loss needs one label a picture, and those of this data set "
+                "have any number. Choose another --data."
+            )
+        count += float(tf.reduce_sum(weights))
+        with tf.GradientTape() as tape:
+            tape.watch(images)
+            inputs, outputs, logits = inside(images, training=False)
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
+                labels, logits
+            )
+            loss = tf.reduce_sum(losses * weights)
+        by_outputs, gradients = tape.gradient(
+            loss,
+            (outputs, [v.value for v in model.trainable_variables]),
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        )
+        by_weights = [
+            total + gradient
+            for total, gradient in zip(by_weights, gradients, strict=True)
+        ]
+        for block, *tensors, total in zip(
+            blocks, inputs, outputs, by_outputs, sums, strict=True
+        ):
+            for name, value in of_images(block, grid, *tensors).items():
+                shares = tf.reshape(weights, (-1,) + (1,) * (value.ndim - 1))
+                value = np.sum(value * shares.numpy(), axis=0)
+                total[name] = total.get(name, 0.0) + value
+    rows = []
+    for block, total in zip(blocks, sums, strict=True):
+        mean = {name: value / count for name, value in total.items()}
+        rows.append(
+            {
+                "block": block.name,
+                "activation": float(mean["output"] ** 0.5),
+                "attention_share": float(
+                    (mean["attention"] / mean["input"]) ** 0.5
+                ),
+                "mlp_share": float((mean["mlp"] / mean["between"]) ** 0.5),
+                "activation_gradient": float(mean["gradient"] ** 0.5),
+                **{
+                    f"{part}_gradient": norm_of(
+                        f"{block.name}/{part}/", model, by_weights, count
+                    )
+                    for part in ("attention", "mlp")
+                },
+                **{
+                    f"gammas_{i}": gammas(getattr(block, f"layer_scale_{i}"))
+                    for i in (1, 2)
+                },
+                **{
+                    name: mean[name].tolist()
+                    for name in ("distance", "entropy")
+                    if name in mean
+                },
+            }
+        )
+    return rows
+
+
+def is_block(layer):
+    return layer.name.startswith(("self_attention", "class_attention"))
+
+
+def of_images(block, grid, inputs, output, gradient):
+    """Figures of a block by image: arrays `(batch,)` or `(batch, heads)`."""
+    *token, patches = inputs if isinstance(inputs, list) else [inputs]
+    stream = token[0] if token else patches
+    branch, scores = block.attention(
+        *(block.norm1(x) for x in (*token, patches)),
+        return_attention_scores=True,
+    )
+    branch = block.layer_scale_1(branch)
+    between = stream + branch
+    found = {
+        "input": mean_square(stream),
+        "attention": mean_square(branch),
+        "between": mean_square(between),
+        "mlp": mean_square(output - between),
+        "output": mean_square(output),
+        "gradient": tf.reduce_sum(gradient**2, axis=(1, 2)).numpy(),
+    }
+    scores = ops.convert_to_numpy(ops.cast(scores, "float32"))
+    if token:
+        found["entropy"] = entropy(scores[:, :, 0])
+    else:
+        found["distance"] = distance(scores, grid)
+    return found
+
+
+def mean_square(tensor):
+    return tf.reduce_mean(tf.cast(tensor, tf.float32) ** 2, axis=(1, 2)).numpy()
+
+
+def entropy(scores):
+    """Entropy of scores over that of equal ones: `(..., keys)` to `(...)`.
+
+    Example:
+    >>> entropy(np.array([[0.25] * 4, [1.0, 0, 0, 0]])).tolist()
+    [1.0, 0.0]
+    """
+    logarithms = np.log(np.maximum(scores, np.finfo("float32").tiny))
+    return abs(np.sum(scores * logarithms, axis=-1)) / np.log(scores.shape[-1])
+
+
+def distance(scores, grid):
+    """Mean distance of attention, in patches.
+
+    Args:
+        scores: array `(batch, heads, tokens, tokens)`; a class token, if there
+            is one, comes first.
+        grid: pair of ints, rows and columns of patches.
+
+    Returns:
+        Array `(batch, heads)`.
+
+    Example:
+    >>> distance(np.full((1, 1, 4, 4), 0.25), (2, 2)).round(3)
+    array([[0.854]])
+    """
+    patches = grid[0] * grid[1]
+    sizes = np.abs(scores[..., -patches:, -patches:])
+    places = np.stack(np.unravel_index(np.arange(patches), grid), 1)
+    apart = np.linalg.norm(places[:, None] - places[None], axis=-1)
+    means = np.sum(sizes * apart, axis=-1) / np.sum(sizes, axis=-1)
+    return means.mean(axis=-1)
+
+
+def norm_of(path, model, gradients, count):
+    """Norm of the mean gradient by the weights under a path."""
+    squares = [
+        float(tf.reduce_sum(tf.cast(gradient, tf.float32) ** 2))
+        for variable, gradient in zip(
+            model.trainable_variables, gradients, strict=True
+        )
+        if variable.path.startswith(path)
+    ]
+    return sum(squares) ** 0.5 / count
+
+
+def gammas(scale):
+    """Percentiles of the sizes of what multiplies a branch."""
+    if not hasattr(scale, "gamma"):
+        return None
+    sizes = np.abs(ops.convert_to_numpy(scale.gamma))
+    return np.percentile(sizes, (5, 50, 95)).tolist()
+
+
+def figures(rows, folder):
+    """Draws the rows of `diagnose`: `norms.png`, `gammas.png`, `attention.png`.
+
+    Blocks of class attention stand to the right of a dotted line.
+    """
+    places = np.arange(len(rows))
+    names = [
+        ("c" if row["block"].startswith("class") else "")
+        + row["block"].rpartition("_")[2]
+        for row in rows
+    ]
+    own = sum(row["block"].startswith("self") for row in rows)
+
+    def panel(axes, title, ylabel, log=False):
+        axes.set(title=title, ylabel=ylabel, xlabel="block")
+        step = -(-len(rows) // 16)
+        axes.set_xticks(places[::step], names[::step])
+        axes.set_xlim(-0.5, len(rows) - 0.5)
+        if own < len(rows):
+            axes.axvline(own - 0.5, color="0.6", linestyle=":")
+        if log:
+            axes.set_yscale("log")
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+
+    def pair():
+        return plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+
+    def save(drawing, name):
+        drawing.savefig(folder / name, dpi=150)
+        plt.close(drawing)
+
+    def values(key):
+        return [row[key] for row in rows]
+
+    drawing, axes = plt.subplots(2, 2, figsize=(9, 6.4), layout="constrained")
+    axes[0, 0].plot(places, values("activation"), "o-")
+    panel(axes[0, 0], "What leaves a block", "root mean square")
+    for key, label in (("attention", "attention"), ("mlp", "MLP")):
+        shares = 100 * np.array(values(f"{key}_share"))
+        axes[0, 1].plot(places, shares, "o-", label=label)
+        axes[1, 1].plot(places, values(f"{key}_gradient"), "o-", label=label)
+    panel(axes[0, 1], "A branch over what it is added to", "share / %")
+    axes[1, 0].plot(places, values("activation_gradient"), "o-")
+    panel(axes[1, 0], "Gradient by what leaves a block", "norm", log=True)
+    panel(axes[1, 1], "Gradient by the weights", "norm", log=True)
+    for one in axes[:, 1]:
+        one.legend(frameon=False)
+    save(drawing, "norms.png")
+
+    if any(row["gammas_1"] for row in rows):
+        drawing, axes = pair()
+        for one, key, title in (
+            (axes[0], "gammas_1", "LayerScale of attention"),
+            (axes[1], "gammas_2", "LayerScale of the MLP"),
+        ):
+            known = [i for i in places if rows[i][key]]
+            low, middle, high = np.transpose([rows[i][key] for i in known])
+            one.errorbar(
+                known,
+                middle,
+                [middle - low, high - middle],
+                fmt="o",
+                capsize=3,
+            )
+            panel(one, title, "size of gamma")
+            one.set_ylim(bottom=0)
+        save(drawing, "gammas.png")
+
+    drawing, axes = pair()
+    for one, key, title, ylabel, chosen in (
+        (axes[0], "distance", "Self-attention", "distance / patches", "self"),
+        (axes[1], "entropy", "Class attention", "entropy / log keys", "class"),
+    ):
+        one.set(title=title, ylabel=ylabel, xlabel="block")
+        found = [row[key] for row in rows if row["block"].startswith(chosen)]
+        for i, heads in enumerate(found):
+            one.plot([i] * len(heads), heads, "o", color="C0", alpha=0.5)
+            one.plot([i], np.mean(heads), "_", color="black", markersize=18)
+        step = -(-max(len(found), 1) // 12)
+        one.set_xticks(range(0, len(found), step))
+        one.set_xlim(-0.5, max(len(found), 1) - 0.5)
+        one.set_ylim(bottom=0)
+        one.grid(alpha=0.3)
+        one.spines[["top", "right"]].set_visible(False)
+    axes[1].set_ylim(0, 1)
+    save(drawing, "attention.png")
+
+
+def text(rows, name, data, count):
+    """The report, in Markdown."""
+    lines = [
+        f"# Inside {name}\n",
+        f"On {count} held-out images of {data}, without augmentation. Blocks "
+        "of class attention are marked c.\n",
+        "![Norms](norms.png)\n",
+        "The gradient by what leaves a block is that of the loss of one image, "
+        "the one by the weights that of the mean loss.\n",
+    ]
+    if any(row["gammas_1"] for row in rows):
+        lines += [
+            "![Gammas](gammas.png)\n",
+            "Sizes of gamma: median, and the range from the 5th to the 95th "
+            "percentile of the channels.\n",
+        ]
+    lines += [
+        "![Attention](attention.png)\n",
+        "Each dot is a head, each bar the mean of the heads of a block: how "
+        "far a patch looks, and how evenly the class token does (1 is equal "
+        "attention to all).\n",
+        "| block | activation | attention share | MLP share | gradient by "
+        "activation | by attention | by MLP | gamma 1 | gamma 2 |",
+        "|" + "---|" * 9,
+    ]
+    for row in rows:
+        cells = [
+            row["block"],
+            *(
+                f"{row[key]:.3g}"
+                for key in (
+                    *("activation", "attention_share", "mlp_share"),
+                    *("activation_gradient", "attention_gradient"),
+                    "mlp_gradient",
+                )
+            ),
+            *(
+                f"{row[key][1]:.3g}" if row[key] else ""
+                for key in ("gammas_1", "gammas_2")
+            ),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def command(
+    model: tyro.conf.Positional[str],
+    data: str = "imagenet2012",
+    data_dir: Path | None = None,
+    output: Path | None = None,
+    images: int = 256,
+    batch_size: int = 32,
+    crop_ratio: float = 1.0,
+    raw: bool = False,
+):
+    """Writes report.md, its figures and diagnostics.json.
+
+    Args:
+        model: A .keras or .safetensors file, the folder of a training run, or
+            the name of a variant, such as S24, for its published weights.
+        data: As for training.train, of which held-out pictures are taken.
+        data_dir: Where TensorFlow Datasets keeps its files.
+        output: Folder for the report; by default diagnostics/MODEL.
+        images: Number of pictures, spread over the held-out ones.
+        batch_size: Images of a batch.
+        crop_ratio: Share of the shorter side that is kept.
+        raw: Of a training run, the weights of the last step instead of the
+            averaged ones.
+    """
+    if model in VARIANTS:
+        loaded = getattr(keras_cait, f"CaiT_{model}")(weights="imagenet")
+    else:
+        loaded = load_keras_model(model, raw=raw)
+    examples = load(data, "held_out", data_dir)
+    count = min(images, examples.count)
+    spread = replace(
+        examples,
+        count=count,
+        read=lambda i: examples.read(i * examples.count // count),
+    )
+    batches = evaluation_batches(
+        spread, centre_crop(loaded.input.shape[1:3], crop_ratio), batch_size
+    )
+    rows = diagnose(loaded, batches)
+    name = model if model in VARIANTS else Path(model).stem
+    output = output or Path("diagnostics") / name
+    output.mkdir(parents=True, exist_ok=True)
+    result = {"model": name, "data": data, "images": count, "blocks": rows}
+    write_whole(
+        output / "diagnostics.json", json.dumps(result, indent=1) + "\n"
+    )
+    figures(rows, output)
+    write_whole(output / "report.md", text(rows, name, data, count))
+    print(f"The report is {output / 'report.md'}")
+
+
+def main(argv=None):
+    """Runs the command line: `argv`, or that of the process."""
+    run(
+        lambda: tyro.cli(
+            command,
+            prog="python -m training.diagnose",
+            description=__doc__,
+            args=argv,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
