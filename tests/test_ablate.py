@@ -22,6 +22,7 @@ def tiny(monkeypatch):
         global_batch_size=24,
         warmup_epochs=0.5,
         evaluation_epochs=2,
+        xla=False,
     )
     return dataclasses.replace(
         SCALES["digits"],
@@ -204,6 +205,8 @@ def test_the_command_runs_a_study(tiny, tmp_path, monkeypatch, capsys):
             "1",
             "--strategy",
             "one",
+            "--processes",
+            "1",
         ]
     )
     assert "| LayerScale | " in capsys.readouterr().out

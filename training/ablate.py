@@ -13,8 +13,11 @@ import json
 import math
 import os
 import shutil
+import signal
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
@@ -26,10 +29,11 @@ import matplotlib
 matplotlib.use("Agg")
 
 import numpy as np
+import tensorflow as tf
 import tyro
 from matplotlib import pyplot as plt
 
-from keras_cait.baselines import SIZES, ViT
+from keras_cait.baselines import SIZES, ResidualBlock, ViT
 from training.checkpoints import Checkpoints
 from training.command import run
 from training.data import evaluation_batches, load, steps_per_epoch
@@ -38,6 +42,7 @@ from training.distribution import is_chief, lost_workers, make_strategy
 from training.optimization import make_optimizer
 from training.recipes import RECIPES, Recipe
 from training.run_folder import write_whole
+from training.stacking import Stack, stacked
 from training.step import Trainer
 from training.transforms import evaluation_transform
 from training.unreadable import training_data
@@ -100,20 +105,24 @@ PAPER = {
 }
 
 SCALES = {
+    # 4 patches of 14 pixels, and a rate at which depth is hard: at a sixth of
+    # it all scalings learn alike.
     "digits": Scale(
         Recipe(
-            epochs=6,
-            global_batch_size=100,
-            learning_rate=1e-2,
+            epochs=4,
+            global_batch_size=50,
+            learning_rate=0.1,
             warmup_epochs=1.0,
             weight_decay=0.05,
             clip_norm=0.0,
             ema_momentum=0.98,
-            evaluation_epochs=6,
-            xla=False,
+            random_erasing=0.0,
+            mixup_alpha=0.0,
+            cutmix_alpha=0.0,
+            evaluation_epochs=4,
         ),
         {
-            **{"embed_dim": 32, "num_heads": 4, "patch_size": 7},
+            **{"embed_dim": 32, "num_heads": 4, "patch_size": 14},
             "input_shape": (28, 28, 3),
         },
         depths=(12, 24, 36),
@@ -189,7 +198,7 @@ def class_token(scale):
 
 
 def layerscale_init(scale):
-    """Initial gammas of LayerScale, by depth."""
+    """Initial gammas of LayerScale, at the least and the largest depth."""
     return [
         cell(
             scale,
@@ -201,10 +210,9 @@ def layerscale_init(scale):
             init_values=start,
         )
         for start in (1.0, 0.1, 1e-2, 1e-4, 1e-5, 1e-6)
-        for blocks, rate in zip(
-            scale.depths, scale.drop_path_rates, strict=True
+        for blocks, rate in (
+            (scale.depths[i], scale.drop_path_rates[i]) for i in (0, -1)
         )
-        if blocks != 18
     ]
 
 
@@ -290,7 +298,7 @@ def train(cell, seed, folder, data_dir=None, strategy=None, save_seconds=600.0):
         epoch of training; `failed_at_step`, `None` unless loss or gradient
         were not finite, which ends the training with both top-1 `None`;
         `gammas`, the mean size of what multiplies the two branches of each
-        block; `minutes` since the last start.
+        block; `minutes` since the last start; versions.
 
     Raises:
         ValueError: the result is that of another cell.
@@ -321,7 +329,9 @@ def train(cell, seed, folder, data_dir=None, strategy=None, save_seconds=600.0):
     trainer = Trainer(
         recipe,
         strategy,
-        lambda: ViT(**cell.model, classes=classes, classifier_activation=None),
+        lambda: stacked(
+            ViT(**cell.model, classes=classes, classifier_activation=None)
+        ),
         lambda model: make_optimizer(recipe, model, steps),
         lambda: make_loss(recipe, classes),
     )
@@ -370,6 +380,8 @@ def train(cell, seed, folder, data_dir=None, strategy=None, save_seconds=600.0):
         result["top1"] = accuracy["val_accuracy"]
         result["raw_top1"] = accuracy["val_raw_accuracy"]
     result["minutes"] = (time.perf_counter() - began) / 60
+    result["keras"] = keras.__version__
+    result["tensorflow"] = tf.__version__
     if is_chief(strategy):
         write_whole(path, json.dumps(result, indent=2) + "\n")
         shutil.rmtree(unfinished)
@@ -383,18 +395,21 @@ def finite(value):
 
 def gammas(model):
     """Mean size of what multiplies the branches: a pair for each block."""
-    blocks = [
-        model.get_layer(f"self_attention_block_{i}") for i in range(model.depth)
-    ]
-    if not hasattr(blocks[0].layer_scale_1, "gamma"):
-        return None
-    return [
-        [
-            float(np.abs(keras.ops.convert_to_numpy(scale.gamma)).mean())
-            for scale in (block.layer_scale_1, block.layer_scale_2)
+    pairs = []
+    for layer in model.layers:
+        if isinstance(layer, Stack):
+            weights = dict(zip(layer.paths, layer.stacks, strict=True))
+        elif isinstance(layer, ResidualBlock):
+            weights = {w.path: w for w in layer.weights}
+        else:
+            continue
+        sizes = [
+            np.atleast_2d(abs(keras.ops.convert_to_numpy(weight))).mean(axis=-1)
+            for path, weight in weights.items()
+            if "layer_scale_" in path
         ]
-        for block in blocks
-    ]
+        pairs += np.transpose(sizes).tolist()
+    return pairs or None
 
 
 def grid(results):
@@ -457,34 +472,84 @@ def figure(study, results, path):
     """
     found = grid(results)
     columns = list(dict.fromkeys(r["column"] for r in results))
-    drawing, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    drawing, axes = plt.subplots(figsize=(8, 4), layout="constrained")
     if len(columns) == 1:
-        series = {None: {row: found[row][columns[0]] for row in found}}
+        places = list(found)
+        series = {columns[0]: {row: found[row][columns[0]] for row in found}}
         axes.tick_params("x", rotation=20)
     else:
-        series = found
+        places, series = columns, found
     for i, (name, cells) in enumerate(series.items()):
-        color = f"C{i}"
-        places, means = [], []
+        # Side by side, so that none hides another.
+        shift = 0.5 * ((i + 0.5) / len(series) - 0.5)
+        line = []
         for place, trainings in cells.items():
+            x = places.index(place) + shift
             good = [100 * r["top1"] for r in trainings if r["top1"] is not None]
-            axes.plot([place] * len(good), good, ".", color=color, alpha=0.5)
-            if len(good) < len(trainings):
-                axes.plot([place], [0], "x", color=color, clip_on=False)
-            if good:
-                places.append(place)
-                means.append(np.mean(good))
-        axes.plot(places, means, "o-", color=color, label=name)
-    if len(columns) > 1:
-        axes.legend(frameon=False)
+            axes.plot([x] * len(good), good, ".", color=f"C{i}", alpha=0.4)
+            failed = len(trainings) - len(good)
+            axes.plot([x] * failed, [0] * failed, "x", color=f"C{i}")
+            line.append((x, np.mean(good) if good else np.nan))
+        axes.plot(*zip(*line, strict=True), "o-", color=f"C{i}", label=name)
+    if len(series) > 1:
+        drawing.legend(loc="outside right upper", frameon=False)
+    axes.set_xticks(range(len(places)), places)
     axes.set(ylabel="top-1 of held-out images / %", title=study)
-    axes.grid(alpha=0.3)
+    axes.grid(axis="y", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     drawing.savefig(path, dpi=150)
     plt.close(drawing)
 
 
-def ablate(study, scale, folder, data_dir=None, strategy=None, seeds=None):
+def trainings(jobs, folder, data_dir=None, strategy=None, processes=1):
+    """Results of trainings, as they end.
+
+    Args:
+        jobs: list of pairs of a `Cell` and a seed.
+        folder, data_dir, strategy: as for `train`.
+        processes: int. Trainings at a time; more than 1 are on CPU cores, a
+            core each, and small models are as fast on one as on two.
+
+    Yields:
+        Triples of cell, seed and result.
+    """
+    if processes == 1:
+        for cell, seed in jobs:
+            yield cell, seed, train(cell, seed, folder, data_dir, strategy)
+        return
+    with ProcessPoolExecutor(
+        processes,
+        get_context("spawn"),
+        on_one_core,
+        max_tasks_per_child=8,  # graphs of trainings that ended stay in memory
+    ) as pool:
+        under_way = {
+            pool.submit(train, cell, seed, folder, data_dir): (cell, seed)
+            for cell, seed in jobs
+        }
+        try:
+            for training in as_completed(under_way):
+                yield *under_way[training], training.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def on_one_core():
+    """Readies a process; Ctrl-C lets it end the training that it is at."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+
+
+def ablate(
+    study,
+    scale,
+    folder,
+    data_dir=None,
+    strategy=None,
+    seeds=None,
+    processes=1,
+):
     """Runs a study, or goes on with it.
 
     Args:
@@ -496,25 +561,31 @@ def ablate(study, scale, folder, data_dir=None, strategy=None, seeds=None):
         data_dir: path, where TensorFlow Datasets keeps its files.
         strategy: `tf.distribute.Strategy`; `None` is one device.
         seeds: int. Trainings of each cell; `None` is that of the scale.
+        processes: int. Trainings at a time, as for `trainings`.
 
     Returns:
         List of dicts, as `train` returns them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     cells = STUDIES[study](scale)
-    results = []
     # All cells with the first seed come first: a table is soon there.
-    for seed in range(seeds or scale.seeds):
-        for cell in cells:
-            result = train(cell, seed, folder, data_dir, strategy)
-            results.append(result)
-            said = described([result])
-            print(f"{cell.row}, {cell.column}, seed {seed}: {said}")
-            write_whole(
-                folder / "results.json", json.dumps(results, indent=1) + "\n"
-            )
-            write_whole(folder / "table.md", table(cells, results))
-            figure(study, results, folder / "figure.png")
+    jobs = [(c, seed) for seed in range(seeds or scale.seeds) for c in cells]
+    found = {}
+    for cell, seed, result in trainings(
+        jobs, folder, data_dir, strategy, processes
+    ):
+        found[cell.name, seed] = result
+        print(
+            f"{len(found)} of {len(jobs)}: {cell.row}, {cell.column}, seed "
+            f"{seed}: {described([result])}"
+        )
+        names = ((c.name, seed) for c, seed in jobs)
+        results = [found[name] for name in names if name in found]
+        write_whole(
+            folder / "results.json", json.dumps(results, indent=1) + "\n"
+        )
+        write_whole(folder / "table.md", table(cells, results))
+        figure(study, results, folder / "figure.png")
     return results
 
 
@@ -525,6 +596,7 @@ def command(
     seeds: int | None = None,
     data_dir: Path | None = None,
     strategy: Literal["auto", "one", "mirrored", "workers", "tpu"] = "auto",
+    processes: int | None = None,
 ):
     """Runs a study of the paper, or goes on with it.
 
@@ -535,10 +607,20 @@ def command(
         seeds: Trainings of each model.
         data_dir: Where TensorFlow Datasets keeps its files.
         strategy: Devices, as for training.train.
+        processes: Trainings at a time, each on a CPU core of its own; by
+            default as many as there are cores on the digits, and else 1, on
+            the devices of the strategy.
     """
     output = output or Path("studies") / f"{study}-{scale}"
+    processes = processes or (os.cpu_count() if scale == "digits" else 1)
     ablate(
-        study, SCALES[scale], output, data_dir, make_strategy(strategy), seeds
+        study,
+        SCALES[scale],
+        output,
+        data_dir,
+        make_strategy(strategy),
+        seeds,
+        processes,
     )
     print((output / "table.md").read_text())
 

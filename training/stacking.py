@@ -1,0 +1,116 @@
+"""Equal blocks as one layer, which is traced and compiled once."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import ops
+
+from keras_cait.baselines import ResidualBlock
+
+
+class Stack(keras.layers.Layer):
+    """Blocks of one kind, one after the other: a loop over their weights.
+
+    To trace and compile 36 blocks and their gradients takes minutes; one takes
+    seconds.
+
+    Args:
+        blocks: list of built `ResidualBlock` that differ by their weights
+            alone, and without stochastic depth. The first ones of the stack
+            are copies of theirs.
+
+    Call arguments:
+        inputs: float tensor `(batch, tokens, embed_dim)`.
+
+    Returns:
+        Tensor of the same shape.
+    """
+
+    def __init__(self, blocks, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        self.count = len(blocks)
+        self.config = blocks[0].get_config()
+        self.first = {}  # by their paths in a block
+        for same in zip(*(block.weights for block in blocks), strict=True):
+            path = same[0].path.removeprefix(f"{blocks[0].name}/")
+            values = [ops.convert_to_numpy(weight) for weight in same]
+            self.first[path] = np.stack(values)
+
+    def build(self, input_shape):
+        block = ResidualBlock.from_config(self.config)
+        block.build(input_shape)
+        self.paths, self.stacks = list(self.first), []
+        for path, values in self.first.items():
+            # Of the same last name, by which the optimizer tells what decays.
+            stack = self.add_weight(
+                values.shape, autocast=False, name=path.split("/")[-1]
+            )
+            stack.assign(values)
+            self.stacks.append(stack)
+            # Checkpoints leave lists of weights out.
+            setattr(self, path.replace("/", "_"), stack)
+        del self.first
+        # In a function, for the weights of this one block are not the stack's.
+        self.call_block = lambda x, weights: block.stateless_call(
+            weights, [], x
+        )[0]
+
+    def call(self, inputs):
+        # Not slices, whose gradients are as large as the stack, each.
+        stacks = [
+            tf.TensorArray(stack.dtype, self.count).unstack(
+                ops.convert_to_tensor(stack)
+            )
+            for stack in self.stacks
+        ]
+
+        def step(i, x):
+            return i + 1, self.call_block(
+                x, [stack.read(i) for stack in stacks]
+            )
+
+        _, outputs = tf.while_loop(
+            lambda i, x: i < self.count,
+            step,
+            (0, inputs),
+            parallel_iterations=1,
+            maximum_iterations=self.count,
+        )
+        return outputs
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
+def stacked(model):
+    """A model that computes the same, its equal blocks as stacks.
+
+    Args:
+        model: `ViT`. With stochastic depth, whose blocks draw apart, it stays
+            as it is.
+
+    Returns:
+        A `keras.Model` with all other layers of the model. A stack has the
+        name of its first block; blocks on both sides of the class token's
+        entry are two stacks.
+    """
+    if model.drop_path_rate:
+        return model
+    blocks = [
+        model.get_layer(f"self_attention_block_{i}") for i in range(model.depth)
+    ]
+    entry = model.class_token_depth or 0
+    stacks = {
+        run[0]: Stack(run, name=run[0].name)
+        for run in (blocks[:entry], blocks[entry:])
+        if run
+    }
+
+    def replaced(layer):
+        if layer in stacks:
+            return stacks[layer]
+        return keras.layers.Identity() if layer in blocks else layer
+
+    result = keras.models.clone_model(model, clone_function=replaced)
+    result.depth = model.depth
+    return result
