@@ -30,7 +30,8 @@ def write_files(variant, folder):
     """A file of each recipe, and its facts."""
     import keras_cait
     from export.inference import InferenceModel
-    from export.litert import convert, operations
+    from export.litert import convert
+    from export.litert_file import operations
     from export.quantization import RECIPES, quantize
 
     model = getattr(keras_cait, f"CaiT_{variant}")(weights=None)
@@ -41,10 +42,11 @@ def write_files(variant, folder):
     for recipe in RECIPES:
         path = Path(folder, f"{recipe}.tflite")
         path.write_bytes(quantize(float32, recipe, images))
-        count, partitions = operations(path)
+        count, left_out, partitions = operations(path)
         facts[recipe] = {
             "megabytes": path.stat().st_size / 1e6,
             "operations": count,
+            "left_out_by_xnnpack": left_out,
             "partitions": partitions,
         }
     return facts

@@ -56,14 +56,14 @@ def contestants(model):
     def affine(x):
         return scaled(x) + zeros[: x.shape[-1]]
 
-    def branch(x, weights):
+    def branch(*arguments):
         """A dense layer, and LayerScale where it ends a branch."""
-        y = dense(x, weights)
+        y = dense(*arguments)
         return scaled(y) if y.shape[-1] == width else y
 
-    def query_scaled(x, weights):
+    def query_scaled(*arguments):
         """A dense layer; qkv times a vector, which only the query needs."""
-        y = matmul(x, weights)
+        y = matmul(*arguments)
         return scaled(y) if y.shape[-1] == 3 * width else y
 
     def all_patches(images):
@@ -103,7 +103,7 @@ def class_attention_of_all_patches(graph, token, patches, weights):
     key = project(tf.transpose(weights["key"], (2, 0, 1)))
     value = project(tf.transpose(weights["value"], (1, 0, 2)))
     query = tf.reshape(
-        matmul(token, weights["query"]), (-1, heads, 1, width // heads)
+        matmul(token, weights["query"], "query"), (-1, heads, 1, width // heads)
     )
     query = tf.transpose(query, (1, 0, 2, 3))
     scores = softmax(tf.matmul(query, key, transpose_b=True))  # (H, B, 1, T)

@@ -5,7 +5,7 @@ python -m export saved-model --variant S24 --weights imagenet \
     --output models/cait_s24
 python -m export litert --weights model.keras --output model.tflite
 python -m export litert --weights model.keras --quantize dynamic-int8 \
-    --output small.tflite
+    --input uint8 --output small.tflite
 python -m export verify model.tflite --weights model.keras --pictures DIR
 python -m export classify --server localhost:8500 --model cait_s24 photo.jpg
 """
@@ -88,7 +88,7 @@ def parser():
         if command is saved_model:
             add_serving_options(sub)
         if command is litert:
-            add_quantization_options(sub)
+            add_litert_options(sub)
         if command is verify:
             sub.add_argument("exported", type=Path, nargs="+")
             sub.add_argument(
@@ -127,7 +127,7 @@ def add_serving_options(parser):
     )
 
 
-def add_quantization_options(parser):
+def add_litert_options(parser):
     parser.add_argument(
         "--quantize",
         default="float32",
@@ -140,6 +140,37 @@ def add_quantization_options(parser):
         type=Path,
         help="folder of pictures such as the model will see, for the static "
         "recipes; 200 of them are taken",
+    )
+    parser.add_argument(
+        "--gelu",
+        choices=("erf", "tanh"),
+        default="erf",
+        help="erf as trained (default), or the approximation by tanh, for "
+        "accelerators that lack erf",
+    )
+    parser.add_argument(
+        "--input",
+        choices=("float32", "uint8"),
+        default="float32",
+        help="type of the pixels, 0...255 either way (default: float32)",
+    )
+    parser.add_argument(
+        "--logits",
+        action="store_true",
+        help="answer logits and leave the softmax to the caller",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=1,
+        help="pictures in each call (default: 1)",
+    )
+    parser.add_argument(
+        "--signatures",
+        default="",
+        metavar="NAME,...",
+        help="embedding, attention or both, besides the classes; MediaPipe "
+        "reads files without them alone",
     )
 
 
@@ -194,29 +225,41 @@ def saved_model(arguments):
 
 
 def litert(arguments):
-    from export.inference import InferenceModel
-    from export.litert import convert
+    from export.inference import InferenceModel, check_labels
+    from export.litert import convert, take_uint8
+    from export.metadata import add_metadata
     from export.quantization import calibration_images, check_recipes, quantize
+    from export.trained import description
 
     recipes = arguments.quantize.split(",")
     check_recipes(recipes, arguments.calibration is not None)
-    model, _ = trained(arguments)
+    model, labels = trained(arguments)
+    inference = InferenceModel(model, gelu=arguments.gelu)
+    check_labels(inference, labels)
     images = []
     if arguments.calibration:
         size = model.image_shape[:2]
         images = calibration_images(arguments.calibration, size)
-    float32 = convert(InferenceModel(model))
 
-    def write_one(path):
-        path.write_bytes(quantize(float32, *recipes, images))
-
-    def write_each(folder):
-        folder.mkdir()
+    def write_files(output):
+        float32 = convert(
+            inference,
+            not arguments.logits,
+            arguments.batch_size,
+            [name for name in arguments.signatures.split(",") if name],
+        )
+        if len(recipes) > 1:
+            output.mkdir()
+        about = description(arguments.weights, model)
         for recipe in recipes:
-            file = folder / f"{recipe}.tflite"
-            file.write_bytes(quantize(float32, recipe, images))
+            tflite = quantize(float32, recipe, images)
+            if arguments.input == "uint8":
+                tflite = take_uint8(tflite)
+            name = f"{recipe}.tflite"
+            path = output / name if len(recipes) > 1 else output
+            path.write_bytes(add_metadata(tflite, labels, **about))
 
-    write(arguments.output, write_each if len(recipes) > 1 else write_one)
+    write(arguments.output, write_files)
 
 
 def verify(arguments):
@@ -276,12 +319,14 @@ def classify(arguments):
 
 def trained(arguments):
     """The Keras model and the labels that the arguments speak of."""
+    from export.inference import check_exportable
     from export.trained import class_labels, trained_model
 
     labels = class_labels(arguments.weights, arguments.labels)
     model = trained_model(
         arguments.weights, arguments.variant, arguments.image_size, len(labels)
     )
+    check_exportable(model)
     return model, labels
 
 

@@ -24,6 +24,7 @@ import keras_cait
 from keras_cait.layers import LAYER_NORM_EPSILON, resample_positions
 
 PRECISIONS = ("float32", "bfloat16")
+GELUS = ("erf", "tanh")
 
 
 class InferenceModel(tf.Module):
@@ -34,6 +35,8 @@ class InferenceModel(tf.Module):
             for RGB images of one size.
         precision: `"float32"`, or `"bfloat16"` for the matrix products;
             softmax, LayerNorm and the residual stream stay in float32.
+        gelu: `"erf"`, as the model was trained, or `"tanh"`, the approximation
+            that some accelerators have alone.
 
     Call arguments:
         images: tensor `(batch, height, width, 3)`, RGB in 0...255, of any
@@ -46,7 +49,8 @@ class InferenceModel(tf.Module):
         token to each patch. What is not used of it costs nothing in a graph.
 
     Raises:
-        ValueError: `model` is no such CaiT, or there is no such precision.
+        ValueError: `model` is no such CaiT, or there is no such precision or
+            GELU.
 
     Example:
     >>> model = CaiT(48, depth=1, num_heads=4, input_shape=(64, 96, 3))
@@ -55,14 +59,19 @@ class InferenceModel(tf.Module):
     (2, 2, 4, 4, 6)
     """
 
-    def __init__(self, model, precision="float32"):
+    def __init__(self, model, precision="float32", gelu="erf"):
         super().__init__()
         check_exportable(model)
-        if precision not in PRECISIONS:
-            raise ValueError(
-                f"precision must be one of {', '.join(PRECISIONS)}. "
-                f"Received: {precision!r}."
-            )
+        for name, value, choices in (
+            ("precision", precision, PRECISIONS),
+            ("gelu", gelu, GELUS),
+        ):
+            if value not in choices:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(choices)}. "
+                    f"Received: {value!r}."
+                )
+        self.gelu = gelu
         self.image_shape = model.image_shape
         self.patch_size = model.patch_size
         self.num_heads = model.num_heads
@@ -94,48 +103,62 @@ class InferenceModel(tf.Module):
         # convolution hands through as that of the images.
         x = tf.reshape(x, (-1, rows * columns, width)) + weights["positions"]
         x = tf.reshape(x, (-1, width))  # (B * N, C)
-        for block in weights["self_attention"]:
-            x = x + self.self_attention(normalise(x), block, rows * columns)
-            x = x + mlp(normalise(x), block)
+        for i, block in enumerate(weights["self_attention"]):
+            with tf.name_scope(f"self_attention_block_{i}"):
+                x = x + self.self_attention(normalise(x), block, rows * columns)
+                x = tf.add(x, self.mlp(normalise(x), block), "output")
 
         # Both class-attention blocks read the same patches.
         patches = normalise(tf.reshape(x, (-1, rows * columns, width)))
         token = tf.tile(weights["class_token"], (batch, 1))
         attention = []
-        for block in weights["class_attention"]:
-            branch, scores = self.class_attention(
-                normalise(token), patches, block
-            )
-            token = token + branch
-            token = token + mlp(normalise(token), block)
+        for i, block in enumerate(weights["class_attention"]):
+            with tf.name_scope(f"class_attention_block_{i}"):
+                branch, scores = self.class_attention(
+                    normalise(token), patches, block
+                )
+                token = token + branch
+                token = tf.add(
+                    token, self.mlp(normalise(token), block), "output"
+                )
+            _, scores = tf.split(scores, (1, rows * columns), axis=-1)
             attention.append(
-                tf.reshape(scores[..., 1:], (-1, self.num_heads, rows, columns))
+                tf.reshape(scores, (-1, self.num_heads, rows, columns))
             )
 
         token = normalise(token)
-        logits = dense(token, weights["head"])
+        logits = dense(token, weights["head"], "head")
         gamma, beta = weights["norm"]
         return {
             "logits": logits,
             "probabilities": tf.nn.softmax(logits),
             "embedding": token * gamma + beta,
-            "attention": tf.stack(attention, axis=1),
+            "attention": tf.reshape(
+                tf.concat(attention, axis=1),
+                (-1, len(attention), self.num_heads, rows, columns),
+            ),
         }
 
     def self_attention(self, x, weights, patches):
         """Talking-heads attention: (B * N, C) -> (B * N, C)."""
         heads, head_dim = self.num_heads, self.embed_dim // self.num_heads
         qkv = tf.reshape(
-            matmul(x, weights["qkv"]), (-1, patches, 3 * heads, head_dim)
+            matmul(x, weights["qkv"], "qkv"), (-1, patches, 3 * heads, head_dim)
         )
         query, key, value = tf.split(tf.transpose(qkv, (2, 0, 1, 3)), 3)
         scores = tf.matmul(query, key, transpose_b=True)  # (H, B, N, N)
-        scores = softmax(mix_heads(scores, weights["proj_logits"]))
+        scores = softmax(
+            mix_heads(scores, weights["proj_logits"], "proj_logits")
+        )
         mixing, bias = weights["proj_weights"]
-        values = tf.matmul(mix_heads(scores, mixing), value)  # (H, B, N, D)
+        values = tf.matmul(
+            mix_heads(scores, mixing, "proj_weights"), value
+        )  # (H, B, N, D)
         values += bias * tf.reduce_sum(value, axis=2, keepdims=True)
         values = tf.transpose(values, (1, 2, 0, 3))
-        return dense(tf.reshape(values, (-1, self.embed_dim)), weights["proj"])
+        return dense(
+            tf.reshape(values, (-1, self.embed_dim)), weights["proj"], "proj"
+        )
 
     def class_attention(self, token, patches, weights):
         """(B, C), (B, N, C) -> (B, C) and the scores (B, H, 1 + N)."""
@@ -143,7 +166,7 @@ class InferenceModel(tf.Module):
         dtype = weights["key"].dtype
         tokens = tf.concat([tf.expand_dims(token, 1), patches], axis=1)
         tokens = tf.cast(tokens, dtype)
-        query = matmul(token, weights["query"])
+        query = matmul(token, weights["query"], "query")
         query = tf.transpose(
             tf.reshape(query, (-1, heads, head_dim)), (1, 0, 2)
         )
@@ -156,7 +179,16 @@ class InferenceModel(tf.Module):
         values = tf.reshape(
             tf.transpose(values, (1, 0, 2)), (-1, self.embed_dim)
         )
-        return dense(values, weights["proj"]), tf.cast(scores, tf.float32)
+        return (
+            dense(values, weights["proj"], "proj"),
+            tf.cast(scores, tf.float32),
+        )
+
+    def mlp(self, x, weights):
+        hidden = tf.nn.gelu(
+            matmul(x, weights["fc1"], "fc1"), approximate=self.gelu == "tanh"
+        )
+        return dense(hidden, weights["fc2"], "fc2")
 
 
 def variable(array, dtype):
@@ -191,6 +223,18 @@ def check_exportable(model):
             f"input_shape={model.image_shape}. Build it with the size that "
             "it is to run at, such as input_shape=(224, 224, 3), and load "
             "the weights into it."
+        )
+
+
+def check_labels(model, labels):
+    """Raises ValueError where an `InferenceModel` has other classes."""
+    _, bias = model.weights["head"]
+    (classes,) = bias.shape
+    if len(labels) != classes:
+        raise ValueError(
+            f"The model has {classes} classes. Received: {len(labels)} "
+            "labels. Give a text file with one label a line, in the order "
+            "of the classes: --labels FILE."
         )
 
 
@@ -298,27 +342,26 @@ def normalise(x):
     return (x - mean) * tf.math.rsqrt(variance + LAYER_NORM_EPSILON)
 
 
-def matmul(x, weights):
+def matmul(x, weights, name):
     """A dense layer in the precision of its weights."""
     kernel, bias = weights
-    return tf.nn.bias_add(tf.matmul(tf.cast(x, kernel.dtype), kernel), bias)
+    with tf.name_scope(name):
+        return tf.nn.bias_add(tf.matmul(tf.cast(x, kernel.dtype), kernel), bias)
 
 
-def dense(x, weights):
+def dense(x, weights, name):
     """A dense layer whose answer joins the residual stream."""
-    return tf.cast(matmul(x, weights), tf.float32)
+    return tf.cast(matmul(x, weights, name), tf.float32)
 
 
-def mlp(x, weights):
-    hidden = tf.nn.gelu(matmul(x, weights["fc1"]), approximate=False)
-    return dense(hidden, weights["fc2"])
-
-
-def mix_heads(scores, kernel):
+def mix_heads(scores, kernel, name):
     """Mixes the heads of (H, B, N, N) by a (H, H) matrix."""
     heads, _, queries, keys = scores.shape
-    mixed = tf.matmul(kernel, tf.reshape(scores, (heads, -1)))
-    return tf.reshape(mixed, (heads, -1, queries, keys))
+    with tf.name_scope(name):
+        # Of rank 3: LiteRT makes a dense layer of a product of rank 2, with
+        # transposes around it.
+        mixed = tf.matmul(kernel[None], tf.reshape(scores, (1, heads, -1)))
+        return tf.reshape(mixed, (heads, -1, queries, keys))
 
 
 def softmax(scores):

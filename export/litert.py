@@ -1,61 +1,154 @@
 """LiteRT: one `.tflite` file of static shape for phones and browsers."""
 
 import tempfile
+from copy import copy
 
+import numpy as np
 import tensorflow as tf
-from ai_edge_litert.interpreter import Interpreter
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.tools import flatbuffer_utils
 from tensorflow.python.framework.convert_to_constants import (
     convert_variables_to_constants_v2 as freeze,
 )
 
+from export.litert_file import DEFAULT
 
-def convert(model):
+SIGNATURES = ("embedding", "attention")
+
+
+def convert(model, softmax=True, batch_size=1, signatures=()):
     """Converts a model to the bytes of a float32 `.tflite` file.
 
-    The batch is 1, every shape static and every weight a constant, so that
-    XNNPACK takes the graph and packs its weights once.
+    Every shape is static and every weight a constant, so that XNNPACK takes
+    the graph whole and packs its weights once. All signatures share them.
 
     Args:
         model: `export.inference.InferenceModel`.
+        softmax: bool. Whether the softmax is part of the graph.
+        batch_size: int > 0.
+        signatures: which of `"embedding"` and `"attention"` can be asked for
+            besides the classes.
 
     Returns:
-        bytes. Input `images`, float32 `(1, height, width, channels)` in
-        0...255; output `probabilities`, float32 `(1, classes)`.
+        bytes. The input of each signature is `images`, float32 RGB in
+        0...255, `(batch_size, height, width, 3)`. The first signature,
+        `serving_default`, answers `probabilities`, or without softmax
+        `logits`, `(batch_size, classes)`; `embedding` answers `embedding`,
+        `(batch_size, embed_dim)`; `attention` answers as `serving_default`
+        and `attention`, of the class token to each patch, one block after the
+        other, `(batch_size, class_attention_depth * heads, rows, columns)`.
+        All are float32.
+
+    Raises:
+        ValueError: an argument is out of its range, or the file would be
+            larger than the format allows.
+
+    Example:
+    >>> tflite = convert(InferenceModel(model))  # doctest: +SKIP
     """
-    images = tf.TensorSpec((1, *model.image_shape), tf.float32, "images")
-    probabilities = tf.function(lambda images: model(images)["probabilities"])
-    frozen = freeze(probabilities.get_concrete_function(images))
-
-    # By way of a SavedModel, which keeps the names of input and output.
-    module = tf.Module()
-    module.classify = tf.function(
-        lambda images: {"probabilities": frozen(images)[0]}, [images]
+    if not set(signatures) <= set(SIGNATURES):
+        raise ValueError(
+            f"signatures must be of {', '.join(SIGNATURES)}. Received: "
+            f"{', '.join(signatures)}."
+        )
+    if batch_size < 1:
+        raise ValueError(
+            f"batch_size must be at least 1. Received: {batch_size}."
+        )
+    images = tf.TensorSpec(
+        (batch_size, *model.image_shape), tf.float32, "images"
     )
+    scores = "probabilities" if softmax else "logits"
+    names = {
+        DEFAULT: [scores],
+        "embedding": ["embedding"],
+        "attention": [scores, "attention"],
+    }
+    functions = {
+        signature: frozen(model, images, names[signature])
+        for signature in (DEFAULT, *signatures)
+    }
+    # By way of a SavedModel, which keeps the names of inputs and outputs.
+    module = tf.Module()
+    module.functions = functions
     with tempfile.TemporaryDirectory() as folder:
-        tf.saved_model.save(module, folder, module.classify)
-        return tf.lite.TFLiteConverter.from_saved_model(folder).convert()
+        tf.saved_model.save(module, folder, functions)
+        converter = tf.lite.TFLiteConverter.from_saved_model(
+            folder, signature_keys=list(functions)
+        )
+        tflite = converter.convert()
+    return default_first(tflite) if signatures else tflite
 
 
-def operations(path):
-    """How many operations a file has, and in how many parts it runs.
+def frozen(model, images, names):
+    """Some answers of a model as a function with constants for weights."""
+
+    def answers(images):
+        outputs = dict(model(images))
+        _, *blocks, rows, columns = outputs["attention"].shape
+        shape = (images.shape[0], blocks[0] * blocks[1], rows, columns)
+        outputs["attention"] = tf.reshape(outputs["attention"], shape)
+        return [outputs[name] for name in names]
+
+    constant = freeze(tf.function(answers).get_concrete_function(images))
+    return tf.function(
+        lambda images: dict(zip(names, constant(images), strict=True)),
+        [images],
+    )
+
+
+def default_first(tflite):
+    """Puts `serving_default` before the other signatures.
+
+    The converter sorts them by name, and what knows nothing of signatures
+    takes the first graph.
+    """
+    model = flatbuffer_utils.read_model_from_bytearray(bytearray(tflite))
+    order = sorted(
+        model.signatureDefs,
+        key=lambda one: one.signatureKey.decode() != DEFAULT,
+    )
+    model.subgraphs = [model.subgraphs[one.subgraphIndex] for one in order]
+    for index, signature in enumerate(order):
+        signature.subgraphIndex = index
+    model.signatureDefs = order
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+
+
+def take_uint8(tflite):
+    """Lets a `.tflite` file take uint8 instead of float32 pixels.
+
+    XNNPACK has no cast of integers. So the input is declared as quantised, in
+    steps of 1, and an operation that it has dequantises it.
 
     Args:
-        path: path of a `.tflite` file.
+        tflite: bytes, of a file of `convert`, quantised or not.
 
     Returns:
-        Pair of ints. One part is XNNPACK's, of the whole graph. More parts are
-        cut by operations that it does not take, which are one part together.
+        bytes.
     """
-    interpreter = Interpreter(str(path))
-    interpreter.allocate_tensors()
-    nodes = interpreter._get_ops_details()  # what XNNPACK took is still there
-    parts = [node for node in nodes if node["op_name"] == "DELEGATE"]
-    ours = [node for node in nodes if node["op_name"] != "DELEGATE"]
-
-    def tensors(nodes, key):
-        return {tensor for node in nodes for tensor in node[key]}
-
-    made = tensors(parts, "outputs")
-    answers = {each["index"] for each in interpreter.get_output_details()}
-    needed = tensors(parts, "inputs") & tensors(ours, "outputs") | answers
-    return len(ours), len(parts) + (not needed <= made)
+    model = flatbuffer_utils.read_model_from_bytearray(bytearray(tflite))
+    code = schema.OperatorCodeT()
+    code.builtinCode = schema.BuiltinOperator.DEQUANTIZE
+    code.deprecatedBuiltinCode = code.builtinCode
+    code.version = 1
+    model.operatorCodes.append(code)
+    for graph in model.subgraphs:
+        (images,) = graph.inputs
+        pixels = copy(graph.tensors[images])
+        pixels.name = b"images"
+        pixels.type = schema.TensorType.UINT8
+        pixels.quantization = schema.QuantizationParametersT()
+        pixels.quantization.scale = np.ones(1, "float32")
+        pixels.quantization.zeroPoint = np.zeros(1, "int64")
+        graph.tensors.append(pixels)
+        dequantize = schema.OperatorT()
+        dequantize.opcodeIndex = len(model.operatorCodes) - 1
+        dequantize.inputs = np.array([len(graph.tensors) - 1], "int32")
+        dequantize.outputs = np.array([images], "int32")
+        graph.operators.insert(0, dequantize)
+        graph.inputs = dequantize.inputs
+    for signature in model.signatureDefs:
+        graph = model.subgraphs[signature.subgraphIndex]
+        signature.inputs[0].tensorIndex = int(graph.inputs[0])
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))

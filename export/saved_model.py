@@ -5,6 +5,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from export.decoding import decode_pictures
+from export.inference import check_labels
 
 
 class Classifier(tf.Module):
@@ -23,19 +24,12 @@ class Classifier(tf.Module):
 
     def __init__(self, model, labels, top=5, xla=False):
         super().__init__()
-        _, bias = model.weights["head"]
-        (classes,) = bias.shape
-        if len(labels) != classes:
-            raise ValueError(
-                f"The model has {classes} classes. Received: {len(labels)} "
-                "labels. Give a text file with one label a line, in the order "
-                "of the classes: --labels FILE."
-            )
+        check_labels(model, labels)
         if top < 1:
             raise ValueError(f"top must be at least 1. Received: top={top}.")
         self.model = model
         self.labels = tf.constant(labels)
-        self.top = min(top, classes)
+        self.top = min(top, len(labels))
         self.xla = xla
         self.size = model.image_shape[:2]
 

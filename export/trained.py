@@ -10,6 +10,12 @@ import keras_cait
 from keras_cait.preprocessing import imagenet_labels
 from keras_cait.weights import CHECKPOINTS
 
+# Of the published weights.
+AUTHORS = (
+    "Hugo Touvron, Matthieu Cord, Alexandre Sablayrolles, Gabriel Synnaeve, "
+    "Hervé Jégou"
+)
+
 
 def trained_model(weights, variant=None, image_size=None, classes=1000):
     """The model of a file, or of published weights.
@@ -44,7 +50,11 @@ def trained_model(weights, variant=None, image_size=None, classes=1000):
                 f"{weights} says itself which pictures it takes. Leave "
                 "--image-size away, or give the --variant as well."
             )
-        return keras.models.load_model(weights, compile=False)
+        try:
+            return keras.models.load_model(weights, compile=False)
+        except TypeError as error:  # of a layer that nobody has registered
+            reason, *_ = str(error).splitlines()
+            raise ValueError(f"{weights} holds no CaiT. {reason}") from error
     build = getattr(keras_cait, f"CaiT_{variant}")
     return build(
         weights=str(weights),
@@ -130,3 +140,37 @@ def measured_accuracy(weights, model):
             "of": "the training run's held-out pictures",
         }
     return None
+
+
+def description(weights, model):
+    """What to tell of a model in a file of its own.
+
+    Args:
+        weights: as of `trained_model`.
+        model: `CaiT`, what `trained_model` made of them.
+
+    Returns:
+        dict of str: `name`, `description`, `version` (of keras_cait); of
+        published weights `author` and `license` as well.
+
+    Example:
+    >>> model = keras_cait.CaiT_XXS24(weights=None)
+    >>> description("imagenet", model)["license"]
+    'Apache-2.0'
+    """
+    height, width, _ = model.image_shape
+    sentences = [
+        f"CaiT (arXiv 2103.17239) that tells {model.classes} classes of "
+        f"pictures of {height} x {width} pixels apart."
+    ]
+    accuracy = measured_accuracy(weights, model)
+    if accuracy:
+        sentences.append(f"Top-1 {accuracy['top1']:.1%} on {accuracy['of']}.")
+    about = {
+        "name": model.name,
+        "description": " ".join(sentences),
+        "version": keras_cait.__version__,
+    }
+    if weights == "imagenet":
+        about |= {"author": AUTHORS, "license": "Apache-2.0"}
+    return about

@@ -6,16 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from ai_edge_litert.interpreter import Interpreter
 
 from export.bundle import existing_versions
-from export.litert import operations
+from export.litert_file import LiteRTClassifier
+from export.litert_report import Report, block_lines, report, run_lines
 from keras_cait.preprocessing import load_image, resize_and_crop
 
 # The SavedModel names the best classes alone; the others have this score.
 UNKNOWN = -1.0
 
 BATCH_SIZE = 50
+OF_BLOCKS = 8  # pictures for the outputs of the blocks
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,8 @@ class Row:
     `top1`, `top5` and `agreement` (with the Keras model's first answers) are
     shares of the pictures, `max_difference` is the largest difference of any
     probability from the Keras model's, `milliseconds` is the median time for
-    one picture alone, decoding included, `partitions` tells in how many parts a
-    `.tflite` runs (`None` for others), one being XNNPACK's.
-    `example` is what the file says of the first picture: label and score.
+    one picture alone, decoding included. `example` is what the file says of
+    the first picture: label and score. `litert` is there for a `.tflite`.
     """
 
     name: str
@@ -37,8 +37,8 @@ class Row:
     max_difference: float
     milliseconds: float
     megabytes: float
-    partitions: int | None
     example: tuple
+    litert: Report | None = None
 
 
 def verify(model, labels, exported, pictures):
@@ -70,18 +70,20 @@ def verify(model, labels, exported, pictures):
         )
     truth = np.array([label for _, label in files])
     encoded = [file.read_bytes() for file, _ in files]
+    some = encoded[:: -(-len(encoded) // OF_BLOCKS)]
 
     keras_size = model.count_params() * 4
     contestants = [("Keras", keras_classifier(model), keras_size, None)]
     for path in map(version_folder, exported):
         name = "/".join(path.parts[-2:]) if path.is_dir() else path.name
-        partitions = operations(path)[1] if path.suffix == ".tflite" else None
-        contestants.append(
-            (name, classifier(path, labels), size_of(path), partitions)
-        )
+        classify = classifier(path, labels)
+        litert = None
+        if path.suffix == ".tflite":
+            litert = report(path, model, pixels(some, model.image_shape[:2]))
+        contestants.append((name, classify, size_of(path), litert))
 
     rows, expected = [], None
-    for name, classify, bytes_on_disk, partitions in contestants:
+    for name, classify, bytes_on_disk, litert in contestants:
         scores = np.concatenate(
             [
                 classify(encoded[start : start + BATCH_SIZE])
@@ -103,8 +105,8 @@ def verify(model, labels, exported, pictures):
                 ),
                 milliseconds=1e3 * latency(classify, encoded[:BATCH_SIZE]),
                 megabytes=bytes_on_disk / 1e6,
-                partitions=partitions,
                 example=(labels[top1[0]], float(scores[0].max())),
+                litert=litert,
             )
         )
     return rows
@@ -136,7 +138,7 @@ def version_folder(path):
 def classifier(path, labels):
     """A file as a function of encoded pictures to their probabilities."""
     if path.suffix == ".tflite":
-        return litert_classifier(path)
+        return litert_classifier(path, labels)
     if tf.saved_model.contains_saved_model(str(path)):
         return saved_model_classifier(path, labels)
     raise ValueError(
@@ -169,18 +171,15 @@ def saved_model_classifier(path, labels):
     return scores
 
 
-def litert_classifier(path):
-    """Asks for one picture after the other: the batch of the file is 1."""
-    interpreter = Interpreter(model_path=str(path), num_threads=2)
-    runner = interpreter.get_signature_runner()
-    (name, details), *_ = runner.get_input_details().items()
-    size = details["shape"][1:3].tolist()
-    return lambda encoded: np.concatenate(
-        [
-            runner(**{name: image[None]})["probabilities"]
-            for image in pixels(encoded, size)
-        ]
-    )
+def litert_classifier(path, labels):
+    classify = LiteRTClassifier(path)
+    if classify.classes != len(labels):
+        raise ValueError(
+            f"{path} has {classify.classes} classes, the labels are "
+            f"{len(labels)}. Give the labels that it was exported with: "
+            "--labels FILE."
+        )
+    return lambda encoded: classify(pixels(encoded, classify.size))
 
 
 def pixels(encoded, size):
@@ -196,11 +195,8 @@ def size_of(path):
 
 
 def table(rows):
-    """The rows as aligned text."""
-    columns = (
-        *("", "top-1", "top-5", "agreement", "max difference", "ms", "MB"),
-        "partitions",
-    )
+    """The rows as aligned text, and what is known of the `.tflite` files."""
+    columns = ("", "top-1", "top-5", "agreement", "max difference", "ms", "MB")
     lines = [columns] + [
         (
             row.name,
@@ -210,10 +206,18 @@ def table(rows):
             f"{row.max_difference:.1e}",
             f"{row.milliseconds:.2f}",
             f"{row.megabytes:.1f}",
-            "" if row.partitions is None else str(row.partitions),
         )
         for row in rows
     ]
+    tables = [lines]
+    reports = {row.name: row.litert for row in rows if row.litert}
+    if reports:
+        tables += [list(run_lines(reports)), list(block_lines(reports))]
+    return "\n\n".join(map(aligned, tables))
+
+
+def aligned(lines):
+    """Cells as columns, the first to the left and the others to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(

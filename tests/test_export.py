@@ -10,7 +10,10 @@ from ai_edge_litert.interpreter import Interpreter
 
 import keras_cait
 from export.__main__ import main
-from export.litert import operations
+from export.inference import InferenceModel
+from export.litert import convert
+from export.litert_file import LiteRTClassifier, operations
+from export.metadata import read_labels
 from export.quantization import RECIPES
 from export.verify import litert_classifier
 from keras_cait.preprocessing import (
@@ -90,7 +93,7 @@ def test_litert_runs_whole_on_the_delegate(exported, pictures):
     interpreter.allocate_tensors()
     names = {node["op_name"] for node in interpreter._get_ops_details()}
     assert not any(name.startswith("Flex") for name in names)
-    assert operations(exported / "model.tflite")[1] == 1
+    assert operations(exported / "model.tflite")[1:] == (0, 1)
     tensors = interpreter.get_tensor_details()
     assert max(len(tensor["shape"]) for tensor in tensors) <= 4
 
@@ -131,12 +134,12 @@ def quantised(exported):
 def test_quantised_files_stay_near_the_model(recipe, quantised, expected):
     file = quantised / f"{recipe}.tflite"
     tolerance, is_whole = QUANTISED[recipe]
-    classify = litert_classifier(file)
+    classify = litert_classifier(file, LABELS)
     answers = classify([picture.read_bytes() for picture in PICTURES])
     difference = np.abs(answers - expected).max()
     assert difference <= tolerance
     assert (difference > 1e-6) == (recipe != "float32")
-    assert (operations(file)[1] == 1) == is_whole
+    assert (operations(file)[1:] == (0, 1)) == is_whole
     if recipe != "float32":
         whole = (quantised / "float32.tflite").stat().st_size
         assert file.stat().st_size < 0.9 * whole
@@ -147,24 +150,107 @@ def test_quantised_files_stay_near_the_model(recipe, quantised, expected):
     [
         (("--quantize", "int4"), "A recipe is one of"),
         (("--quantize", "static-int8"), "--calibration FOLDER"),
+        (("--signatures", "scores"), "signatures must be of embedding"),
+        (("--batch-size", "0"), "batch_size must be at least 1"),
+        (("--labels", "EMPTY.txt"), "The model has 5 classes. Received: 1"),
+        (("--weights", "EMPTY.keras"), "Only a CaiT is exported"),
+        (("--output", "EMPTY.txt/model.tflite"), "File exists"),
         (
             ("--quantize", "static-int8", "--calibration", "EMPTY"),
             "There are no pictures in",
         ),
     ],
 )
-def test_quantisation_refuses_with_nothing_written(
+def test_litert_refuses_with_nothing_written(
     options, message, exported, tmp_path, capsys
 ):
-    (tmp_path / "empty").mkdir()
-    options = [o.replace("EMPTY", str(tmp_path / "empty")) for o in options]
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    empty.with_suffix(".txt").write_text("one\n")
+    keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]).save(
+        empty.with_suffix(".keras")
+    )
     arguments = [
-        *("litert", "--weights", str(exported / "model.keras"), *options),
+        *("litert", "--weights", str(exported / "model.keras")),
         *("--output", str(tmp_path / "files/model.tflite")),
+        *(option.replace("EMPTY", str(empty)) for option in options),
     ]
     assert main(arguments) == 1
-    assert message in capsys.readouterr().err
-    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    files = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert files == {"empty.txt", "empty.keras"}
+
+
+def test_every_option_in_one_file(exported, pictures, tmp_path):
+    weights = str(exported / "model.keras")
+    output = tmp_path / "model.tflite"
+    arguments = [
+        *("litert", "--weights", weights, "--output", str(output)),
+        *("--signatures", "embedding,attention", "--gelu", "tanh"),
+        *("--input", "uint8", "--batch-size", "2", "--logits"),
+    ]
+    assert main(arguments) == 0
+    assert operations(output)[1:] == (0, 1)
+    assert read_labels(output) == LABELS
+
+    model = keras.models.load_model(weights)
+    answers = InferenceModel(model, gelu="tanh")(pictures)
+    by_tanh, trained = (
+        answers["probabilities"].numpy(),
+        model.predict(pictures, verbose=0),
+    )
+    assert 1e-6 < np.abs(by_tanh - trained).max() < 5e-3
+    answers["attention"] = tf.reshape(answers["attention"], (2, 4, 4, 4))
+    interpreter = Interpreter(str(output))
+    found = {}
+    for name in ("serving_default", "embedding", "attention"):
+        runner = interpreter.get_signature_runner(name)
+        found |= runner(images=pictures)
+    assert set(found) == {"logits", "embedding", "attention"}
+    for name, value in found.items():
+        np.testing.assert_allclose(value, answers[name], atol=1e-4)
+    classify = LiteRTClassifier(output)
+    np.testing.assert_allclose(classify(pictures[:1]), by_tanh[:1], atol=1e-5)
+
+
+def of_something_else(path):
+    """A `.tflite` file that doubles a number."""
+    double = tf.function(lambda x: 2 * x, [tf.TensorSpec((1,))])
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(
+        [double.get_concrete_function()]
+    )
+    path.write_bytes(converter.convert())
+
+
+def of_another_model(path):
+    model = keras_cait.CaiT(24, 1, 2, 8, input_shape=(32, 32, 3), classes=5)
+    path.write_bytes(convert(InferenceModel(model)))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.write_text("no file"), "is no .tflite file"),
+        (of_something_else, "is no classifier of pictures"),
+        (of_another_model, "has 3 blocks, the model 4"),
+    ],
+)
+def test_verify_refuses_other_files(make, message, exported, tmp_path, capsys):
+    make(tmp_path / "other.tflite")
+    folder = tmp_path / "pictures" / LABELS[0]
+    folder.mkdir(parents=True)
+    (folder / "a.png").write_bytes(PICTURES[0].read_bytes())
+    arguments = [
+        *("verify", str(tmp_path / "other.tflite")),
+        *("--weights", str(exported / "model.keras")),
+        *("--pictures", str(tmp_path / "pictures")),
+        *("--output", str(tmp_path / "verify.json")),
+    ]
+    assert main(arguments) == 1
+    error = capsys.readouterr().err.rstrip().rpartition("ValueError: ")[2]
+    assert message in error and "\n" not in error
+    assert not (tmp_path / "verify.json").exists()
 
 
 def test_verify_compares_on_labelled_pictures(
@@ -192,7 +278,13 @@ def test_verify_compares_on_labelled_pictures(
         assert row["agreement"] == 1.0
         assert row["max_difference"] < 1e-3
         assert row["milliseconds"] > 0
-    assert "model.tflite" in capsys.readouterr().out
+    report = rows[-1]["litert"]
+    assert (report["left_out"], report["partitions"]) == (0, 1)
+    assert set(report["milliseconds"]) == {"1", "2"}
+    assert len(report["blocks"]) == 4
+    for block in report["blocks"].values():
+        assert block["snr"] > 100 and block["cosine"] > 0.999999
+    assert "class_attention_block_1" in capsys.readouterr().out
 
 
 def test_nothing_is_overwritten(exported, capsys):
@@ -208,7 +300,7 @@ def test_nothing_is_overwritten(exported, capsys):
 def test_a_failed_export_leaves_nothing(
     exported, tmp_path, capsys, monkeypatch
 ):
-    def full_disk(_):
+    def full_disk(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("export.litert.convert", full_disk)

@@ -214,15 +214,23 @@ def _litert(path):
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_path=str(path), num_threads=2)
-    runner = interpreter.get_signature_runner()
+    runner = interpreter.get_signature_runner("serving_default")
     ((name, details),) = runner.get_input_details().items()
+    dtype = details["dtype"]
+    batch, *answers = details["shape"][0], *runner.get_output_details()
+    if batch != 1 or answers != ["probabilities"]:
+        raise ValueError(
+            "Files of one picture at a time that answer its probabilities "
+            f"are evaluated. {path} takes {batch} and answers "
+            f"{', '.join(answers)}. Export the model without --batch-size "
+            "and --logits."
+        )
 
     def predict(images):
-        """One picture after the other: the batch of the file is 1."""
         return tf.concat(
             [
-                runner(**{name: image[None].numpy()})["probabilities"]
-                for image in images
+                runner(**{name: image[None].astype(dtype)})["probabilities"]
+                for image in images.numpy()
             ],
             axis=0,
         )
