@@ -360,7 +360,8 @@ def mix_heads(scores, kernel, name):
     with tf.name_scope(name):
         # Of rank 3: LiteRT makes a dense layer of a product of rank 2, with
         # transposes around it.
-        mixed = tf.matmul(kernel[None], tf.reshape(scores, (1, heads, -1)))
+        scores = tf.reshape(scores, (1, heads, -1))
+        mixed = tf.matmul(tf.expand_dims(kernel, 0), scores)
         return tf.reshape(mixed, (heads, -1, queries, keys))
 
 
