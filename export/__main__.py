@@ -7,6 +7,7 @@ python -m export litert --weights model.keras --output model.tflite
 python -m export litert --weights model.keras --quantize dynamic-int8 \
     --input uint8 --output small.tflite
 python -m export verify model.tflite --weights model.keras --pictures DIR
+python -m export web --model model.tflite --output site --serve
 python -m export classify --server localhost:8500 --model cait_s24 photo.jpg
 """
 
@@ -97,6 +98,9 @@ def parser():
                 required=True,
                 help="folder of pictures in one sub-folder for each class",
             )
+    sub = commands.add_parser("web", help="make a page for browsers")
+    sub.set_defaults(command=web)
+    add_web_options(sub)
     sub = commands.add_parser("classify", help="ask a server about pictures")
     sub.set_defaults(command=classify)
     add_client_options(sub)
@@ -171,6 +175,37 @@ def add_litert_options(parser):
         metavar="NAME,...",
         help="embedding, attention or both, besides the classes; MediaPipe "
         "reads files without them alone",
+    )
+
+
+def add_web_options(parser):
+    parser.add_argument(
+        "--model",
+        type=Path,
+        help=".tflite file of python -m export litert; without it, --serve "
+        "shows a site that is there",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        help="folder of the site; an existing one is never overwritten",
+    )
+    parser.add_argument(
+        "--examples",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="PICTURE",
+        help="pictures, or folders of them, that the page offers; 12 are taken",
+    )
+    parser.add_argument(
+        "--serve",
+        action="store_true",
+        help="show the site on this machine until Ctrl-C",
+    )
+    parser.add_argument(
+        "--port", type=int, default=8000, help="for --serve (default: 8000)"
     )
 
 
@@ -279,6 +314,30 @@ def verify(arguments):
     if arguments.output:
         text = json.dumps(as_json(rows), indent=2) + "\n"
         write(arguments.output, lambda path: path.write_text(text))
+
+
+def web(arguments):
+    from export.pictures import picture_files
+    from export.web.site import make_site, server
+
+    site = arguments.output
+    if arguments.model:
+        files = arguments.examples and picture_files(arguments.examples)
+        # Evenly from all of them: of a folder with a sub-folder for each class
+        # the first ones are all alike.
+        examples = files[:: max(1, len(files) // 12)][:12]
+        write(site, lambda folder: make_site(arguments.model, examples, folder))
+    elif not (arguments.serve and (site / "site.json").exists()):
+        raise ValueError(
+            f"There is no site in {site} to serve. Make one with --model FILE."
+        )
+    if arguments.serve:
+        with server(site, arguments.port) as running:
+            print(f"http://localhost:{running.server_port} until Ctrl-C")
+            try:
+                running.serve_forever()
+            except KeyboardInterrupt:
+                print()
 
 
 def classify(arguments):

@@ -518,10 +518,7 @@ def trainings(jobs, folder, data_dir=None, strategy=None, processes=1):
             yield cell, seed, train(cell, seed, folder, data_dir, strategy)
         return
     with ProcessPoolExecutor(
-        processes,
-        get_context("spawn"),
-        on_one_core,
-        max_tasks_per_child=8,  # graphs of trainings that ended stay in memory
+        processes, get_context("spawn"), on_one_core
     ) as pool:
         under_way = {
             pool.submit(train, cell, seed, folder, data_dir): (cell, seed)

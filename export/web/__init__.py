@@ -1,0 +1,1 @@
+"""A static page that classifies pictures in the browser."""
