@@ -8,11 +8,10 @@ product of 2048 x 2048.
 """
 
 import argparse
-import json
 import os
-import platform
 from functools import partial
 
+from benchmarks.record import show, write
 from benchmarks.turns import take_turns
 
 GMACS = {"XXS24": 2.53, "S24": 9.35}  # published, at 224 x 224
@@ -146,26 +145,22 @@ CONTESTANTS = {
 }
 
 
-def table(variant, batch_size, results):
+def rows(variant, batch_size, results):
     rate = 2 * 2048**3 / results["matmul"]["seconds"]
     timm = results["timm eager"].get("seconds")
-    print(
-        f"\nCaiT-{variant} at {SIZE}, batch {batch_size}; machine: "
-        f"{rate / 1e9:.0f} GFLOP/s in float32\n"
-    )
-    print("| | images/s | of the machine | timm eager = 1 | peak MB |")
-    print("|---|---|---|---|---|")
+    found = {}
     for name, result in results.items():
-        if name == "matmul":
-            continue
         if "error" in result:
-            print(f"| {name} | {result['error']} | | | |")
-            continue
-        speed = batch_size / result["seconds"]
-        share = 2e9 * GMACS[variant] * speed / rate
-        ratio = f"{timm / result['seconds']:.2f}" if timm else ""
-        peak = result["peak_bytes"] / 1e6
-        print(f"| {name} | {speed:.1f} | {share:.0%} | {ratio} | {peak:.0f} |")
+            found[name] = {"images/s": result["error"]}
+        elif name != "matmul":
+            speed = batch_size / result["seconds"]
+            found[name] = {
+                "images/s": speed,
+                "timm eager = 1": timm and timm / result["seconds"],
+                "% of a matrix product": 2e11 * GMACS[variant] * speed / rate,
+                "peak MB": result["peak_bytes"] / 1e6,
+            }
+    return found
 
 
 def parser():
@@ -185,25 +180,16 @@ def parser():
 
 def main():
     arguments = parser().parse_args()
-    runs = []
+    tables = {}
     for variant in arguments.variants:
         for batch_size in arguments.batch_sizes:
             results = take_turns(
                 CONTESTANTS, (variant, batch_size), arguments.rounds
             )
-            table(variant, batch_size, results)
-            runs.append(
-                {
-                    "variant": variant,
-                    "batch_size": batch_size,
-                    "machine": platform.processor() or platform.machine(),
-                    "cores": os.cpu_count(),
-                    "results": results,
-                }
-            )
-    if arguments.output:
-        with open(arguments.output, "w") as file:
-            json.dump(runs, file, indent=2)
+            title = f"CaiT-{variant} at {SIZE}, batch {batch_size}"
+            tables[title] = rows(variant, batch_size, results)
+            show(title, tables[title])
+    write(tables, arguments.output)
 
 
 if __name__ == "__main__":

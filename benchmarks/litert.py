@@ -9,9 +9,7 @@ The weights are random: accuracy is what `python -m export verify` measures.
 """
 
 import argparse
-import json
 import os
-import platform
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -21,6 +19,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 
 from benchmarks.inference import onnx_runtime_contestant, timm_contestant
+from benchmarks.record import show, write
 from benchmarks.turns import take_turns
 
 THREADS = (1, 2)
@@ -86,26 +85,29 @@ def contestants(recipes):
     }
 
 
-def table(variant, facts, results):
+def rows(facts, results):
     timm = results["timm eager"].get("seconds")
-    print(
-        f"\n| CaiT-{variant} | ms, 1 thread | ms, 2 threads | timm = 1 | MB |"
-    )
-    print("|---|---|---|---|---|")
+    found = {}
     for recipe, fact in facts.items():
         one, two = (results[f"{recipe}, {n}"]["seconds"] for n in THREADS)
-        ratio = f"{timm / two:.2f}" if timm else ""
-        print(
-            f"| {recipe} | {1e3 * one:.1f} | {1e3 * two:.1f} | {ratio} | "
-            f"{fact['megabytes']:.1f} |"
-        )
+        found[recipe] = {
+            "ms, 2 threads": 1e3 * two,
+            "ms, 1 thread": 1e3 * one,
+            "timm eager = 1": timm and timm / two,
+            "MB": fact["megabytes"],
+            "operations": fact["operations"],
+            "not XNNPACK's": fact["left_out_by_xnnpack"],
+            "parts": fact["partitions"],
+        }
     for name in ("timm eager", "timm compiled", "ONNX Runtime"):
-        result = results[name]
-        if "error" in result:
-            print(f"| {name} | | {result['error']} | | |")
-        else:
-            ratio = f"{timm / result['seconds']:.2f}" if timm else ""
-            print(f"| {name} | | {1e3 * result['seconds']:.1f} | {ratio} | |")
+        seconds = results[name].get("seconds")
+        found[name] = {
+            "ms, 2 threads": 1e3 * seconds
+            if seconds
+            else results[name]["error"],
+            "timm eager = 1": seconds and timm and timm / seconds,
+        }
+    return found
 
 
 def parser():
@@ -120,17 +122,17 @@ def parser():
 
 def main():
     arguments = parser().parse_args()
-    record = {"machine": platform.processor() or platform.machine()}
+    tables = {}
     for variant in arguments.variants:
         with tempfile.TemporaryDirectory() as folder:
             facts = write_files(variant, folder)
             results = take_turns(
                 contestants(facts), (variant, folder), arguments.rounds
             )
-        table(variant, facts, results)
-        record[variant] = {"files": facts, "results": results}
-    if arguments.output:
-        arguments.output.write_text(json.dumps(record, indent=2) + "\n")
+        title = f"CaiT-{variant} at 224, one image"
+        tables[title] = rows(facts, results)
+        show(title, tables[title])
+    write(tables, arguments.output)
 
 
 if __name__ == "__main__":

@@ -11,15 +11,12 @@ installed, loads the same file into its own built model.
 import argparse
 import hashlib
 import importlib.util
-import json
-import platform
 import tempfile
 import time
 from pathlib import Path
 
-import keras
-
 import keras_cait
+from benchmarks.record import show, write
 
 
 def parser():
@@ -41,23 +38,17 @@ def main():
         megabytes = path.stat().st_size / 1e6
         seconds = fastest(measurements(model, path), arguments.rounds)
 
-    read = seconds["read the file"]
-    print(f"CaiT_{arguments.variant}, {megabytes:.0f} MB")
-    print(f"{'':34}{'seconds':>8}{'/ reading':>11}")
-    for name, value in seconds.items():
-        print(f"{name:34}{value:8.3f}{value / read:11.2f}")
-    if arguments.output:
-        report = {
-            "variant": arguments.variant,
-            "megabytes": megabytes,
-            "rounds": arguments.rounds,
-            "machine": platform.platform(),
-            "backend": keras.backend.backend(),
-            "keras": keras.__version__,
-            "seconds": seconds,
-            "ratio_to_reading": {n: s / read for n, s in seconds.items()},
-        }
-        arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+    title = f"Weights of CaiT-{arguments.variant}, {megabytes:.0f} MB"
+    tables = {title: rows(seconds)}
+    show(title, tables[title])
+    write(tables, arguments.output)
+
+
+def rows(seconds):
+    return {
+        name: {"seconds": s, "reading = 1": s / seconds["read the file"]}
+        for name, s in seconds.items()
+    }
 
 
 def measurements(model, path):

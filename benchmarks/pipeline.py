@@ -12,13 +12,13 @@ else the machine does, and so is what images a second and core come from.
 
 import argparse
 import importlib.util
-import json
 import multiprocessing
 import os
-import platform
 import tempfile
 import time
 from pathlib import Path
+
+from benchmarks.record import show, write
 
 SIZE = 224
 CLASSES = 1000
@@ -182,25 +182,21 @@ def measure(folder, batch_size, batches, rounds):
     return results
 
 
-def table(results):
+def rows(results):
     best = {
         name: {key: max(run[key] for run in runs) for key in runs[0]}
         for name, runs in results.items()
         if runs
     }
-    print(f"\n| | images/s on {os.cpu_count()} cores | images/s and core | |")
-    print("|---|---|---|---|")
-    for name, rates in best.items():
-        rate = rates["images_per_core_second"]
-        ratio = (
-            f"{rate / best['timm']['images_per_core_second']:.2f} x timm"
-            if "timm" in best
-            else "timm is not installed"
-        )
-        print(
-            f"| {name} | {rates['images_per_second']:.0f} | {rate:.0f} "
-            f"| {ratio} |"
-        )
+    timm = best.get("timm", {}).get("images_per_core_second")
+    return {
+        name: {
+            "images/s": rates["images_per_second"],
+            "images/s and core": rates["images_per_core_second"],
+            "timm = 1": timm and rates["images_per_core_second"] / timm,
+        }
+        for name, rates in best.items()
+    }
 
 
 def parser():
@@ -226,15 +222,10 @@ def main():
             arguments.batches,
             arguments.rounds,
         )
-    table(results)
-    if arguments.output:
-        record = {
-            "machine": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "batch_size": arguments.batch_size,
-            "results": results,
-        }
-        Path(arguments.output).write_text(json.dumps(record, indent=2) + "\n")
+    title = f"Pictures for training, batch {arguments.batch_size}"
+    tables = {title: rows(results)}
+    show(title, tables[title])
+    write(tables, arguments.output)
 
 
 if __name__ == "__main__":

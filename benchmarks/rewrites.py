@@ -8,9 +8,7 @@ with ones and zeros as its weights: variables, which no compiler folds again.
 """
 
 import argparse
-import json
 import os
-import platform
 import time
 from functools import partial
 from pathlib import Path
@@ -21,6 +19,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import tensorflow as tf
 
 import keras_cait
+from benchmarks.record import show, write
 from export import inference
 from export.inference import (
     InferenceModel,
@@ -140,25 +139,28 @@ def main():
     arguments = parser().parse_args()
     model = getattr(keras_cait, f"CaiT_{arguments.variant}")(weights=None)
     images = tf.zeros((arguments.batch_size, *model.image_shape))
-    record = {"machine": platform.processor() or platform.machine()}
+    record = {}
     for mode, xla in (("graph", False), ("XLA", True)):
         functions = {
             name: tf.function(function, jit_compile=xla)
             for name, function in contestants(model).items()
         }
         record[mode] = fastest(functions, images, arguments.rounds)
-    print(
-        f"| {arguments.variant}, batch {arguments.batch_size} | graph | XLA |"
-    )
-    print("|---|---|---|")
-    for name in record["graph"]:
-        ratios = [
-            record[mode][name] / record[mode]["all rewrites"]
-            for mode in ("graph", "XLA")
-        ]
-        print(f"| {name} | {ratios[0]:.3f} | {ratios[1]:.3f} |")
-    if arguments.output:
-        arguments.output.write_text(json.dumps(record, indent=2) + "\n")
+    title = f"CaiT-{arguments.variant}, batch {arguments.batch_size}"
+    tables = {title: rows(record)}
+    show(title, tables[title])
+    write(tables, arguments.output)
+
+
+def rows(record):
+    """Times of each mode over that of all rewrites."""
+    return {
+        name: {
+            mode: seconds[name] / seconds["all rewrites"]
+            for mode, seconds in record.items()
+        }
+        for name in record["graph"]
+    }
 
 
 if __name__ == "__main__":

@@ -10,9 +10,7 @@ server of Python on loopback, which is not TF Serving and costs more than it.
 """
 
 import argparse
-import json
 import os
-import platform
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +22,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 
 from benchmarks.inference import onnx_runtime_contestant, timm_contestant
+from benchmarks.record import show, write
 from benchmarks.turns import take_turns
 
 LABELS = [f"class {i}" for i in range(1000)]
@@ -170,7 +169,7 @@ def main():
         "timm eager": ("timm", timm_in_turn),
         "ONNX Runtime": ("onnxruntime", onnx_runtime_in_turn),
     }
-    record = {"machine": platform.processor() or platform.machine()}
+    tables = {}
     with tempfile.TemporaryDirectory() as folder:
         export_models(arguments.variant, Path(folder), arguments.xla)
         for batch_size in arguments.batch_sizes:
@@ -179,37 +178,42 @@ def main():
                 (arguments.variant, batch_size, folder),
                 arguments.rounds,
             )
-            record[f"batch {batch_size}"] = results
-            print(f"\n| batch {batch_size} | images/s |\n|---|---|")
-            for name, result in results.items():
-                if "seconds" in result:
-                    rate = batch_size / result["seconds"]
-                    print(f"| {name} | {rate:.2f} |", flush=True)
-                else:
-                    print(f"| {name} | {result['error']} |", flush=True)
+            title = f"CaiT-{arguments.variant}, batch {batch_size}"
+            tables[title] = rows(batch_size, results)
+            show(title, tables[title])
         server, address = None, arguments.server
         if address is None:
             server, address = loopback(folder)
         ask = partial(load, address, requests=arguments.requests)
         load(address, 1, requests=4)  # what starts once is not counted
-        print("\n| concurrency | requests/s | p50 ms | p95 ms | p99 ms |")
-        print("|---|---|---|---|---|")
-        record["load"] = []
-        for concurrency in arguments.concurrency:
-            row = ask(concurrency)
-            record["load"].append(row)
-            times = " | ".join(
-                f"{1e3 * row[key]:.0f}" for key in ("p50", "p95", "p99")
-            )
-            print(
-                f"| {concurrency} | {row['requests_per_second']:.2f} | "
-                f"{times} |",
-                flush=True,
-            )
+        title = "Answers of a server to single pictures"
+        tables[title] = {
+            f"{concurrency} at a time": of_load(ask(concurrency))
+            for concurrency in arguments.concurrency
+        }
+        show(title, tables[title])
         if server:
             server.stop(0)
-    if arguments.output:
-        arguments.output.write_text(json.dumps(record, indent=2) + "\n")
+    write(tables, arguments.output)
+
+
+def rows(batch_size, results):
+    found = {}
+    timm = results["timm eager"].get("seconds")
+    for name, result in results.items():
+        if "error" in result:
+            found[name] = {"images/s": result["error"]}
+        else:
+            found[name] = {
+                "images/s": batch_size / result["seconds"],
+                "timm eager = 1": timm and timm / result["seconds"],
+            }
+    return found
+
+
+def of_load(row):
+    times = {f"{key}, ms": 1e3 * row[key] for key in ("p50", "p95", "p99")}
+    return {"requests/s": row["requests_per_second"]} | times
 
 
 if __name__ == "__main__":

@@ -6,12 +6,12 @@ Every measurement is a process of its own; the fastest of a few rounds counts.
 """
 
 import argparse
-import json
 import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
+
+from benchmarks.record import show, write
 
 BUILD_AND_RUN = """
 import resource, time, numpy as np, keras, keras_cait
@@ -62,18 +62,20 @@ def main():
         name: measure(program, arguments.rounds)
         for name, program in programs.items()
     }
-    print("| | seconds | peak GB |")
-    print("|---|---|---|")
-    for name, result in results.items():
-        peak = result["peak_bytes"] / 1e9
-        peak = f"{peak:.1f}" if peak else ""
-        print(f"| {name} | {result['seconds']:.2f} | {peak} |")
-    if arguments.output:
-        record = {
-            "machine": platform.processor() or platform.machine(),
-            "results": results,
+    title = "From nothing to an answer"
+    tables = {title: rows(results)}
+    show(title, tables[title])
+    write(tables, arguments.output)
+
+
+def rows(results):
+    return {
+        name: {
+            "seconds": result["seconds"],
+            "peak MB": result["peak_bytes"] / 1e6 or None,
         }
-        arguments.output.write_text(json.dumps(record, indent=2) + "\n")
+        for name, result in results.items()
+    }
 
 
 if __name__ == "__main__":

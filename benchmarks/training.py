@@ -9,13 +9,12 @@ and the fastest round counts.
 """
 
 import argparse
-import json
 import os
-import platform
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from benchmarks.record import show, write
 from benchmarks.turns import take_turns
 
 CLASSES = 1000
@@ -128,26 +127,23 @@ CONTESTANTS = {
 }
 
 
-def table(variant, batch_size, results):
-    print(f"\nCaiT-{variant} at 224, batch {batch_size}, float32\n")
-    print("| | images/s | timm eager = 1 | timm compiled = 1 | peak MB |")
-    print("|---|---|---|---|---|")
+def rows(batch_size, results):
+    timm = [
+        results[name].get("seconds") for name in ("timm eager", "timm compiled")
+    ]
+    found = {}
     for name, result in results.items():
         if "error" in result:
-            print(f"| {name} | {result['error']} | | | |")
-            continue
-        seconds = result["seconds"]
-        ratios = [
-            f"{theirs / seconds:.2f}" if theirs else ""
-            for theirs in (
-                results[other].get("seconds")
-                for other in ("timm eager", "timm compiled")
-            )
-        ]
-        print(
-            f"| {name} | {batch_size / seconds:.2f} | {' | '.join(ratios)} | "
-            f"{result['peak_bytes'] / 1e6:.0f} |"
-        )
+            found[name] = {"images/s": result["error"]}
+        else:
+            eager, compiled = (x and x / result["seconds"] for x in timm)
+            found[name] = {
+                "images/s": batch_size / result["seconds"],
+                "timm eager = 1": eager,
+                "timm compiled = 1": compiled,
+                "peak MB": result["peak_bytes"] / 1e6,
+            }
+    return found
 
 
 def parser():
@@ -165,16 +161,10 @@ def main():
     arguments = parser().parse_args()
     variant, batch_size = arguments.variant, arguments.batch_size
     results = take_turns(CONTESTANTS, (variant, batch_size), arguments.rounds)
-    table(variant, batch_size, results)
-    if arguments.output:
-        record = {
-            "variant": variant,
-            "batch_size": batch_size,
-            "machine": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "results": results,
-        }
-        arguments.output.write_text(json.dumps(record, indent=2) + "\n")
+    title = f"A step of CaiT-{variant} at 224, batch {batch_size}, float32"
+    tables = {title: rows(batch_size, results)}
+    show(title, tables[title])
+    write(tables, arguments.output)
 
 
 if __name__ == "__main__":
