@@ -36,7 +36,7 @@ def on_files(files, config):
 
 def start_page(readme):
     """The README; what it names outside of the site is named without a link."""
-    readme = readme.replace("](docs/", "](")
+    readme = readme.replace("](docs/", "](").replace('src="docs/', 'src="')
 
     def link(match):
         text, target = match.groups()
