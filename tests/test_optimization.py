@@ -131,6 +131,8 @@ def test_frozen_weights_stay(small_model, trainable, learns):
     }
     assert learns <= moved
     assert not {"mlp", "norm1", "position_embedding", "gamma"} & moved
+    freeze(small_model, "all")
+    assert len(small_model.trainable_variables) == len(before)
 
 
 def test_layer_decay_slows_lower_layers(small_model):

@@ -182,19 +182,17 @@ def rate_factor(variable, depth, layer_decay):
 
 
 def freeze(model, trainable):
-    """Freezes all variables of a model but some.
+    """Lets some of a model's weights learn and freezes all others.
 
     Args:
         model: `CaiT`.
         trainable: `"all"`; `"attention"` (the attention layers and the head;
             Touvron et al., 2022, arXiv 2203.09795); or `"head"`.
     """
-    for variable in model.variables:
+    for variable in model.weights:
         parts = variable.path.split("/")
-        learns = {
+        variable.trainable = {
             "all": True,
             "attention": parts[0] == "head" or "attention" in parts,
             "head": parts[0] == "head",
         }[trainable]
-        if not learns:
-            variable.trainable = False
