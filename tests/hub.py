@@ -2,9 +2,8 @@
 
 A large file is found under `/<repository>/resolve/<revision>/<file>`, which
 redirects to another server, where its bytes are, and tells commit, SHA-256 and
-size; the bytes come with support for ranges. A repository is made, and files are
-committed to it, with a token; they come whole in the commit, as the hub takes
-small ones.
+size; the bytes come with support for ranges. With a token a repository is made
+and files are committed to it, whole in the commit, as the hub takes small ones.
 """
 
 import base64

@@ -62,6 +62,14 @@ RESULTS = {
             and same == 5
         ),
     ),
+    "4_study": (
+        "[accuracies, losses, float(abs(gammas - GAMMA).max())]",
+        lambda accuracies, losses, moved: (
+            min(accuracies.values()) > 0.2
+            and all(loss[-1] < loss[0] - 0.1 for loss in losses.values())
+            and moved > 0.02
+        ),
+    ),
 }
 
 
@@ -103,7 +111,10 @@ def test_is_committed_clean(path):
 
 
 def imported(source):
-    """What a cell imports from the project: pairs of module and name."""
+    """What a cell imports from the project: pairs of module and name.
+
+    Lines for the shell and IPython are no Python.
+    """
     lines = [
         f"{line[: len(line) - len(line.lstrip())]}pass"
         if line.lstrip().startswith(("!", "%"))
