@@ -269,23 +269,25 @@ def litert(arguments):
     recipes = arguments.quantize.split(",")
     check_recipes(recipes, arguments.calibration is not None)
     model, labels = trained(arguments)
+    about = description(arguments.weights, model)
     inference = InferenceModel(model, gelu=arguments.gelu)
     check_labels(inference, labels)
     images = []
     if arguments.calibration:
         size = model.image_shape[:2]
         images = calibration_images(arguments.calibration, size)
+    models = [inference]
+    del model, inference  # So that their gigabytes can go before the end.
 
     def write_files(output):
         float32 = convert(
-            inference,
+            models.pop(),
             not arguments.logits,
             arguments.batch_size,
             [name for name in arguments.signatures.split(",") if name],
         )
         if len(recipes) > 1:
             output.mkdir()
-        about = description(arguments.weights, model)
         for recipe in recipes:
             tflite = quantize(float32, recipe, images)
             if arguments.input == "uint8":
@@ -303,6 +305,8 @@ def verify(arguments):
     from export.verify import as_json, picture_bytes, table, version_folder
     from export.verify import verify as compare
 
+    if arguments.output:
+        make_room(arguments.output)  # before minutes are spent
     model, labels = trained(arguments)
     rows = compare(model, labels, arguments.exported, arguments.pictures)
     print(table(rows))
@@ -391,9 +395,7 @@ def trained(arguments):
 
 def write(output, writer):
     """Writes a file or folder whole or not at all, and never over another."""
-    if output.exists():
-        raise ValueError(f"{output} exists already. Choose another --output.")
-    output.parent.mkdir(parents=True, exist_ok=True)
+    make_room(output)
     unfinished = output.with_name(f".{output.name}.unfinished")
     remove(unfinished)
     try:
@@ -402,6 +404,13 @@ def write(output, writer):
     finally:
         remove(unfinished)
     print(f"Wrote {output}")
+
+
+def make_room(output):
+    """The folder around a new file or folder; raises where it cannot be."""
+    if output.exists():
+        raise ValueError(f"{output} exists already. Choose another --output.")
+    output.parent.mkdir(parents=True, exist_ok=True)
 
 
 def remove(path):

@@ -1,5 +1,6 @@
 """LiteRT: one `.tflite` file of static shape for phones and browsers."""
 
+import gc
 import tempfile
 from copy import copy
 
@@ -7,9 +8,6 @@ import numpy as np
 import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.tools import flatbuffer_utils
-from tensorflow.python.framework.convert_to_constants import (
-    convert_variables_to_constants_v2 as freeze,
-)
 
 from export.litert_file import DEFAULT
 
@@ -40,8 +38,7 @@ def convert(model, softmax=True, batch_size=1, signatures=()):
         All are float32.
 
     Raises:
-        ValueError: an argument is out of its range, or the file would be
-            larger than the format allows.
+        ValueError: an argument is out of its range.
 
     Example:
     >>> tflite = convert(InferenceModel(model))  # doctest: +SKIP
@@ -65,36 +62,36 @@ def convert(model, softmax=True, batch_size=1, signatures=()):
         "attention": [scores, "attention"],
     }
     functions = {
-        signature: frozen(model, images, names[signature])
+        signature: function(model, images, names[signature])
         for signature in (DEFAULT, *signatures)
     }
-    # By way of a SavedModel, which keeps the names of inputs and outputs.
+    # By way of a SavedModel, which keeps the names of inputs and outputs. The
+    # converter makes constants of its variables; as constants of the graph they
+    # would be there once for each signature, and twice as many times in memory.
     module = tf.Module()
-    module.functions = functions
+    module.model, module.functions = model, functions
     with tempfile.TemporaryDirectory() as folder:
         tf.saved_model.save(module, folder, functions)
+        del model, module, functions  # The weights are on the disk.
+        gc.collect()
         converter = tf.lite.TFLiteConverter.from_saved_model(
-            folder, signature_keys=list(functions)
+            folder, signature_keys=[DEFAULT, *signatures]
         )
         tflite = converter.convert()
     return default_first(tflite) if signatures else tflite
 
 
-def frozen(model, images, names):
-    """Some answers of a model as a function with constants for weights."""
+def function(model, images, names):
+    """Some answers of a model to a batch of images."""
 
     def answers(images):
         outputs = dict(model(images))
         _, *blocks, rows, columns = outputs["attention"].shape
         shape = (images.shape[0], blocks[0] * blocks[1], rows, columns)
         outputs["attention"] = tf.reshape(outputs["attention"], shape)
-        return [outputs[name] for name in names]
+        return {name: outputs[name] for name in names}
 
-    constant = freeze(tf.function(answers).get_concrete_function(images))
-    return tf.function(
-        lambda images: dict(zip(names, constant(images), strict=True)),
-        [images],
-    )
+    return tf.function(answers, [images])
 
 
 def default_first(tflite):
