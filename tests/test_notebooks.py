@@ -46,7 +46,7 @@ RESULTS = {
         "[float(accuracy), float(difference), model.input_shape,"
         " len(model.trainable_variables) == len(model.weights)]",
         lambda accuracy, difference, shape, learns: (
-            accuracy > 0.4
+            accuracy > 0.3
             and difference < 1e-6
             and shape == [None, 42, 42, 3]
             and learns
@@ -78,6 +78,7 @@ def test_runs_in_small_mode(path, tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text(OFFLINE)
     monkeypatch.setenv("KERAS_CAIT_SMALL", "1")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     programs = Path(sys.executable).parent
     monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
     asked, holds = RESULTS[path.stem]
