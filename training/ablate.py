@@ -476,7 +476,6 @@ def figure(study, results, path):
     if len(columns) == 1:
         places = list(found)
         series = {columns[0]: {row: found[row][columns[0]] for row in found}}
-        axes.tick_params("x", rotation=20)
     else:
         places, series = columns, found
     for i, (name, cells) in enumerate(series.items()):
@@ -490,10 +489,14 @@ def figure(study, results, path):
             failed = len(trainings) - len(good)
             axes.plot([x] * failed, [0] * failed, "x", color=f"C{i}")
             line.append((x, np.mean(good) if good else np.nan))
-        axes.plot(*zip(*line, strict=True), "o-", color=f"C{i}", label=name)
+        style = "o-" if len(series) > 1 else "o"
+        axes.plot(*zip(*line, strict=True), style, color=f"C{i}", label=name)
     if len(series) > 1:
         drawing.legend(loc="outside right upper", frameon=False)
-    axes.set_xticks(range(len(places)), places)
+    slanted = {"rotation": 20, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(
+        range(len(places)), places, **({} if len(columns) > 1 else slanted)
+    )
     axes.set(ylabel="top-1 of held-out images / %", title=study)
     axes.grid(axis="y", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
