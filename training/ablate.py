@@ -128,6 +128,7 @@ SCALES = {
         depths=(12, 24, 36),
         drop_path_rates=(0.0, 0.0, 0.0),
         seeds=3,
+        paper={row: (v[0], v[2], v[3]) for row, v in PAPER.items()},
     ),
     "imagenet": Scale(
         # The baseline's 79.9 is DeiT-S after 300 epochs (arXiv 2012.12877).
