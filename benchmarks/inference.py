@@ -96,8 +96,9 @@ def timm_model(variant, batch_size):
     import timm
     import torch
 
-    model = timm.create_model(f"cait_{variant.lower()}_{SIZE}").eval()
-    return model, torch.randn(batch_size, 3, SIZE, SIZE)
+    size = 384 if variant == "XS24" else SIZE  # published at 384 alone
+    model = timm.create_model(f"cait_{variant.lower()}_{size}").eval()
+    return model, torch.randn(batch_size, 3, size, size)
 
 
 def timm_onnx(variant, batch_size):

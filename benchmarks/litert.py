@@ -26,7 +26,7 @@ THREADS = (1, 2)
 
 
 def write_files(variant, folder):
-    """A file of each recipe, and its facts."""
+    """A file of each recipe: the size of its pictures, and its facts."""
     import keras_cait
     from export.inference import InferenceModel
     from export.litert import convert
@@ -48,7 +48,7 @@ def write_files(variant, folder):
             "left_out_by_xnnpack": left_out,
             "partitions": partitions,
         }
-    return facts
+    return model.image_shape[0], facts
 
 
 def litert_contestant(variant, folder, recipe, threads):
@@ -125,11 +125,11 @@ def main():
     tables = {}
     for variant in arguments.variants:
         with tempfile.TemporaryDirectory() as folder:
-            facts = write_files(variant, folder)
+            size, facts = write_files(variant, folder)
             results = take_turns(
                 contestants(facts), (variant, folder), arguments.rounds
             )
-        title = f"CaiT-{variant} at 224, one image"
+        title = f"CaiT-{variant} at {size}, one image"
         tables[title] = rows(facts, results)
         show(title, tables[title])
     write(tables, arguments.output)
