@@ -211,3 +211,12 @@ def test_the_command_runs_a_study(tiny, tmp_path, monkeypatch, capsys):
     )
     assert "| LayerScale | " in capsys.readouterr().out
     assert len(list(tmp_path.glob("LayerScale*-0.json"))) == 1
+
+
+@pytest.mark.parametrize("option", ["--seeds", "--processes"])
+def test_nothing_is_not_a_number_of_trainings(option, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        program.main(["depth", "--output", str(tmp_path / "new"), option, "0"])
+    said = f"{stopped.value} {capsys.readouterr().err}"
+    assert f"{option} must be at least 1" in said
+    assert not (tmp_path / "new").exists()

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 import keras_cait
 import training.evaluate as program
@@ -104,6 +105,22 @@ def test_every_kind_of_file_gives_the_same_accuracy(kinds, tmp_path, capsys):
         assert result["images_per_second"] > 0
     assert len((tmp_path / "table.md").read_text().splitlines()) == 7
     assert f"{100 * expected['top1']:.3f}" in capsys.readouterr().out
+
+
+def test_pictures_of_other_classes_are_refused(kinds, tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(10):
+            Image.new("RGB", (30, 30)).save(tmp_path / f"photos/{name}/{i}.png")
+    with pytest.raises(SystemExit) as stopped:
+        program.main(
+            [
+                *("--weights", str(kinds / "model.keras")),
+                *("--data", f"folder:{tmp_path / 'photos'}"),
+                *("--output", str(tmp_path / "out")),
+            ]
+        )
+    assert "10 classes apart, but" in str(stopped.value)
 
 
 TWO_DEVICES = """
@@ -317,8 +334,12 @@ def test_pictures_with_many_labels_come_from_tensorflow_datasets(tmp_path):
     [
         ("missing.keras.txt", False, "is no .keras, .safetensors or .tflite"),
         ("file.tflite", True, "Only a training run"),
+        ("damaged.tflite", False, "damaged.tflite is no .tflite file"),
+        ("damaged.safetensors", False, "s is no .safetensors file"),
     ],
 )
 def test_mistakes_end_in_a_clear_message(path, raw, message, tmp_path):
+    if "damaged" in path:
+        (tmp_path / path).write_bytes(b"damaged")
     with pytest.raises(ValueError, match=message):
         load_classifier(tmp_path / path, raw=raw)

@@ -612,6 +612,11 @@ def command(
             default as many as there are cores on the digits, and else 1, on
             the devices of the strategy.
     """
+    for name, number in (("seeds", seeds), ("processes", processes)):
+        if number is not None and number < 1:
+            raise ValueError(
+                f"--{name} must be at least 1. Received: {number}."
+            )
     output = output or Path("studies") / f"{study}-{scale}"
     processes = processes or (os.cpu_count() if scale == "digits" else 1)
     ablate(

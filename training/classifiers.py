@@ -158,13 +158,17 @@ def _run(folder, precision, raw):
 
 def _safetensors(path, precision):
     """A CaiT whose sizes are those of the tensors in a file."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(path, "numpy") as file:
-        notes = file.metadata() or {}
-        shapes = {
-            name: file.get_slice(name).get_shape() for name in list(file.keys())
-        }
+    try:
+        with safe_open(path, "numpy") as file:
+            notes = file.metadata() or {}
+            shapes = {
+                name: file.get_slice(name).get_shape()
+                for name in list(file.keys())
+            }
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no .safetensors file: {error}") from error
     if "blocks.0.attn.proj_l.weight" not in shapes:
         raise ValueError(f"{path} does not hold the tensors of a CaiT.")
 
@@ -213,7 +217,10 @@ def _saved_model(path):
 def _litert(path):
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(model_path=str(path), num_threads=2)
+    try:
+        interpreter = Interpreter(model_path=str(path), num_threads=2)
+    except ValueError as error:
+        raise ValueError(f"{path} is no .tflite file: {error}") from error
     runner = interpreter.get_signature_runner("serving_default")
     ((name, details),) = runner.get_input_details().items()
     dtype = details["dtype"]

@@ -231,6 +231,13 @@ def measure(
             strategy.gather(values, axis=0).numpy()
             for values in (answered, *known)
         )
+        known_classes = len(examples.class_names)
+        if probabilities.shape[-1] != known_classes:
+            raise ValueError(
+                f"The model tells {probabilities.shape[-1]} classes apart, but "
+                f"{settings['data']} has {known_classes}. Evaluate on pictures "
+                "of the classes that it was trained on."
+            )
         real = weights > 0  # the last batch is padded
         if step:
             seconds += time.perf_counter() - start
@@ -367,6 +374,10 @@ def command(
             averaged ones.
         strategy: Devices, as for training.train; the batch is over all.
     """
+    if batch_size < 1:
+        raise ValueError(
+            f"--batch-size must be at least 1. Received: {batch_size}."
+        )
     strategy = make_strategy(strategy)
     examples = load(data, "held_out", data_dir)
     output.mkdir(parents=True, exist_ok=True)

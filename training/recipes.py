@@ -1,9 +1,26 @@
 """Recipes: everything that decides what a run computes, in one place each."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from keras_cait.models import VARIANTS
+
+# What layers and augmentation do not check themselves: least and most.
+RANGES = {
+    (1, math.inf): (
+        *("epochs", "global_batch_size", "accumulation_steps"),
+        *("repeated_augmentation", "mixing_batch_size", "evaluation_epochs"),
+    ),
+    (0, math.inf): (
+        *("learning_rate", "warmup_learning_rate", "min_learning_rate"),
+        *("weight_decay", "clip_norm", "mixup_alpha", "cutmix_alpha"),
+    ),
+    (0, 1): (
+        *("ema_momentum", "layer_decay", "label_smoothing", "random_erasing"),
+        "distillation_weight",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -155,6 +172,15 @@ class Recipe:
     """Seed of the initial weights, order, augmentation and dropped branches."""
 
     def __post_init__(self):
+        for (least, most), names in RANGES.items():
+            for name in names:
+                value = getattr(self, name)
+                if not least <= value <= most or math.isinf(value):
+                    upper = "" if math.isinf(most) else f" and at most {most}"
+                    raise ValueError(
+                        f"{name} must be at least {least}{upper}. Received: "
+                        f"{name}={value}."
+                    )
         if not 0 <= self.warmup_epochs < self.epochs:
             raise ValueError(
                 "warmup_epochs must be at least 0 and less than epochs. "
