@@ -17,7 +17,7 @@ def cait(activation=None, **arguments):
     return randomise(
         keras_cait.CaiT(
             24,
-            2,
+            1,
             2,
             patch_size=8,
             input_shape=(32, 32, 3),

@@ -135,6 +135,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.large
 def test_two_devices_give_the_same_accuracy(kinds, tmp_path):
     """Of 1,000 pictures, in batches of which the last is padded."""
     options = ["--weights", str(kinds / "model.keras"), "--data", "digits"]

@@ -56,7 +56,7 @@ RESULTS = {
         "[{row['name']: row['top1'] for row in rows},"
         " {row['name']: row['agreement'] for row in rows}, same]",
         lambda top1, agreement, same: (
-            len(top1) == 6
+            len(top1) == 4
             and min(top1.values()) > 0.4
             and min(agreement.values()) > 0.9
             and same == 5

@@ -111,13 +111,7 @@ def shrunk(recipe):
 
 
 # One of each kind; the others, with --large, take minutes.
-KINDS = (
-    "xxs24-224",
-    "m48-448-distilled",
-    "cifar10",
-    "inaturalist2018",
-    "finetune",
-)
+KINDS = ("xxs24-224", "m48-448-distilled", "finetune")
 
 
 @pytest.mark.parametrize(

@@ -288,7 +288,9 @@ def test_no_operation_needs_more_than_tensorflow(folder):
     assert not {kind for kind in kinds if "PyFunc" in kind}
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.large)]
+)
 def test_xla(model, tmp_path, expected, precision):
     write_saved_model(
         InferenceModel(model, precision), LABELS, tmp_path / "1", 3, xla=True
