@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import keras_cait
+from tests.conftest import without_values
 
 
 def pytest_addoption(parser):
@@ -39,8 +40,7 @@ def docstrings(request, doctest_namespace, tmp_path, monkeypatch):
     if isinstance(request.node, pytest.DoctestItem):
         monkeypatch.chdir(tmp_path)
     if request.node.name.startswith("keras_cait.models.CaiT_"):
-        # Without values: even M48 is built in a second.
-        with keras.StatelessScope(initialize_variables=False):
+        with without_values():
             yield
     else:
         yield

@@ -141,9 +141,15 @@ def add_litert_options(parser):
     )
     parser.add_argument(
         "--calibration",
+        metavar="FOLDER|DATASET",
+        help="pictures such as the model will see, for the static recipes: a "
+        "folder, or the training split of a set of TensorFlow Datasets; 200 "
+        "of them are taken",
+    )
+    parser.add_argument(
+        "--data-dir",
         type=Path,
-        help="folder of pictures such as the model will see, for the static "
-        "recipes; 200 of them are taken",
+        help="where TensorFlow Datasets keeps its files",
     )
     parser.add_argument(
         "--gelu",
@@ -275,7 +281,9 @@ def litert(arguments):
     images = []
     if arguments.calibration:
         size = model.image_shape[:2]
-        images = calibration_images(arguments.calibration, size)
+        images = calibration_images(
+            arguments.calibration, size, data_dir=arguments.data_dir
+        )
     models = [inference]
     del model, inference  # So that their gigabytes can go before the end.
 

@@ -108,27 +108,66 @@ def check_recipes(recipes, is_calibrated):
         if recipe.startswith("static") and not is_calibrated:
             raise ValueError(
                 f"{recipe} needs pictures such as the model will see, to find "
-                "the ranges of its activations: --calibration FOLDER."
+                "the ranges of its activations: --calibration FOLDER|DATASET."
             )
 
 
-def calibration_images(folder, size, count=200):
-    """Pictures from all over a folder, as float32 images.
+def calibration_images(source, size, count=200, data_dir=None):
+    """Pictures from all over a folder or data set, as float32 images.
 
     Args:
-        folder: path of a folder with pictures, in sub-folders or not.
+        source: path of a folder with pictures, in sub-folders or not; or name
+            of a set of TensorFlow Datasets, of which it takes training
+            pictures.
         size: pair of ints, `(height, width)` in pixels.
         count: int > 0. How many at most.
+        data_dir: path, where TensorFlow Datasets keeps its files; `None` is
+            its default.
 
     Returns:
         List of float32 arrays `(height, width, 3)` in 0...255.
 
     Raises:
-        ValueError: the folder holds no pictures, or one cannot be read.
+        ValueError: there is neither such a folder nor such a set, it holds no
+            pictures, or one cannot be read.
     """
-    files = picture_files([Path(folder)])
-    chosen = files[:: -(-len(files) // count)]
+    is_folder = Path(source).is_dir()
+    if is_folder:
+        all_of_them = picture_files([Path(source)])
+    else:
+        all_of_them = training_examples(str(source), data_dir)
+    stride = -(-len(all_of_them) // count)
+    chosen = [all_of_them[i] for i in range(0, len(all_of_them), stride)]
+    if not is_folder:
+        chosen = [example["image"] for example in chosen]
     return [
-        resize_and_crop(load_image(file), size).astype("float32")
-        for file in chosen
+        resize_and_crop(load_image(picture), size).astype("float32")
+        for picture in chosen
     ]
+
+
+def training_examples(name, data_dir):
+    """Those of a prepared set of TensorFlow Datasets, with encoded images."""
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(
+            name, data_dir=data_dir, file_format="array_record"
+        )
+    except (tfds.core.DatasetNotFoundError, ValueError):
+        raise ValueError(
+            "--calibration must be a folder of pictures or the name of a set "
+            f"of TensorFlow Datasets. Received: {name!r}."
+        ) from None
+    if not builder.is_prepared():
+        raise ValueError(
+            f"{name!r} is not prepared in {str(builder.data_path)!r}. Prepare "
+            f"it first: python -m training.prepare {name} --data-dir DIR"
+        )
+    if "image" not in builder.info.features:
+        raise ValueError(
+            f"{name!r} of TensorFlow Datasets has no image, but "
+            f"{sorted(builder.info.features)}. Choose a set of pictures."
+        )
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    return builder.as_data_source("train", decoders=decoders)

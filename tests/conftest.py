@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -41,6 +42,15 @@ def randomise(model, seed=0):
         },
     )
     return model
+
+
+@contextmanager
+def without_values():
+    """Models built in here never get values: even M48 takes a second."""
+    with keras.StatelessScope(initialize_variables=False):
+        yield
+    # Keras would make up for it at the next occasion, with gigabytes.
+    keras.backend.clear_session(free_memory=False)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from keras_cait.baselines import SIZES, ResidualBlock, ViT
 from keras_cait.conversion import from_reference, to_reference
 from keras_cait.weights import load_checkpoint, save_checkpoint
-from tests.conftest import gradients, randomise, reference
+from tests.conftest import gradients, randomise, reference, without_values
 from tests.oracle_weights import checksum, fill, make_input, state_dict
 
 CASES = {"deit_small_patch16_224": "S", "vit_tiny_patch16_224": "Ti"}
@@ -49,7 +49,7 @@ def test_numbers_and_files_of_timm(name, tmp_path):
 )
 def test_size_is_the_published(size, millions):
     """Those of timm's tables."""
-    with keras.StatelessScope(initialize_variables=False):
+    with without_values():
         model = ViT(**SIZES[size])
     assert round(model.count_params() / 1e6, 2) == millions
 

@@ -14,7 +14,7 @@ from export.inference import InferenceModel
 from export.litert import convert
 from export.litert_file import LiteRTClassifier, operations
 from export.metadata import read_labels
-from export.quantization import RECIPES
+from export.quantization import RECIPES, calibration_images
 from export.verify import litert_classifier
 from keras_cait.preprocessing import (
     load_image,
@@ -159,6 +159,14 @@ def test_quantised_files_stay_near_the_model(recipe, quantised, expected):
             ("--quantize", "static-int8", "--calibration", "EMPTY"),
             "There are no pictures in",
         ),
+        (
+            ("--quantize", "static-int8", "--calibration", "EMPTY.txt"),
+            "must be a folder of pictures or the name of a set",
+        ),
+        (
+            ("--quantize", "static-int8", "--calibration", "cifar10"),
+            "Prepare it first: python -m training.prepare cifar10",
+        ),
     ],
 )
 def test_litert_refuses_with_nothing_written(
@@ -180,6 +188,29 @@ def test_litert_refuses_with_nothing_written(
     assert message in error and error.count("\n") == 1
     files = {path.name for path in tmp_path.rglob("*") if path.is_file()}
     assert files == {"empty.txt", "empty.keras"}
+
+
+def test_calibration_takes_training_pictures_of_a_data_set(tmp_path):
+    import tensorflow_datasets as tfds
+
+    image = tfds.features.Image(encoding_format="png")
+    tfds.dataset_builders.store_as_tfds_dataset(
+        "photos",
+        "1.0.0",
+        tfds.features.FeaturesDict({"image": image}),
+        {
+            "train": [
+                (i, {"image": np.full((40, 30, 3), i, "uint8")})
+                for i in range(5)
+            ]
+        },
+        data_dir=tmp_path,
+        file_format="array_record",
+    )
+    images = calibration_images("photos", (32, 48), 3, tmp_path)
+    assert {image.shape for image in images} == {(32, 48, 3)}
+    values = {float(image.max()) for image in images}
+    assert len(values) == 3 and values <= set(range(5))
 
 
 def test_every_option_in_one_file(exported, pictures, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 import keras_cait
 from keras_cait.models import IMAGENET_MEAN, IMAGENET_STD
-from tests.conftest import randomise
+from tests.conftest import randomise, without_values
 
 SMALL = {"embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 8}
 
@@ -253,7 +253,7 @@ def test_int8(pictures, tmp_path, monkeypatch):
     ],
 )
 def test_variants_regularise_as_published(variant, drop_path_rate, init_values):
-    with keras.StatelessScope(initialize_variables=False):
+    with without_values():
         model = getattr(keras_cait, f"CaiT_{variant}")(weights=None)
     for i in range(model.depth):
         block = model.get_layer(f"self_attention_block_{i}")
@@ -266,7 +266,7 @@ def test_variants_regularise_as_published(variant, drop_path_rate, init_values):
     "depth, init_values", [(18, 0.1), (19, 1e-5), (24, 1e-5), (25, 1e-6)]
 )
 def test_layer_scale_starts_by_depth(depth, init_values):
-    with keras.StatelessScope(initialize_variables=False):
+    with without_values():
         model = keras_cait.CaiT(24, depth, 2, input_shape=(16, 16, 3))
     assert model.init_values == init_values
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import keras_cait
+from tests.conftest import without_values
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = {"training", "export"}
@@ -81,8 +82,7 @@ PUBLISHED = [
 @pytest.mark.parametrize("variant, parameters, size, gmacs", PUBLISHED)
 def test_size_and_cost_are_the_published(variant, parameters, size, gmacs):
     shape = (size, size, 3)
-    # Without values: even M48 is built and traced in a second.
-    with keras.StatelessScope(initialize_variables=False):
+    with without_values():
         build = getattr(keras_cait, f"CaiT_{variant}")
         model = build(weights=None, input_shape=shape)
         # All blocks cost the same, so two shallow graphs tell the deep one.
