@@ -7,7 +7,7 @@ PYTHON ?= python3
 RUN ?= runs/quickstart
 BIN := .venv/bin
 # Where the backends of Keras can differ; all tests of the library pass on both.
-NUMERICS := $(addprefix tests/test_,attention_maps.py layers.py reference.py)
+NUMERICS := $(addprefix tests/keras_cait/test_,attention_maps.py layers.py reference.py)
 
 # Two files of tests at a time.
 WORKERS := --numprocesses 2 --dist loadfile

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import keras_cait
-from tests.conftest import without_values
+from tests.helpers.models import without_values
 
 
 def pytest_addoption(parser):

@@ -1,0 +1,271 @@
+"""The folder of a served model: whole, numbered and as the server reads it."""
+
+import json
+import re
+import resource
+
+import kubernetes_validate
+import numpy as np
+import pytest
+import tensorflow as tf
+import yaml
+from google.protobuf import text_format
+from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
+from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
+
+import keras_cait
+from export.__main__ import main
+from export.bundle import existing_versions, weights_hash, write_bundle
+from tests.helpers.models import randomise
+
+LABELS = [f"class {i}" for i in range(5)]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return randomise(
+        keras_cait.CaiT(
+            24, 2, 2, patch_size=8, input_shape=(32, 32, 3), classes=5
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def bundle(model, tmp_path_factory):
+    """Two versions, exported one after the other."""
+    output = tmp_path_factory.mktemp("models") / "cait_tiny"
+    for _ in range(2):
+        write_bundle(model, LABELS, output, batch_sizes=(2, 1))
+    return output
+
+
+def files(folder):
+    return {
+        path.relative_to(folder): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_versions_are_numbered_and_stay(model, bundle, tmp_path):
+    assert existing_versions(bundle) == [1, 2]
+    assert {path.name for path in bundle.iterdir()} == {
+        *("1", "2", "models.config", "batching_parameters.txt"),
+        *("monitoring.config", "prometheus.yaml"),
+        *("compose.yaml", "kubernetes.yaml"),
+    }
+    assert not [p for p in bundle.parent.iterdir() if p != bundle]
+
+
+def test_models_config_labels_stable_and_canary(bundle):
+    text = (bundle / "models.config").read_text()
+    config = text_format.Parse(text, ModelServerConfig())
+    (model,) = config.model_config_list.config
+    assert model.name == "cait_tiny"
+    assert model.base_path == "/models/cait_tiny"
+    assert list(model.model_version_policy.specific.versions) == [1, 2]
+    assert dict(model.version_labels) == {"stable": 1, "canary": 2}
+
+
+def test_a_promoted_version_stays_stable(model, tmp_path):
+    output = tmp_path / "cait"
+    for _ in range(2):
+        write_bundle(model, LABELS, output, batch_sizes=(1,))
+    config = output / "models.config"
+    promoted = config.read_text().replace(
+        '"stable" value: 1', '"stable" value: 2'
+    )
+    config.write_text(promoted)
+    write_bundle(model, LABELS, output, batch_sizes=(1,))
+    parsed = text_format.Parse(config.read_text(), ModelServerConfig())
+    labels = parsed.model_config_list.config[0].version_labels
+    assert dict(labels) == {"stable": 2, "canary": 3}
+
+
+def test_the_server_is_told_of_xla(model, bundle, tmp_path):
+    """It refuses to compile for the CPU otherwise; versions may be mixed."""
+    flag = "--xla_cpu_compilation_enabled={}\n"
+    assert flag.format("false") in (bundle / "compose.yaml").read_text()
+    output = tmp_path / "cait"
+    for xla in (True, False):
+        write_bundle(model, LABELS, output, xla=xla, batch_sizes=(1,))
+        assert flag.format("true") in (output / "compose.yaml").read_text()
+
+
+def test_kubernetes_accepts_the_manifests(bundle):
+    manifests = yaml.safe_load_all((bundle / "kubernetes.yaml").read_text())
+    for manifest in manifests:
+        kubernetes_validate.validate(manifest, "1.37", strict=True)
+
+
+def test_batching_and_monitoring(bundle):
+    """By their text: the package of the server's API lacks their messages."""
+    batching = (bundle / "batching_parameters.txt").read_text()
+    assert re.findall(r"^allowed_batch_sizes: (\d+)$", batching, re.M) == [
+        "1",
+        "2",
+    ]
+    assert "max_batch_size { value: 2 }" in batching
+    monitoring = (bundle / "monitoring.config").read_text()
+    scraped = yaml.safe_load((bundle / "prometheus.yaml").read_text())
+    (job,) = scraped["scrape_configs"]
+    assert f'path: "{job["metrics_path"]}"' in monitoring
+
+
+def test_containers_mount_what_they_are_told_to_read(bundle):
+    compose = yaml.safe_load((bundle / "compose.yaml").read_text())
+    manifests = yaml.safe_load_all((bundle / "kubernetes.yaml").read_text())
+    manifests = {manifest["kind"]: manifest for manifest in manifests}
+    assert set(manifests) == {
+        *("PersistentVolumeClaim", "Deployment", "Service"),
+        "HorizontalPodAutoscaler",
+    }
+    pod = manifests["Deployment"]["spec"]["template"]
+    (container,) = pod["spec"]["containers"]
+    service = compose["services"]["serving"]
+    assert service["command"] == container["args"]
+    assert service["image"] == container["image"]
+    assert service["volumes"] == [".:/models/cait_tiny:ro"]
+    assert container["volumeMounts"][0]["mountPath"] == "/models/cait_tiny"
+    for argument in service["command"]:
+        _, _, value = argument.partition("=")
+        if value.startswith("/models/cait_tiny/"):
+            assert (bundle / value.removeprefix("/models/cait_tiny/")).is_file()
+    selector = manifests["Service"]["spec"]["selector"]
+    assert selector == pod["metadata"]["labels"] == {"app": "cait-tiny"}
+    target = manifests["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]
+    assert target["name"] == manifests["Deployment"]["metadata"]["name"]
+
+
+def test_warmup_asks_every_signature_at_every_batch_size(bundle):
+    path = bundle / "2/assets.extra/tf_serving_warmup_requests"
+    asked = set()
+    for record in tf.data.TFRecordDataset(str(path)):
+        log = PredictionLog.FromString(record.numpy())
+        if log.HasField("classify_log"):
+            request = log.classify_log.request
+            count = len(request.input.example_list.examples)
+        else:
+            request = log.predict_log.request
+            (value,) = request.inputs.values()
+            count = tf.make_ndarray(value).shape[0]
+        assert request.model_spec.name == "cait_tiny"
+        asked.add((request.model_spec.signature_name, count))
+    names = tf.saved_model.load(str(bundle / "2")).signatures
+    assert asked == {(name, count) for name in names for count in (1, 2)}
+
+
+def test_manifest(model, bundle):
+    manifest = json.loads((bundle / "2/manifest.json").read_text())
+    assert manifest["weights_sha256"] == weights_hash(model)
+    assert manifest["versions"]["tensorflow"] == tf.__version__
+    assert manifest["signatures"]["pixels"]["inputs"] == {
+        "images": {"dtype": "uint8", "shape": [None, 32, 32, 3]}
+    }
+    assert "DecodeImage" in manifest["operations"]
+    assert (
+        manifest["bytes"]["saved_model.pb"]
+        == (bundle / "2/saved_model.pb").stat().st_size
+    )
+
+
+def test_the_manifest_tells_what_the_training_run_measured(model, tmp_path):
+    model.save(tmp_path / "model.keras")
+    (tmp_path / "labels.txt").write_text("\n".join(LABELS))
+    summary = {"top1": 0.75, "top5": 1.0, "steps": 3}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    output = tmp_path / "models/cait"
+    weights = ("--weights", str(tmp_path / "model.keras"))
+    assert not main(["saved-model", *weights, "--output", str(output)])
+    manifest = json.loads((output / "1/manifest.json").read_text())
+    assert manifest["accuracy"]["top1"] == 0.75
+
+
+def test_the_hash_is_that_of_the_weights(model, tmp_path):
+    keras_cait.save_checkpoint(model, tmp_path / "model.safetensors")
+    other = keras_cait.CaiT.from_config(model.get_config())
+    assert weights_hash(other) != weights_hash(model)
+    keras_cait.load_checkpoint(other, tmp_path / "model.safetensors")
+    assert weights_hash(other) == weights_hash(model)
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_a_failure_leaves_all_as_it_was(model, bundle, tmp_path, is_new):
+    output = tmp_path / "cait" if is_new else bundle
+    before = files(output.parent)
+
+    def interrupt(version):
+        assert version.is_dir()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_bundle(model, LABELS, output, batch_sizes=(1,), check=interrupt)
+    assert files(output.parent) == before
+
+
+@pytest.mark.parametrize("limit", [2_000, 60_000, 300_000])
+def test_a_full_disk_is_one_clear_error(model, tmp_path, capfd, limit):
+    """No file may grow beyond a limit: graph, variables or warm-up fail."""
+    model.save(tmp_path / "model.keras")
+    (tmp_path / "labels.txt").write_text("\n".join(LABELS))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        status = main(
+            [
+                *("saved-model", "--weights", str(tmp_path / "model.keras")),
+                *("--output", str(tmp_path / "models/cait")),
+            ]
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    error = capfd.readouterr().err
+    assert status == 1, error
+    assert error.count("\n") == 1
+    assert error.startswith("OSError")
+    assert not list((tmp_path / "models").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"output": "models/of mine"}, "name of the served model"),
+        ({"batch_sizes": (0, 1)}, "at least 1"),
+        ({"top": 0}, "top=0"),
+        ({"labels": ["one"]}, "5 classes"),
+    ],
+    ids=str,
+)
+def test_bad_arguments_write_nothing(model, tmp_path, arguments, message):
+    arguments = {"labels": LABELS, "output": "cait"} | arguments
+    arguments["output"] = tmp_path / arguments["output"]
+    with pytest.raises(ValueError, match=message):
+        write_bundle(model, **arguments)
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def test_weights_of_a_variant(tmp_path, monkeypatch, capsys):
+    """Files without a model need the variant, and say so."""
+    received = []
+    monkeypatch.setattr(
+        "export.bundle.write_bundle",
+        lambda *arguments, **_: received.append(arguments),
+    )
+    model = keras_cait.CaiT(
+        192, 24, 4, input_shape=(32, 32, 3), classes=3, name="cait_xxs24"
+    )
+    path = tmp_path / "model.safetensors"
+    keras_cait.save_checkpoint(model, path)
+    (tmp_path / "labels.txt").write_text("a\nb\nc\n")
+    command = ["saved-model", "--weights", str(path), "--output", "models/m"]
+    assert main(command) == 1
+    assert "--variant" in capsys.readouterr().err
+    options = ["--variant", "XXS24", "--image-size", "32"]
+    assert main([*command, *options]) == 0
+    ((loaded, labels, *_),) = received
+    assert labels == ["a", "b", "c"]
+    assert loaded.image_shape == (32, 32, 3)
+    np.testing.assert_array_equal(
+        loaded.get_layer("head").get_weights()[0],
+        model.get_layer("head").get_weights()[0],
+    )

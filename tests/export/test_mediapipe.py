@@ -1,0 +1,49 @@
+"""MediaPipe reads an exported file by itself: labels, range of pixels."""
+
+import mediapipe
+import pytest
+from mediapipe.tasks.python import BaseOptions, vision
+from PIL import Image
+
+from export.__main__ import main
+from keras_cait.preprocessing import load_image, resize_and_crop
+from tests.helpers.reference import REFERENCE
+
+LABELS = ["Apfel", "bicycle", "càt", "dog house", "eel"]
+
+
+@pytest.mark.parametrize(
+    ("options", "tolerance"),
+    [
+        ([], 1e-4),
+        (["--input", "uint8"], 1e-4),
+        (["--quantize", "dynamic-int8", "--input", "uint8"], 0.1),
+    ],
+    ids=["float32", "uint8", "int8"],
+)
+def test_image_classifier(options, tolerance, small_model, tmp_path):
+    weights, output = tmp_path / "model.keras", tmp_path / "model.tflite"
+    small_model.save(weights)
+    (tmp_path / "labels.txt").write_text("\n".join(LABELS), encoding="utf-8")
+    arguments = ["--weights", str(weights), "--output", str(output), *options]
+    assert main(["litert", *arguments]) == 0
+
+    # Of the model's size: MediaPipe scales without a crop, and by other rules.
+    photo = load_image(REFERENCE / "preprocess/landscape_500x375.png")
+    image = resize_and_crop(photo, (32, 32))
+    picture = tmp_path / "picture.png"
+    Image.fromarray(image).save(picture)
+    expected = small_model.predict(image[None], verbose=0)[0]
+
+    with vision.ImageClassifier.create_from_options(
+        vision.ImageClassifierOptions(BaseOptions(str(output)))
+    ) as classifier:
+        answer = classifier.classify(
+            mediapipe.Image.create_from_file(str(picture))
+        )
+    (found,) = answer.classifications
+    assert found.categories[0].category_name == LABELS[expected.argmax()]
+    scores = {one.category_name: one.score for one in found.categories}
+    assert scores == pytest.approx(
+        dict(zip(LABELS, expected, strict=True)), abs=tolerance
+    )

@@ -1,0 +1,314 @@
+"""The SavedModel answers as the Keras model, and lives on after bad input."""
+
+import ctypes
+import io
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+import keras_cait
+from export.decoding import decode_pictures
+from export.inference import InferenceModel
+from export.saved_model import write_saved_model
+from keras_cait.preprocessing import load_image, resize_and_crop
+from tests.helpers.models import randomise
+from tests.helpers.reference import REFERENCE
+
+LABELS = [f"class {i}" for i in range(5)]
+PICTURES = sorted((REFERENCE / "preprocess").rglob("*.png"))
+ENCODED = [file.read_bytes() for file in PICTURES]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return randomise(
+        keras_cait.CaiT(
+            24, 2, 2, patch_size=8, input_shape=(32, 32, 3), classes=5
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("saved_model") / "1"
+    write_saved_model(InferenceModel(model), LABELS, path, top=3)
+    return path
+
+
+@pytest.fixture(scope="module")
+def signatures(folder):
+    return tf.saved_model.load(str(folder)).signatures
+
+
+@pytest.fixture(scope="module")
+def expected(model):
+    """Probabilities of the Keras model on the pictures."""
+    images = [resize_and_crop(load_image(file), 32) for file in PICTURES]
+    return model.predict(np.stack(images), verbose=0)
+
+
+def assert_best(answer, probabilities, tolerance=1e-3):
+    """The answer's classes and scores are the best three."""
+    order = np.argsort(-probabilities, axis=-1)[:, :3]
+    names = [
+        [name.decode() for name in row] for row in answer["classes"].numpy()
+    ]
+    assert names == [[LABELS[i] for i in row] for row in order]
+    np.testing.assert_allclose(
+        answer["scores"],
+        np.take_along_axis(probabilities, order, 1),
+        atol=tolerance,
+    )
+
+
+def test_signatures_have_their_names(signatures):
+    names = {
+        name: (
+            list(signature.structured_input_signature[1]),
+            sorted(signature.structured_outputs),
+        )
+        for name, signature in signatures.items()
+    }
+    assert names == {
+        "serving_default": (["image_bytes"], ["classes", "scores"]),
+        "pixels": (["images"], ["logits", "probabilities"]),
+        "embedding": (["image_bytes"], ["embedding"]),
+        "attention": (["image_bytes"], ["attention", "classes", "scores"]),
+        "classify": (["inputs"], ["classes", "scores"]),
+    }
+
+
+@pytest.mark.parametrize("count", [1, 3, 6])
+def test_encoded_pictures(signatures, expected, count):
+    answer = signatures["serving_default"](
+        image_bytes=tf.constant(ENCODED[:count])
+    )
+    assert_best(answer, expected[:count])
+
+
+def test_pixels(signatures, model, pictures):
+    answer = signatures["pixels"](images=tf.constant(pictures))
+    np.testing.assert_allclose(
+        answer["probabilities"], model.predict(pictures, verbose=0), atol=1e-6
+    )
+    np.testing.assert_allclose(
+        tf.nn.softmax(answer["logits"]), answer["probabilities"], atol=1e-6
+    )
+
+
+def test_embedding_and_attention(signatures, model):
+    encoded = tf.constant(ENCODED)
+    images = decode_pictures(encoded, (32, 32))
+    embedding = keras.Model(model.input, model.get_layer("head").input)
+    np.testing.assert_allclose(
+        signatures["embedding"](image_bytes=encoded)["embedding"],
+        embedding(images),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+    answer = signatures["attention"](image_bytes=encoded)
+    np.testing.assert_allclose(
+        answer["attention"],
+        keras_cait.class_attention_maps(model, images),
+        atol=1e-6,
+    )
+    assert_best(answer, model(images).numpy(), 1e-6)
+
+
+def test_classify(signatures, folder, expected):
+    examples = [
+        tf.train.Example(
+            features=tf.train.Features(
+                feature={
+                    "image/encoded": tf.train.Feature(
+                        bytes_list=tf.train.BytesList(value=[encoded])
+                    )
+                }
+            )
+        ).SerializeToString()
+        for encoded in ENCODED
+    ]
+    answer = signatures["classify"](inputs=tf.constant(examples))
+    assert_best(answer, expected)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="image/encoded"):
+        signatures["classify"](
+            inputs=tf.constant([tf.train.Example().SerializeToString()])
+        )
+
+
+def test_the_server_s_loader(folder):
+    """The Session of the server has the signatures and their methods."""
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        graph = tf.compat.v1.saved_model.load(session, ["serve"], str(folder))
+        methods = {
+            name: signature.method_name
+            for name, signature in graph.signature_def.items()
+            if not name.startswith("__")
+        }
+        signature = graph.signature_def["classify"]
+        default = graph.signature_def["serving_default"]
+        scores = session.run(
+            default.outputs["scores"].name,
+            {default.inputs["image_bytes"].name: ENCODED},
+        )
+    predict = "tensorflow/serving/predict"
+    assert methods.pop("classify") == "tensorflow/serving/classify"
+    assert set(methods.values()) == {predict} and len(methods) == 4
+    assert list(signature.inputs) == ["inputs"]
+    assert scores.shape == (6, 3)
+
+
+def test_the_loader_of_the_c_api(folder):
+    """The C++ function with which the server loads, without Python."""
+    library = Path(tf.__file__).parent / "libtensorflow_cc.so.2"
+    c = ctypes.CDLL(str(library))
+    for name in (
+        "TF_NewStatus",
+        "TF_NewGraph",
+        "TF_NewSessionOptions",
+        "TF_LoadSessionFromSavedModel",
+    ):
+        getattr(c, name).restype = ctypes.c_void_p
+    c.TF_Message.restype = ctypes.c_char_p
+    status, graph, options = (
+        ctypes.c_void_p(make())
+        for make in (c.TF_NewStatus, c.TF_NewGraph, c.TF_NewSessionOptions)
+    )
+    tags = (ctypes.c_char_p * 1)(b"serve")
+    session = c.TF_LoadSessionFromSavedModel(
+        options, None, bytes(folder), tags, 1, graph, None, status
+    )
+    assert c.TF_GetCode(status) == 0, c.TF_Message(status)
+    c.TF_CloseSession(ctypes.c_void_p(session), status)
+    c.TF_DeleteSession(ctypes.c_void_p(session), status)
+
+
+def encode(mode, format, **options):
+    file = io.BytesIO()
+    image = Image.open(PICTURES[0]).convert("RGB").convert(mode)
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("mode", "format", "tolerance"),
+    [
+        ("RGB", "JPEG", 4),
+        ("L", "JPEG", 4),
+        ("CMYK", "JPEG", 4),
+        ("RGB", "PNG", 1),
+        ("L", "PNG", 1),
+        ("LA", "PNG", 1),
+        ("P", "PNG", 1),
+        ("RGBA", "PNG", 1),
+        ("1", "PNG", 1),
+        ("P", "GIF", 1),
+        ("L", "GIF", 1),
+        ("RGB", "BMP", 1),
+        ("RGBA", "BMP", 1),
+        ("L", "BMP", 1),
+    ],
+)
+def test_pictures_of_any_kind(mode, format, tolerance):
+    encoded = encode(mode, format)
+    image = decode_pictures(tf.constant([encoded]), (96, 160))[0]
+    expected = resize_and_crop(load_image(encoded), (96, 160)).astype(int)
+    assert np.abs(image.numpy() - expected).max() <= tolerance
+
+
+@pytest.mark.parametrize("endian", "<>")
+@pytest.mark.parametrize("orientation", range(10))  # 0 and 9 mean nothing
+def test_photos_are_turned_upright(orientation, endian):
+    exif = Image.Exif()
+    exif.endian = endian
+    exif[0x010F], exif[0x0112] = "a camera", orientation
+    encoded = encode("RGB", "JPEG", exif=exif.tobytes())
+    image = decode_pictures(tf.constant([encoded]), (96, 96))[0]
+    expected = resize_and_crop(load_image(encoded), (96, 96)).astype(int)
+    assert np.abs(image.numpy() - expected).max() <= 4
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [b"Exif\0\0", b"Exif\0\0II*\0\x08\0\0\0\xff\xff", b"no Exif"],
+)
+def test_damaged_exif_turns_nothing(exif):
+    damaged, plain = encode("RGB", "JPEG", exif=exif), encode("RGB", "JPEG")
+    images = decode_pictures(tf.constant([damaged, plain]), (96, 96))
+    np.testing.assert_array_equal(*images)
+
+
+def test_the_first_frame_of_an_animation():
+    frames = [
+        Image.fromarray(np.full((40, 40, 3), value, "uint8"))
+        for value in (10, 200)
+    ]
+    file = io.BytesIO()
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
+    image = decode_pictures(tf.constant([file.getvalue()]), (32, 32))
+    assert np.all(image == 10)
+
+
+@pytest.mark.parametrize("signature", ["serving_default", "attention"])
+def test_broken_pictures_are_named_and_the_rest_goes_on(
+    signatures, signature, expected
+):
+    broken = [ENCODED[0], b"", ENCODED[1], ENCODED[2][:300], b"\xff\xd8\xff"]
+    with pytest.raises(
+        tf.errors.InvalidArgumentError, match=r"image_bytes at\] \[1 3 4\]"
+    ):
+        signatures[signature](image_bytes=tf.constant(broken))
+    answer = signatures[signature](image_bytes=tf.constant(ENCODED))
+    assert_best(answer, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "dtype", "shape"),
+    [
+        ("serving_default", "image_bytes", tf.string, (0,)),
+        ("pixels", "images", tf.uint8, (0, 32, 32, 3)),
+        ("embedding", "image_bytes", tf.string, (0,)),
+        ("attention", "image_bytes", tf.string, (0,)),
+        ("classify", "inputs", tf.string, (0,)),
+    ],
+)
+def test_an_empty_batch(signatures, name, key, dtype, shape):
+    answers = signatures[name](**{key: tf.zeros(shape, dtype)})
+    assert all(answer.shape[0] == 0 for answer in answers.values())
+
+
+def test_no_operation_needs_more_than_tensorflow(folder):
+    from export.bundle import operations
+
+    kinds = operations(folder)
+    assert "MatMul" in kinds
+    assert not {kind for kind in kinds if "PyFunc" in kind}
+
+
+@pytest.mark.parametrize(
+    "precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.large)]
+)
+def test_xla(model, tmp_path, expected, precision):
+    write_saved_model(
+        InferenceModel(model, precision), LABELS, tmp_path / "1", 3, xla=True
+    )
+    signatures = tf.saved_model.load(str(tmp_path / "1")).signatures
+    for count in (1, 3):
+        images = decode_pictures(tf.constant(ENCODED[:count]), (32, 32))
+        answer = signatures["pixels"](images=tf.cast(images, tf.uint8))
+        np.testing.assert_allclose(
+            answer["probabilities"],
+            expected[:count],
+            atol=1e-3 if precision == "float32" else 0.05,
+        )
+
+
+def test_labels_fit_the_model(model, tmp_path):
+    with pytest.raises(ValueError, match="5 classes"):
+        write_saved_model(InferenceModel(model), LABELS[1:], tmp_path / "1")
+    with pytest.raises(ValueError, match="top=0"):
+        write_saved_model(InferenceModel(model), LABELS, tmp_path / "1", 0)

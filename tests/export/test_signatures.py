@@ -1,0 +1,102 @@
+"""A SavedModel is checked in a process that has TensorFlow alone."""
+
+import json
+import shutil
+
+import pytest
+
+import keras_cait
+from export.__main__ import main
+from export.bundle import write_bundle
+from export.serving.warmup import example_picture
+from export.signatures import check_signatures, table
+from tests.helpers.models import randomise
+from tests.helpers.reference import REFERENCE
+
+LABELS = [f"class {i}" for i in range(5)]
+PICTURES = [
+    file.read_bytes()
+    for file in sorted((REFERENCE / "preprocess").rglob("*.png"))
+]
+
+
+def build(seed=0):
+    model = keras_cait.CaiT(
+        24, 2, 2, patch_size=8, input_shape=(32, 32, 3), classes=5
+    )
+    return randomise(model, seed)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build()
+
+
+@pytest.fixture(scope="module")
+def version(model, tmp_path_factory):
+    output = tmp_path_factory.mktemp("models") / "cait"
+    return write_bundle(model, LABELS, output, batch_sizes=(1, 2))
+
+
+def test_every_signature_at_every_batch_size(model, version):
+    rows = check_signatures(version, model, PICTURES)
+    assert {(row.signature, row.output) for row in rows} == {
+        ("serving_default", "scores"),
+        ("pixels", "logits"),
+        ("pixels", "probabilities"),
+        ("embedding", "embedding"),
+        ("attention", "attention"),
+        ("attention", "scores"),
+        ("classify", "scores"),
+    }
+    assert len(rows) == 3 * 7
+    assert {row.batch_size for row in rows} == {1, 3, 8}
+    for row in rows:
+        assert row.mean_difference <= row.max_difference < 1e-5
+        assert row.top1 in (None, 1.0)
+        assert row.top5 in (None, 1.0)
+    lines = table(rows).splitlines()
+    assert len(lines) == 1 + len(rows)
+    assert len(set(map(len, lines))) == 1
+
+
+def test_other_weights_are_found_out(version):
+    with pytest.raises(ValueError, match="differs from the Keras model"):
+        check_signatures(version, build(seed=1), PICTURES)
+
+
+def test_a_shape_that_is_not_the_manifest_s(model, version, tmp_path):
+    other = shutil.copytree(version, tmp_path / "1")
+    manifest = json.loads((other / "manifest.json").read_text())
+    outputs = manifest["signatures"]["embedding"]["outputs"]
+    outputs["embedding"]["shape"] = [None, 48]
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"embedding answers.*24.*48"):
+        check_signatures(other, model, PICTURES)
+
+
+@pytest.mark.parametrize(
+    "file", ["saved_model.pb", "assets.extra/tf_serving_warmup_requests"]
+)
+def test_damaged_files(model, version, tmp_path, file):
+    other = shutil.copytree(version, tmp_path / "1")
+    content = (other / file).read_bytes()
+    (other / file).write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="does not run with TensorFlow alone"):
+        check_signatures(other, model, PICTURES)
+
+
+def test_what_fails_the_check_is_not_written(model, tmp_path, monkeypatch):
+    model.save(tmp_path / "model.keras")
+    (tmp_path / "labels.txt").write_text("\n".join(LABELS))
+    monkeypatch.setattr("export.signatures.TOLERANCE", 0.0)
+    command = ["saved-model", "--weights", str(tmp_path / "model.keras")]
+    output = tmp_path / "models/cait"
+    assert main([*command, "--output", str(output)]) == 1
+    assert not list((tmp_path / "models").iterdir())
+
+
+def test_example_pictures_are_of_the_size_of_photos():
+    sizes = [len(example_picture(seed).numpy()) for seed in range(3)]
+    assert len(set(sizes)) == 3
+    assert all(10_000 < size < 100_000 for size in sizes)

@@ -1,0 +1,313 @@
+"""Models as a whole: inputs, outputs, files, copies, quantization, errors."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_cait
+from keras_cait.models import IMAGENET_MEAN, IMAGENET_STD
+from tests.helpers.models import randomise, without_values
+
+SMALL = {"embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 8}
+
+
+def small(**arguments):
+    """A small model with weights of order 1 that gives logits."""
+    arguments = {
+        "input_shape": (32, 32, 3),
+        "classes": 5,
+        "classifier_activation": None,
+        **arguments,
+    }
+    return randomise(keras_cait.CaiT(**{**SMALL, **arguments}))
+
+
+def outputs(model, images):
+    return keras.ops.convert_to_numpy(
+        keras.ops.cast(model(images, training=False), "float32")
+    )
+
+
+def noise(*shape):
+    return np.random.default_rng(0).integers(0, 256, shape).astype("uint8")
+
+
+def test_uint8_and_float_pixels_are_the_same(pictures):
+    model = small()
+    expected = outputs(model, pictures)
+    np.testing.assert_array_equal(
+        outputs(model, pictures.astype("float32")), expected
+    )
+    np.testing.assert_array_equal(
+        model.predict(pictures, verbose=0).shape, expected.shape
+    )
+    assert np.abs(outputs(model, pictures[::-1]) - expected).max() > 1e-2
+
+
+def test_preprocessing_in_the_graph_is_imagenets(pictures):
+    normalized = (pictures / 255 - IMAGENET_MEAN) / IMAGENET_STD
+    np.testing.assert_allclose(
+        outputs(small(), pictures),
+        outputs(small(include_preprocessing=False), normalized),
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_other_channels_are_scaled_to_one(channels):
+    images = noise(2, 32, 32, channels)
+    shape = (32, 32, channels)
+    np.testing.assert_allclose(
+        outputs(small(input_shape=shape), images),
+        outputs(
+            small(input_shape=shape, include_preprocessing=False),
+            images / 127.5 - 1,
+        ),
+        atol=1e-5,
+    )
+
+
+def test_unknown_size_equals_static_and_follows_the_batch():
+    model = small(input_shape=(None, None, 3), grid_size=(4, 4))
+    for shape in [(32, 32, 3), (32, 48, 3), (64, 24, 3)]:
+        static = small(input_shape=shape, grid_size=(4, 4))
+        images = noise(2, *shape)
+        expected = outputs(static, images)
+        np.testing.assert_allclose(outputs(model, images), expected, atol=1e-5)
+        np.testing.assert_allclose(
+            model.predict(images, verbose=0), expected, atol=1e-5
+        )
+
+
+def test_resampled_positions_are_the_layers_own():
+    """A model for another size resamples the same table, not another one."""
+    wide = small(input_shape=(32, 48, 3), grid_size=(4, 4))
+    assert (
+        wide.get_layer("position_embedding").position_embedding.shape[1] == 16
+    )
+    own = small(input_shape=(32, 48, 3))
+    images = noise(2, 32, 48, 3)
+    difference = outputs(wide, images) - outputs(own, images)
+    assert np.abs(difference).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        {"patch_size": 4, "input_shape": (28, 28, 3)},
+        {"patch_size": 7, "input_shape": (14, 35, 3)},
+        {"embed_dim": 30, "num_heads": 5},
+        {"depth": 1, "class_attention_depth": 1, "mlp_ratio": 1.5},
+        {"num_heads": 1},
+    ],
+)
+def test_any_patch_size_and_width(size):
+    model = small(**size)
+    result = outputs(model, noise(2, *model.input_shape[1:]))
+    assert result.shape == (2, 5)
+    assert np.isfinite(result).all()
+    assert np.abs(result[0] - result[1]).max() > 1e-2
+
+
+def test_what_the_head_and_the_caller_get(pictures):
+    tokens = outputs(small(include_top=False, pooling=None), pictures)
+    token = outputs(small(include_top=False), pictures)
+    average = outputs(small(include_top=False, pooling="avg"), pictures)
+    assert tokens.shape == (2, 1 + 16, 24)
+    np.testing.assert_allclose(token, tokens[:, 0], atol=1e-5)
+    np.testing.assert_allclose(average, tokens[:, 1:].mean(1), atol=1e-5)
+    for pooling, vector in (("token", token), ("avg", average)):
+        model = small(pooling=pooling)
+        kernel, bias = model.get_layer("head").get_weights()
+        np.testing.assert_allclose(
+            outputs(model, pictures), vector @ kernel + bias, atol=1e-5
+        )
+    probabilities = outputs(small(classifier_activation="softmax"), pictures)
+    np.testing.assert_allclose(probabilities.sum(-1), 1, rtol=1e-5)
+
+
+def test_input_tensor(pictures):
+    images = keras.Input((32, 32, 3))
+    flipped = keras.ops.flip(images, axis=2)
+    model = small(input_tensor=flipped)
+    assert model.inputs[0] is images
+    np.testing.assert_allclose(
+        outputs(model, pictures),
+        outputs(small(), pictures[:, :, ::-1]),
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("drop_path_rate", [0.0, 0.2])
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_keras_file_and_clone(policy, drop_path_rate, pictures, tmp_path):
+    model = small(dtype=policy, drop_path_rate=drop_path_rate)
+    expected = outputs(model, pictures)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    clone = keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    for copy in (loaded, clone):
+        np.testing.assert_array_equal(outputs(copy, pictures), expected)
+        assert copy.get_layer("self_attention_block_1").get_config() == (
+            model.get_layer("self_attention_block_1").get_config()
+        )
+    assert type(loaded) is keras_cait.CaiT
+    assert loaded.get_config() == model.get_config()
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_policy_as_argument_or_global(policy, pictures):
+    argument = small(dtype=policy)
+    keras.config.set_dtype_policy(policy)
+    global_policy = small()
+    keras.config.set_dtype_policy("float32")
+    rebuilt = randomise(keras_cait.CaiT.from_config(global_policy.get_config()))
+    expected = outputs(global_policy, pictures)
+    for model in (argument, rebuilt):
+        assert model.dtype_policy.name == policy
+        np.testing.assert_array_equal(outputs(model, pictures), expected)
+    single = outputs(small(), pictures)
+    assert 0 < np.abs(expected - single).max() < 0.1
+    argument.compile("adam")
+    scaled = isinstance(argument.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert scaled == (policy == "mixed_float16")
+
+
+def test_config_holds_every_argument():
+    arguments = {
+        "embed_dim": 30,
+        "depth": 3,
+        "num_heads": 5,
+        "patch_size": 4,
+        "mlp_ratio": 2.0,
+        "class_attention_depth": 1,
+        "init_values": 0.2,
+        "drop_path_rate": 0.3,
+        "include_top": True,
+        "input_shape": (8, 12, 4),
+        "pooling": "avg",
+        "classes": 7,
+        "classifier_activation": "softmax",
+        "include_preprocessing": False,
+        "grid_size": (3, 3),
+        "name": "mine",
+    }
+    model = keras_cait.CaiT(**arguments)
+    config = model.get_config()
+    assert arguments.items() <= config.items()
+    assert keras_cait.CaiT.from_config(config).get_config() == config
+
+
+@pytest.mark.parametrize("rates", [(0.0, 0.2), (0.2, 0.0)])
+def test_weights_file_does_not_depend_on_stochastic_depth(
+    rates, pictures, tmp_path
+):
+    ours, theirs = (small(drop_path_rate=rate) for rate in rates)
+    randomise(theirs, seed=1)
+    ours.save_weights(tmp_path / "model.weights.h5")
+    theirs.load_weights(tmp_path / "model.weights.h5")
+    np.testing.assert_array_equal(
+        outputs(theirs, pictures), outputs(ours, pictures)
+    )
+
+
+def test_model_without_head_loads_the_full_file(pictures, tmp_path):
+    full = small()
+    full.save_weights(tmp_path / "full.weights.h5")
+    backbone = randomise(small(include_top=False), seed=1)
+    backbone.load_weights(tmp_path / "full.weights.h5")
+    expected = keras.Model(full.input, full.get_layer("pooling").output)
+    np.testing.assert_array_equal(
+        outputs(backbone, pictures), outputs(expected, pictures)
+    )
+
+
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`")
+def test_int8(pictures, tmp_path, monkeypatch):
+    """Dense kernels in 8 bits move logits by 2 % of their range, not more."""
+    # Keras collects garbage after every kernel, which takes 15 s.
+    monkeypatch.setattr("gc.collect", lambda: 0)
+    model = small(depth=1)
+    expected = outputs(model, pictures)
+    model.quantize("int8")
+    fc1 = model.get_layer("self_attention_block_0").mlp.fc1
+    assert fc1.quantization_mode == "int8"
+    result = outputs(model, pictures)
+    assert 0 < np.abs(result - expected).max() < 0.02 * np.ptp(expected)
+    model.save(tmp_path / "int8.keras")
+    loaded = keras.saving.load_model(tmp_path / "int8.keras")
+    np.testing.assert_array_equal(outputs(loaded, pictures), result)
+
+
+@pytest.mark.parametrize(
+    "variant, drop_path_rate, init_values",
+    [
+        ("XXS24", 0.05, 1e-5),
+        ("XXS36", 0.1, 1e-5),
+        ("XS24", 0.05, 1e-5),
+        ("S24", 0.1, 1e-5),
+        ("S36", 0.2, 1e-6),
+        ("M36", 0.3, 1e-6),
+        ("M48", 0.4, 1e-6),
+    ],
+)
+def test_variants_regularise_as_published(variant, drop_path_rate, init_values):
+    with without_values():
+        model = getattr(keras_cait, f"CaiT_{variant}")(weights=None)
+    for i in range(model.depth):
+        block = model.get_layer(f"self_attention_block_{i}")
+        assert block.stochastic_depth.rate == drop_path_rate
+        assert block.layer_scale_1.init_values == init_values
+    assert model.name == f"cait_{variant.lower()}"
+
+
+@pytest.mark.parametrize(
+    "depth, init_values", [(18, 0.1), (19, 1e-5), (24, 1e-5), (25, 1e-6)]
+)
+def test_layer_scale_starts_by_depth(depth, init_values):
+    with without_values():
+        model = keras_cait.CaiT(24, depth, 2, input_shape=(16, 16, 3))
+    assert model.init_values == init_values
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"embed_dim": 25}, "heads. Received: embed_dim=25, num_heads=2"),
+        ({"embed_dim": 24.0}, "embed_dim must be an integer .*=24.0"),
+        ({"num_heads": 0}, "num_heads must be an integer .*=0"),
+        ({"depth": 0}, "depth must be an integer greater than 0.*=0"),
+        ({"class_attention_depth": 0}, "class_attention_depth must be"),
+        ({"classes": 0}, "classes must be an integer .*classes=0"),
+        (
+            {"patch_size": 0, "input_shape": (None, None, 3)},
+            "patch_size must be an integer .*=0",
+        ),
+        ({"mlp_ratio": 0}, "mlp_ratio must be positive. .*=0. The paper"),
+        ({"drop_path_rate": 1}, "less than 1. Received: drop_path_rate=1"),
+        ({"drop_path_rate": -0.1}, "at least 0 .*=-0.1"),
+        (
+            {"input_shape": (32, 36, 3)},
+            r"multiples of patch_size=8. Received: \(32, 36\). Resize",
+        ),
+        ({"input_shape": (32, 32)}, r"For example \(224, 224, 3\)"),
+        ({"input_shape": (32, 32, None)}, "input_shape must be"),
+        ({"input_shape": (0, 32, 3)}, "input_shape must be"),
+        ({"input_shape": 224}, "input_shape must be .*input_shape=224"),
+        ({"grid_size": 4}, "grid_size must be a pair .*grid_size=4"),
+        ({"pooling": "max"}, "pooling must be \"token\" .*pooling='max'"),
+        ({"pooling": None}, "pooling=None with include_top=True. Use"),
+        ({"weights": "imagnet"}, "Received: .*imagnet"),
+        ({"weights": "missing.weights.h5"}, "missing.weights.h5"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_errors_say_what_is_wrong(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        small(**arguments)
+
+
+def test_image_of_another_rank(small_model):
+    with pytest.raises(ValueError, match="incompatible with the layer"):
+        small_model(np.zeros((32, 32, 3), "uint8"))

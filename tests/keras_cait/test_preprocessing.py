@@ -1,0 +1,240 @@
+"""Pixels against torchvision's, files of every kind, labels."""
+
+import io
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+import keras_cait
+from keras_cait import preprocessing
+from tests.helpers.reference import REFERENCE
+
+FOLDER = REFERENCE / "preprocess"
+# Recorded from torchvision and timm on Pillow: `<picture>_<transform>_u8`,
+# every other row and column of 224 x 224, every fourth of the others.
+EXPECTED = dict(np.load(FOLDER / "expected.npz"))
+TRANSFORMS = {
+    "224": (224, 1.0, 2),
+    "384": (384, 1.0, 4),
+    "224_pct0.875": (224, 0.875, 4),
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize(
+    "path", sorted(FOLDER.glob("*.png")), ids=lambda p: p.stem
+)
+def test_pixels_equal_torchvision(path, transform):
+    size, crop_ratio, stride = TRANSFORMS[transform]
+    expected = EXPECTED[f"{path.stem}_{transform}_u8"]
+    image = keras_cait.load_image(path)
+    pixels = preprocessing.resize_and_crop(image, size, crop_ratio)
+    np.testing.assert_array_equal(pixels[::stride, ::stride], expected)
+
+
+@pytest.mark.parametrize("name", ["landscape_500x375", "small_64x48"])
+def test_resize_in_a_graph_is_one_level_away(name):
+    image = keras_cait.load_image(FOLDER / f"{name}.png")
+    expected = preprocessing.resize_and_crop(image, 224)
+    pixels = preprocessing.resize_and_crop_in_graph(image, 224)
+    difference = np.abs(keras.ops.convert_to_numpy(pixels) - expected)
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 5e-4
+
+
+def test_normalisation_equals_torchvision_and_the_model():
+    image = keras_cait.load_image(FOLDER / "landscape_500x375.png")
+    pixels = preprocessing.resize_and_crop(image, 224)
+    normalised = keras_cait.preprocess_input(pixels)
+    np.testing.assert_array_equal(
+        normalised[::16, ::16], EXPECTED["landscape_500x375_224_norm"]
+    )
+    tensor = keras_cait.preprocess_input(keras.ops.convert_to_tensor(pixels))
+    np.testing.assert_allclose(tensor, normalised, atol=1e-6)
+    model = keras_cait.CaiT(8, 1, 1, 32)
+    in_model = model.get_layer("normalization")(pixels[None])[0]
+    np.testing.assert_allclose(in_model, normalised, atol=1e-6)
+
+
+@pytest.mark.parametrize("height, width", [(20, 200), (200, 20), (7, 5)])
+def test_crop_of_other_shapes_is_the_centre(height, width):
+    rows, columns = np.mgrid[:height, :width]
+    image = np.stack([rows, columns, 0 * rows], -1).astype("uint8")
+    crop = preprocessing.resize_and_crop(image, (32, 48))
+    assert crop.shape == (32, 48, 3)
+    np.testing.assert_allclose(
+        crop[..., :2].mean((0, 1)), [(height - 1) / 2, (width - 1) / 2], atol=1
+    )
+
+
+def encoded(image, format="png", **options):
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def test_load_image_from_path_bytes_pillow_and_array():
+    path = FOLDER / "small_64x48.png"
+    expected = np.array(Image.open(path))
+    for source in (
+        path,
+        str(path),
+        path.read_bytes(),
+        Image.open(path),
+        expected,
+        np.dstack([expected, np.zeros((48, 64), "uint8")]),
+        expected.astype("uint16") * 257,
+    ):
+        np.testing.assert_array_equal(keras_cait.load_image(source), expected)
+
+
+def gray_ramp():
+    return np.arange(256, dtype="uint8").reshape(16, 16)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16"])
+def test_every_mode_becomes_rgb(mode):
+    gray = gray_ramp() // 128 * 255 if mode == "1" else gray_ramp()
+    if mode == "I;16":
+        data = encoded(Image.fromarray(gray.astype("uint16") * 257))
+    elif mode == "CMYK":
+        image = Image.fromarray(gray).convert("RGB").convert(mode)
+        data = encoded(image, "tiff")
+    else:
+        image = Image.fromarray(gray).convert(mode)
+        if mode in ("LA", "RGBA"):
+            image.putalpha(7)
+        # Bytes of transparency, where Pillow warns about RGB.
+        options = {"transparency": bytes(range(256))} if mode == "P" else {}
+        data = encoded(image, **options)
+    pixels = keras_cait.load_image(data)
+    assert pixels.dtype == np.uint8
+    np.testing.assert_array_equal(pixels, np.repeat(gray[..., None], 3, -1))
+
+
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_photos_are_turned_upright(orientation):
+    upright = gray_ramp()[:8]
+    turns = {3: 2, 6: 1, 8: 3}[
+        orientation
+    ]  # stored so many quarters to the left
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(np.ascontiguousarray(np.rot90(upright, turns)))
+    pixels = keras_cait.load_image(encoded(stored, exif=exif))
+    np.testing.assert_array_equal(pixels[..., 0], upright)
+
+
+def test_a_photo_with_damaged_exif_is_read():
+    cut = b"Exif\0\0II*\0\x08\0\0\0\xff\xff"
+    data = encoded(Image.new("RGB", (4, 2)), "jpeg", exif=cut)
+    with pytest.warns(UserWarning, match="Corrupt EXIF"):
+        assert keras_cait.load_image(data).shape == (2, 4, 3)
+
+
+def test_broken_pictures_are_named(tmp_path):
+    whole = (FOLDER / "small_64x48.png").read_bytes()
+    for name, data, message in (
+        ("cut.png", whole[:2000], "Cannot read the picture .*cut.png"),
+        ("text.png", b"no picture", "text.png' is not a picture"),
+        ("empty.png", b"", "empty.png' is not a picture"),
+    ):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ValueError, match=message):
+            keras_cait.load_image(tmp_path / name)
+    with pytest.raises(ValueError, match=r"no picture at .*missing.png"):
+        keras_cait.load_image(tmp_path / "missing.png")
+    with pytest.raises(ValueError, match="Cannot read the picture"):
+        keras_cait.load_image(tmp_path)
+    with pytest.raises(ValueError, match="10 bytes is not a picture"):
+        keras_cait.load_image(b"no picture")
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (
+            lambda: keras_cait.load_image(np.zeros((4, 4, 3))),
+            r"A picture must be .* Received: float64 of shape \(4, 4, 3\)",
+        ),
+        (
+            lambda: keras_cait.load_image(np.zeros((4, 4, 5), "uint8")),
+            r"Received: uint8 of shape \(4, 4, 5\)",
+        ),
+        (
+            lambda: keras_cait.load_image(None),
+            r"A picture must be .* Received: object",
+        ),
+        (
+            lambda: keras_cait.load_image(Image.new("F", (4, 4))),
+            "the Pillow image holds floating-point pixels",
+        ),
+        (
+            lambda: preprocessing.resize_and_crop(np.zeros((4, 4, 3)), 224),
+            "image must be a uint8 array .* load_image makes one",
+        ),
+        (
+            lambda: preprocessing.resize_and_crop(np.zeros((4, 4, 3), "u1"), 0),
+            "size must be an integer greater than 0, .* size=0",
+        ),
+        (
+            lambda: preprocessing.resize_and_crop(
+                np.zeros((4, 4, 3), "u1"), (1, 2, 3)
+            ),
+            r"or a pair of them .* size=\(1, 2, 3\)",
+        ),
+        (
+            lambda: preprocessing.resize_and_crop(
+                np.zeros((4, 4, 3), "u1"), 8, 87.5
+            ),
+            "crop_ratio must be greater than 0 .* crop_ratio=87.5",
+        ),
+        (
+            lambda: preprocessing.resize_and_crop(
+                np.zeros((1, 9999, 3), "u1"), 224
+            ),
+            "too long and narrow: 1 x 9999 pixels .* 224 x 2239776",
+        ),
+        (
+            lambda: keras_cait.preprocess_input(np.zeros((4, 4, 1))),
+            r"needs RGB, .* shape \(4, 4, 1\)",
+        ),
+        (
+            lambda: keras_cait.decode_predictions(np.zeros((2, 10))),
+            r"\(batch, 1000\). Received: shape \(2, 10\)",
+        ),
+        (
+            lambda: keras_cait.decode_predictions(np.zeros(1000)),
+            r"Received: shape \(1000,\)",
+        ),
+        (
+            lambda: keras_cait.decode_predictions(np.zeros((2, 1000)), top=0),
+            r"top must be an integer in 1...1000. Received: top=0",
+        ),
+    ],
+)
+def test_errors_say_what_and_how(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_labels_and_their_order():
+    labels = preprocessing.imagenet_labels()
+    identifiers, names = zip(*labels, strict=True)
+    assert len(set(identifiers)) == len(set(map(str.lower, names))) == 1000
+    assert list(identifiers) == sorted(identifiers)
+    assert labels[281] == ("n02123045", "tabby")
+    scores = np.zeros((2, 1000), "float32")
+    scores[0, [1, 999, 281]] = 0.5, 0.3, 0.2
+    scores[1, 0] = 1
+    best, other = keras_cait.decode_predictions(scores, top=3)
+    assert [label for _, label, _ in best] == [
+        "goldfish",
+        "toilet tissue",
+        "tabby",
+    ]
+    assert best[0] == ("n01443537", "goldfish", 0.5)
+    assert other[0] == ("n01440764", "tench", 1.0) and len(other) == 3

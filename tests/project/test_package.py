@@ -1,0 +1,48 @@
+"""What `pip install` brings."""
+
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+
+from tests.helpers.reference import REFERENCE
+
+ROOT = REFERENCE.parent.parent
+BUILD = """
+import setuptools.build_meta as build
+build.build_wheel("dist")
+build.build_sdist("dist")
+"""
+
+
+def test_wheel_and_sdist_hold_the_library_alone(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("README.md", "LICENSE", "setup.cfg", "pyproject.toml"):
+        shutil.copy(ROOT / name, source)
+    for name in ("keras_cait", "training", "export", "tests/reference"):
+        shutil.copytree(ROOT / name, source / name)
+    subprocess.run(
+        [sys.executable, "-c", BUILD],
+        cwd=source,
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = source.glob("dist/*.whl")
+    files = set(zipfile.ZipFile(wheel).namelist())
+    library = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "keras_cait").iterdir()
+        if path.suffix in (".py", ".txt")
+    }
+    folder = wheel.name.removesuffix("-py3-none-any.whl") + ".dist-info"
+    extra = {path for path in files if path.startswith(f"{folder}/")}
+    assert files - extra == library
+    assert f"{folder}/licenses/LICENSE" in extra
+
+    (sdist,) = source.glob("dist/*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = [name.split("/", 1)[-1] for name in archive.getnames()]
+    assert library < set(names)
+    assert not [name for name in names if name.startswith("tests")]

@@ -1,0 +1,101 @@
+"""Teachers of every kind, and blocks that compute their activations again."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_cait
+from tests.helpers.models import randomise
+from training.distillation import Teacher, make_loss
+from training.losses import hard_distillation, soft_target_cross_entropy
+from training.recipes import Recipe
+from training.rematerialization import rematerialize
+
+
+def cait(activation=None, **arguments):
+    return randomise(
+        keras_cait.CaiT(
+            24,
+            1,
+            2,
+            patch_size=8,
+            input_shape=(32, 32, 3),
+            classes=5,
+            classifier_activation=activation,
+            **arguments,
+        )
+    )
+
+
+@pytest.mark.parametrize("kind", ["logits", "softmax", "saved_model"])
+def test_a_teacher_answers_at_its_own_size(kind, pictures, tmp_path):
+    model = cait("softmax" if kind == "softmax" else None)
+    path = tmp_path / "teacher.keras"
+    if kind == "saved_model":
+        path = tmp_path / "teacher"
+        model.export(path, verbose=False)
+    else:
+        model.save(path)
+    images = tf.image.resize(pictures, (48, 48), "bicubic")
+    resized = tf.image.resize(images, (32, 32), "bicubic", antialias=True)
+    expected = tf.nn.softmax(cait()(resized))
+    teacher = Teacher(str(path), classes=5)
+    np.testing.assert_allclose(
+        tf.nn.softmax(tf.function(teacher)(images)), expected, atol=1e-5
+    )
+    with pytest.raises(ValueError, match="the data set has 10 classes"):
+        Teacher(str(path), classes=10)
+
+
+@pytest.mark.parametrize("source", ["", "NoSuchModel", "keras"])
+def test_a_missing_teacher_is_a_clear_error(source):
+    with pytest.raises(ValueError, match=r"SavedModel.*Received"):
+        Teacher(source, classes=5)
+
+
+def test_half_of_the_loss_is_the_teachers(pictures, tmp_path):
+    cait().save(tmp_path / "teacher.keras")
+    recipe = Recipe(
+        distillation="hard", teacher=str(tmp_path / "teacher.keras")
+    )
+    images = tf.cast(pictures, tf.float32)
+    targets = tf.constant([[0.5, 0.5, 0, 0, 0], [0, 0, 1, 0, 0]])
+    logits = tf.constant([[1.0, 2, 3, 4, 5], [5, 4, 3, 2, 1]])
+    expected = 0.5 * soft_target_cross_entropy(targets, logits)
+    expected += 0.5 * hard_distillation(cait()(images), logits)
+    loss = make_loss(recipe, classes=5)
+    np.testing.assert_allclose(loss(images, targets, logits), expected)
+
+
+@pytest.mark.parametrize("xla", [False, True])
+def test_rematerialized_blocks_have_the_same_gradients(xla, pictures):
+    """Also where branches are dropped: the second run drops the same ones."""
+
+    def gradients(change):
+        model = cait(drop_path_rate=0.4)
+        change(model)
+        for layer, v in enumerate(model.non_trainable_variables):
+            if v.path.endswith("seed_generator_state"):
+                v.assign([layer, 3])
+        images = tf.repeat(tf.cast(pictures, tf.float32), 8, axis=0)
+
+        @tf.function(jit_compile=xla)
+        def compute(images):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(model(images, training=True) ** 2)
+            return tape.gradient(loss, model.trainable_variables)
+
+        first, second = compute(images), compute(images)
+        assert any(
+            np.any(a.numpy() != b.numpy())
+            for a, b in zip(first, second, strict=True)
+        )
+        return [keras.ops.convert_to_numpy(g) for g in first]
+
+    for kept, again in zip(
+        gradients(lambda model: None), gradients(rematerialize), strict=True
+    ):
+        # XLA fuses otherwise; another mask would move the gradient by its size.
+        scale = np.abs(kept).max() + 1e-6
+        np.testing.assert_allclose(kept / scale, again / scale, atol=1e-4)

@@ -1,0 +1,348 @@
+"""Accuracy, from any kind of file, beside the published figures."""
+
+import json
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+import keras_cait
+import training.evaluate as program
+from export.__main__ import main as export
+from keras_cait.weights import CHECKPOINTS, save_checkpoint
+from tests.helpers.models import randomise
+from training.classifiers import Classifier, load_classifier
+from training.data import Examples, evaluation_batches, load
+from training.evaluate import Answers, answers, measure, metrics, table
+
+
+def test_a_picture_is_right_by_any_of_its_labels():
+    """ReaL's metric: pictures without labels do not count."""
+    probabilities = np.array(
+        [[0.4, 0.3, 0.2, 0.1], [0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1]]
+    )
+    labels = np.array([[0, 1, 0, 0], [1, 0, 0, 1], [0, 0, 0, 0]])
+    found = answers(probabilities, labels, k=2)
+    assert found.right.tolist() == [[False, True], [True, False], [False] * 2]
+    result = metrics(found)
+    assert (result["top1"], result["top5"], result["images"]) == (0.5, 1, 2)
+    one_each = answers(probabilities, np.array([0, 0, 1]), k=2)
+    assert metrics(one_each)["top1"] == pytest.approx(1 / 3)
+    assert metrics(one_each)["top5"] == pytest.approx(2 / 3)
+
+
+def test_calibration_error_by_hand():
+    """Intervals (0, 0.5] and (0.5, 1]: 0.4 sure, none right; 0.8, 2 of 3."""
+    right = np.array([[False], [True], [True], [False]])
+    confidence = np.array([0.4, 0.7, 0.8, 0.9])
+    result = metrics(Answers(right, np.ones(4, bool), confidence), bins=2)
+    expected = (1 * abs(0 - 0.4) + 3 * abs(2 / 3 - 0.8)) / 4
+    assert result["ece"] == pytest.approx(expected)
+    sure = Answers(right[1:3], np.ones(2, bool), np.ones(2))
+    assert metrics(sure)["ece"] == 0
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory):
+    """One model in every kind of file."""
+    folder = tmp_path_factory.mktemp("kinds")
+    model = randomise(
+        keras_cait.CaiT(
+            24, 2, 2, patch_size=7, input_shape=(28, 28, 3), classes=10
+        )
+    )
+    model.save(folder / "model.keras")
+    save_checkpoint(model, folder / "model.safetensors")
+    (folder / "labels.txt").write_text("".join(f"{i}\n" for i in range(10)))
+    (folder / "run/checkpoints/best").mkdir(parents=True)
+    shutil.copy(folder / "model.keras", folder / "run")
+    raw = keras_cait.CaiT.from_config(model.get_config())
+    randomise(raw, seed=1)
+    for step, weights in ((9, model), (10, raw)):
+        tf.train.Checkpoint(model=weights).write(
+            str(folder / f"run/checkpoints/ckpt-{step}")
+        )
+    weights = ["--weights", str(folder / "model.keras")]
+    for command, output in (("saved-model", "saved"), ("litert", "m.tflite")):
+        assert (
+            export([command, *weights, "--output", str(folder / output)]) == 0
+        )
+    raw.save(folder / "raw.keras")
+    return folder
+
+
+def test_every_kind_of_file_gives_the_same_accuracy(kinds, tmp_path, capsys):
+    results = {}
+    for name in (
+        "model.keras",
+        "model.safetensors",
+        "run",
+        "saved/1",
+        "m.tflite",
+    ):
+        program.main(
+            [
+                *("--weights", str(kinds / name), "--data", "digits"),
+                *("--output", str(tmp_path)),
+            ]
+        )
+    for file in tmp_path.glob("*.json"):
+        result = json.loads(file.read_text())
+        results[result["model"].rpartition("/")[2]] = result
+    assert len(results) == 5
+    expected = results["model.keras"]
+    assert 0 < expected["top1"] < expected["top5"] < 1
+    assert expected["images"] == 1000
+    for result in results.values():
+        assert result["top1"] == expected["top1"]
+        assert result["top5"] == expected["top5"]
+        assert result["ece"] == pytest.approx(expected["ece"], abs=1e-5)
+        assert result["images_per_second"] > 0
+    assert len((tmp_path / "table.md").read_text().splitlines()) == 7
+    assert f"{100 * expected['top1']:.3f}" in capsys.readouterr().out
+
+
+def test_pictures_of_other_classes_are_refused(kinds, tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(10):
+            Image.new("RGB", (30, 30)).save(tmp_path / f"photos/{name}/{i}.png")
+    with pytest.raises(SystemExit) as stopped:
+        program.main(
+            [
+                *("--weights", str(kinds / "model.keras")),
+                *("--data", f"folder:{tmp_path / 'photos'}"),
+                *("--output", str(tmp_path / "out")),
+            ]
+        )
+    assert "10 classes apart, but" in str(stopped.value)
+
+
+TWO_DEVICES = """
+import sys
+import tensorflow as tf
+from training.evaluate import main
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0],
+    [tf.config.LogicalDeviceConfiguration()] * 2,
+)
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.large
+def test_two_devices_give_the_same_accuracy(kinds, tmp_path):
+    """Of 1,000 pictures, in batches of which the last is padded."""
+    options = ["--weights", str(kinds / "model.keras"), "--data", "digits"]
+    options += ["--batch-size", "96", "--output"]
+    program.main([*options, str(tmp_path / "one")])
+    subprocess.run(
+        [
+            *(sys.executable, "-c", TWO_DEVICES, *options),
+            *(str(tmp_path / "two"), "--strategy", "mirrored"),
+        ],
+        check=True,
+    )
+    one, two = (
+        json.loads(next((tmp_path / name).glob("*.json")).read_text())
+        for name in ("one", "two")
+    )
+    assert (one["devices"], two["devices"]) == (1, 2)
+    for key in ("top1", "top5", "images", "weights"):
+        assert one[key] == two[key]
+    assert one["ece"] == pytest.approx(two["ece"], abs=1e-5)
+    with pytest.raises(ValueError, match="must divide into the devices"):
+        classifier = load_classifier(kinds / "model.keras")
+        strategy = SimpleNamespace(num_replicas_in_sync=3)
+        path = tmp_path / "three.json"
+        measure(classifier, noise(50), SETTINGS, path, 8, strategy)
+
+
+def test_raw_weights_of_a_run_are_those_of_its_last_step(kinds):
+    images = tf.constant(
+        np.random.default_rng(0).uniform(0, 255, (2, 28, 28, 3))
+    )
+    images = tf.cast(images, tf.float32)
+    raw, saved = (
+        load_classifier(kinds / name, raw=name == "run").predict(images)
+        for name in ("run", "raw.keras")
+    )
+    np.testing.assert_array_equal(raw, saved)
+    averaged = load_classifier(kinds / "run").predict(images)
+    assert np.abs(averaged - saved).max() > 0.01
+
+
+def test_precision_is_the_one_asked_for(kinds):
+    images = tf.random.uniform((2, 28, 28, 3), 0, 255, seed=0)
+    for name in ("model.keras", "model.safetensors"):
+        exact, rounded = (
+            load_classifier(kinds / name, precision).predict(images).numpy()
+            for precision in ("float32", "mixed_bfloat16")
+        )
+        assert rounded.dtype == np.float32
+        assert 0 < np.abs(exact - rounded).max() < 0.1
+
+
+@pytest.fixture
+def guesser():
+    """A classifier that reads its answer from the pixels, and counts calls."""
+    calls = []
+
+    def predict(images):
+        calls.append(len(images))
+        return tf.nn.softmax(images[:, 0, 0, :3] / 50)
+
+    return Classifier(predict, (4, 4), "guesser"), calls
+
+
+def noise(count):
+    random = np.random.default_rng(0)
+    pictures = tf.constant(random.integers(0, 256, (count, 4, 4, 3), "uint8"))
+    labels = tf.constant(random.integers(0, 3, count))
+    return Examples(count, tuple("abc"), lambda i: (pictures[i], labels[i]))
+
+
+SETTINGS = {"model": "guesser", "data": "noise", "crop_ratio": 1.0}
+
+
+def test_an_interrupted_evaluation_goes_on(guesser, tmp_path):
+    classifier, calls = guesser
+    whole = measure(classifier, noise(50), SETTINGS, tmp_path / "a.json", 8)
+    assert sum(calls) == 56  # with the padding
+    calls.clear()
+
+    def interrupted(images):
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return classifier.predict(images)
+
+    broken = Classifier(interrupted, (4, 4), "guesser")
+    path = tmp_path / "b.json"
+    with pytest.raises(KeyboardInterrupt):
+        measure(broken, noise(50), SETTINGS, path, 8, save_seconds=0)
+    assert not path.exists()
+    calls.clear()
+    rest = measure(classifier, noise(50), SETTINGS, path, 10)
+    assert sum(calls) == 30  # of 50 - 3 * 8, in batches of 10
+    for key in ("top1", "top5", "images"):
+        assert rest[key] == whole[key]
+    # Batches of 10 and of 8 sum in another order: float32 rounding.
+    assert rest["ece"] == pytest.approx(whole["ece"], rel=1e-6)
+    calls.clear()
+    assert measure(classifier, noise(50), SETTINGS, path) == rest
+    assert not calls
+    with pytest.raises(ValueError, match=r"of another evaluation: crop_ratio"):
+        measure(classifier, noise(50), SETTINGS | {"crop_ratio": 0.9}, path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "b.json"]
+
+
+def test_all_published_models_beside_their_figures(
+    guesser, tmp_path, monkeypatch, capsys
+):
+    classifier, _ = guesser
+    monkeypatch.setattr(program, "published", lambda row, _: classifier)
+    monkeypatch.setattr(program, "load", lambda *_: noise(50))
+    command = ["--all", "--data", "imagenet2012", "--output", str(tmp_path)]
+    program.main(command)
+    rows = (tmp_path / "table.md").read_text().splitlines()[2:]
+    assert len(rows) == len(CHECKPOINTS)
+    (row,) = [row for row in rows if "CaiT-S24 224" in row]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    top1 = metrics_of(tmp_path)["top1"]
+    assert cells[3:7] == [
+        f"{100 * top1:.3f}",
+        "83.484",
+        f"{100 * top1 - 83.484:+.3f}",
+        "83.5",
+    ]
+    assert capsys.readouterr().out.count("CaiT-") == len(CHECKPOINTS)
+
+
+def metrics_of(folder):
+    return json.loads(next(folder.glob("*S24*224*.json")).read_text())
+
+
+def test_measured_figures_are_those_of_all_checkpoints():
+    assert all(
+        rows.keys() == CHECKPOINTS.keys() for rows in program.MEASURED.values()
+    )
+    result = {
+        **{"model": "m", "images": 1, "top1": 0.9, "top5": 0.99, "ece": 0.1},
+        **{"images_per_second": None, "data": "imagenet2012_real"},
+        "checkpoint": ["M48", 448],
+    }
+    assert "90.181 | -0.181 |  | 99.000 | 98.480" in table([result])
+
+
+def test_pictures_with_many_labels_come_from_tensorflow_datasets(tmp_path):
+    """As imagenet2012_real has them: also none."""
+    import tensorflow_datasets as tfds
+
+    pictures = [np.full((6, 5, 3), i, "uint8") for i in range(3)]
+    labels = [[0, 2], [], [1]]
+
+    class ManyLabels(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            label = tfds.features.ClassLabel(names=["a", "b", "c"])
+            return self.dataset_info_from_configs(
+                features=tfds.features.FeaturesDict(
+                    {
+                        "image": tfds.features.Image(encoding_format="png"),
+                        "original_label": label,
+                        "real_label": tfds.features.Sequence(label),
+                    }
+                )
+            )
+
+        def _split_generators(self, manager):
+            return {"validation": self._generate_examples()}
+
+        def _generate_examples(self):
+            for i, (picture, label) in enumerate(
+                zip(pictures, labels, strict=True)
+            ):
+                yield (
+                    i,
+                    {
+                        "image": picture,
+                        "original_label": 0,
+                        "real_label": label,
+                    },
+                )
+
+    tfds.builder(
+        "many_labels", data_dir=tmp_path, file_format="array_record"
+    ).download_and_prepare()
+    examples = load("many_labels", "held_out", tmp_path)
+    assert examples.class_names == ("a", "b", "c")
+    decode = lambda image: tf.io.decode_png(image)[0, 0, 0]  # noqa: E731
+    ((values, found, _),) = evaluation_batches(examples, decode, 3)
+    expected = {0: [1, 0, 1], 1: [0, 0, 0], 2: [0, 1, 0]}
+    assert {
+        int(v): f.tolist() for v, f in zip(values, found.numpy(), strict=True)
+    } == expected
+    with pytest.raises(ValueError, match="none of the splits"):
+        load("many_labels", "train", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "raw", "message"),
+    [
+        ("missing.keras.txt", False, "is no .keras, .safetensors or .tflite"),
+        ("file.tflite", True, "Only a training run"),
+        ("damaged.tflite", False, "damaged.tflite is no .tflite file"),
+        ("damaged.safetensors", False, "s is no .safetensors file"),
+    ],
+)
+def test_mistakes_end_in_a_clear_message(path, raw, message, tmp_path):
+    if "damaged" in path:
+        (tmp_path / path).write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=message):
+        load_classifier(tmp_path / path, raw=raw)

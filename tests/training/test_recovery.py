@@ -1,0 +1,175 @@
+"""What goes wrong in a run of one process, and how it goes on."""
+
+import dataclasses
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import training.train as program
+from tests.helpers.run_training import TINY, build, noise, troubled
+from tests.helpers.runs import assert_bit_equal, read_state
+from training.checkpoints import Checkpoints
+from training.command import run
+
+DROPPING = dataclasses.replace(TINY, epochs=2, drop_path_rate=0.2)  # 8 steps
+
+
+@pytest.fixture
+def trouble(monkeypatch):
+    """Small runs, and a function that lets something happen in the next."""
+    monkeypatch.setattr(program, "load", noise)
+    monkeypatch.setattr(program, "build", build)
+    batches = program.training_data
+
+    def prepare(*trouble):
+        monkeypatch.setattr(
+            program,
+            "training_data",
+            lambda *arguments: troubled(*arguments, trouble=trouble),
+        )
+
+    yield prepare
+    monkeypatch.setattr(program, "training_data", batches)
+
+
+def test_signals_save_the_step_under_way(trouble, tmp_path, capsys):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    program.train(DROPPING, whole)
+    # The last step of an epoch ends with the epoch.
+    for step, name, done in ((2, "SIGTERM", 3), (7, "SIGINT", 8)):
+        trouble(step, name)
+        with pytest.raises(SystemExit) as end:
+            run(lambda: program.train(DROPPING, stopped))
+        assert end.value.code == 130
+        said = f"Stopped at step {done}, which is saved. The same command goes"
+        assert said in capsys.readouterr().err
+    program.train(DROPPING, stopped)
+    assert_bit_equal(read_state(stopped), read_state(whole))
+    rows = (stopped / "history.csv").read_text().splitlines()
+    assert len(rows) == 1 + DROPPING.epochs
+
+
+def test_loss_that_is_not_finite_stops_before_it_is_saved(trouble, tmp_path):
+    trouble(5, "not_a_number")
+    message = re.escape(
+        "not finite at step 5, in epoch 2. The last good checkpoint is "
+        f"{tmp_path / 'checkpoints' / 'ckpt-5'}"
+    )
+    with pytest.raises(FloatingPointError, match=message):
+        program.train(DROPPING, tmp_path, checkpoint_steps=5)
+    state = read_state(tmp_path)
+    assert state["step"] == 5
+    assert all(np.isfinite(value).all() for value in state.values())
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    """Two small checkpoints: the weights of steps 1 and 2."""
+    state = tf.train.Checkpoint(weights=tf.Variable(tf.zeros(4)))
+    checkpoints = Checkpoints(state, tmp_path / "checkpoints")
+    for step in (1, 2):
+        state.weights.assign(tf.fill(4, float(step)))
+        checkpoints.save(step)
+    return checkpoints
+
+
+def restored(checkpoints):
+    """The step whose weights are found, which must be those of one step."""
+    checkpoints.state.weights.assign(tf.zeros(4))
+    path = checkpoints.restore()
+    weights = checkpoints.state.weights.numpy()
+    step = int(path.name.removeprefix("ckpt-"))
+    assert weights.tolist() == [step] * 4
+    return step
+
+
+@pytest.mark.parametrize("ending", ["index", "data-00000-of-00001"])
+def test_damaged_checkpoint_is_left_out(ending, checkpoints, capsys):
+    file = checkpoints.folder / f"ckpt-2.{ending}"
+    whole = file.read_bytes()
+    assert restored(checkpoints) == 2
+
+    steps = []
+    for place in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << place % 8
+        file.write_bytes(flipped)
+        steps.append(restored(checkpoints))
+    # A few bits, such as those of padding, decide nothing.
+    assert steps.count(1) > 0.8 * len(whole)
+    for length in range(0, len(whole), 7):
+        file.write_bytes(whole[:length])
+        assert restored(checkpoints) == 1
+    assert "ckpt-2 is damaged and left out: " in capsys.readouterr().out
+
+
+def test_the_list_of_checkpoints_may_be_lost(checkpoints):
+    (checkpoints.folder / "checkpoint").write_text("damaged")
+    assert restored(checkpoints) == 2
+
+
+def test_run_without_a_whole_checkpoint_is_refused(checkpoints):
+    for file in checkpoints.folder.glob("*.data*"):
+        file.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"No checkpoint in .* is whole"):
+        checkpoints.restore()
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of 48 JPEGs to train and 12 held out, of two classes."""
+    folder = tmp_path / "pictures"
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 28, 28, 3), "uint8")
+    for name in ("cat", "dog"):
+        for split, numbers in (("train", range(24)), ("held_out", range(6))):
+            (folder / split / name).mkdir(parents=True)
+            for number in numbers:
+                tf.io.write_file(
+                    f"{folder / split / name / str(number)}.jpg",
+                    tf.io.encode_jpeg(pixels[number]),
+                )
+    return folder
+
+
+def test_unreadable_pictures_are_named_and_left_out(pictures, tmp_path, capsys):
+    recipe = dataclasses.replace(
+        DROPPING, data=f"folder:{pictures}", max_unreadable=2, epochs=3
+    )
+    bad = [pictures / "train" / "cat" / f"{number}.jpg" for number in (3, 4, 5)]
+    for file in bad[:2]:  # neighbours
+        file.write_bytes(file.read_bytes()[:200])
+    program.train(recipe, tmp_path / "whole")
+    said = capsys.readouterr().out
+    for file in bad[:2]:
+        assert said.count(f"Cannot be read, left out: {file}\n") == 1
+
+    # Goes on from the first epoch, knowing what was found later.
+    program.train(recipe, tmp_path / "again")
+    shutil.copytree(tmp_path / "again", tmp_path / "halves")
+    for later in (tmp_path / "halves" / "checkpoints").rglob("ckpt-[3-9]*"):
+        later.unlink()
+    (tmp_path / "halves" / "model.keras").unlink()
+    program.train(recipe, tmp_path / "halves")
+    assert_bit_equal(
+        read_state(tmp_path / "halves"), read_state(tmp_path / "whole")
+    )
+
+    bad[2].write_bytes(b"")
+    with pytest.raises(ValueError, match="3 pictures cannot be read, more"):
+        program.train(recipe, tmp_path / "too_many")
+    noted = json.loads((tmp_path / "too_many/unreadable.json").read_text())
+    assert len(noted) <= recipe.max_unreadable
+
+
+def test_unreadable_held_out_picture_is_named(pictures, tmp_path):
+    recipe = dataclasses.replace(DROPPING, data=f"folder:{pictures}")
+    bad = pictures / "held_out" / "dog" / "1.jpg"
+    bad.write_bytes(b"not a picture")
+    with pytest.raises(
+        ValueError, match=f"cannot be read.*{re.escape(str(bad))}"
+    ):
+        program.train(recipe, tmp_path / "run")

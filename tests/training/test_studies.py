@@ -1,0 +1,222 @@
+"""The paper's studies, on tiny models."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+import training.ablate as program
+from keras_cait.baselines import ViT
+from tests.helpers.run_training import noise
+from training.ablate import PAPER, SCALES, STUDIES, ablate, table, train
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """The digits' scale, shrunk to 8 steps of models of one or two blocks."""
+    monkeypatch.setattr(program, "load", noise)
+    recipe = dataclasses.replace(
+        SCALES["digits"].recipe,
+        epochs=2,
+        global_batch_size=24,
+        warmup_epochs=0.5,
+        evaluation_epochs=2,
+        xla=False,
+    )
+    return dataclasses.replace(
+        SCALES["digits"],
+        recipe=recipe,
+        model={**SCALES["digits"].model, "embed_dim": 8, "num_heads": 2},
+        depths=(1, 2),
+        drop_path_rates=(0.0, 0.0),
+        paper={"LayerScale": (80.5, 82.4)},
+        seeds=2,
+    )
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_cell_is_a_model(study, scale):
+    """Names are files: no two cells share one."""
+    cells = STUDIES[study](SCALES[scale])
+    assert len({cell.name for cell in cells}) == len(cells)
+    assert len({(cell.row, cell.column) for cell in cells}) == len(cells)
+    seen = []
+    for cell in cells:
+        # Of 36 blocks of a kind one is as good, and fast to build.
+        entry = cell.model.get("class_token_depth") or 0
+        small = {**cell.model, "depth": 1 + entry, "embed_dim": 24}
+        seen.append(ViT(**small | {"num_heads": 2}, classes=3).get_config())
+        seen[-1] |= {"name": "", "depth": cell.model["depth"]}
+    assert all(seen.count(config) == 1 for config in seen)
+
+
+def test_the_paper_s_figures_are_beside_ours():
+    cells = STUDIES["depth"](SCALES["imagenet"])
+    assert {cell.row for cell in cells} >= PAPER.keys()
+    lines = table(cells, []).splitlines()
+    assert lines[0] == "| | 12 blocks | 18 blocks | 24 blocks | 36 blocks |"
+    assert "| LayerScale | (80.5) | (81.7) | (82.4) | (82.9) |" in lines
+    rates = {
+        (cell.row, cell.column): cell.model["drop_path_rate"] for cell in cells
+    }
+    assert rates["pre-norm, stochastic depth 0.05", "36 blocks"] == 0.05
+    assert rates["pre-norm", "36 blocks"] == 0.25
+
+
+def test_norm_and_warmup_are_left_out_together():
+    cells = STUDIES["depth"](SCALES["imagenet"])
+    without = [c for c in cells if not c.model.get("pre_norm", True)]
+    assert {c.model["residual_scaling"] for c in without} == {
+        "rezero",
+        "fixup",
+    }
+    assert len(without) == 2 * 4
+    for c in cells:
+        assert c.recipe.warmup_epochs == (0.0 if c in without else 5.0)
+
+
+def test_a_study_goes_on_and_ends_with_a_table_and_a_figure(
+    tiny, tmp_path, monkeypatch
+):
+    tiny = dataclasses.replace(
+        tiny,
+        recipe=dataclasses.replace(tiny.recipe, epochs=1),
+        depths=(1,),
+        drop_path_rates=(0.0,),
+    )
+    cells = [of_study(tiny, row) for row in ("pre-norm", "LayerScale")]
+    monkeypatch.setitem(STUDIES, "depth", lambda scale: cells)
+    trained = []
+
+    def interrupted(cell, seed, *rest):
+        if len(trained) == 3:
+            raise KeyboardInterrupt
+        trained.append((cell.name, seed))
+        return train(cell, seed, *rest)
+
+    monkeypatch.setattr(program, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ablate("depth", tiny, tmp_path)
+    written = {
+        file: file.stat().st_mtime_ns for file in tmp_path.glob("*blocks*.json")
+    }
+    assert len(written) == 3
+    monkeypatch.setattr(program, "train", train)
+    results = ablate("depth", tiny, tmp_path)
+    assert len(results) == 2 * 2
+    for file, at in written.items():
+        assert file.stat().st_mtime_ns == at
+    assert json.loads((tmp_path / "results.json").read_text()) == results
+    for result in results:
+        assert 0 <= result["top1"] <= 1
+        assert result["failed_at_step"] is None
+        assert np.isfinite(result["loss"])
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+    figures = [100 * r["top1"] for r in results if r["row"] == "LayerScale"]
+    assert len(figures) == 2
+    expected = f"{np.mean(figures):.1f} ± {np.std(figures, ddof=1):.1f}"
+    (row,) = [
+        line
+        for line in (tmp_path / "table.md").read_text().splitlines()
+        if "LayerScale" in line
+    ]
+    assert row.startswith(f"| LayerScale | {expected} (80.5) |")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def of_study(scale, row):
+    return next(c for c in STUDIES["depth"](scale) if c.row == row)
+
+
+def test_an_interrupted_training_goes_on(tiny, tmp_path, monkeypatch):
+    """To the very result of one that was not."""
+    cell = of_study(tiny, "LayerScale")
+    whole = train(cell, 0, tmp_path / "whole")
+    data = program.training_data
+
+    def broken(recipe, strategy, examples, step, output):
+        for batch in data(recipe, strategy, examples, step, output):
+            if step == 6:
+                raise KeyboardInterrupt
+            yield batch
+            step += 1
+
+    monkeypatch.setattr(program, "training_data", broken)
+    with pytest.raises(KeyboardInterrupt):
+        train(cell, 0, tmp_path / "broken", save_seconds=0)
+    steps = []
+
+    def noted(recipe, strategy, examples, step, output):
+        steps.append(step)
+        yield from data(recipe, strategy, examples, step, output)
+
+    monkeypatch.setattr(program, "training_data", noted)
+    rest = train(cell, 0, tmp_path / "broken")
+    assert steps == [4]  # the end of the first epoch
+    for key in ("top1", "raw_top1", "gammas", "loss"):
+        assert rest[key] == whole[key]
+
+
+def test_a_training_that_fails_is_reported_as_such(tiny, tmp_path, monkeypatch):
+    data = program.training_data
+
+    def spoiled(recipe, strategy, examples, step, output):
+        for images, targets in data(recipe, strategy, examples, step, output):
+            yield (images * np.nan if step == 2 else images), targets
+            step += 1
+
+    monkeypatch.setattr(program, "training_data", spoiled)
+    cell = of_study(tiny, "pre-norm")
+    result = train(cell, 0, tmp_path)
+    assert result["failed_at_step"] == 2
+    assert result["top1"] is None
+    assert result["gammas"] is None
+    assert "| pre-norm | † 1 of 1 |" in table([cell], [result])
+
+
+def test_gammas_are_those_that_were_learned(tiny, tmp_path):
+    for row, start in (("LayerScale", 0.1), ("ReZero", 0.0)):
+        (pair,) = train(of_study(tiny, row), 0, tmp_path)["gammas"]
+        assert all(0 < abs(gamma - start) < 0.1 for gamma in pair)
+
+
+def test_results_of_another_setting_are_refused(tiny, tmp_path):
+    cell = of_study(tiny, "LayerScale")
+    train(cell, 0, tmp_path)
+    other = dataclasses.replace(
+        cell, recipe=dataclasses.replace(cell.recipe, learning_rate=1.0)
+    )
+    with pytest.raises(ValueError, match="another setting"):
+        train(other, 0, tmp_path)
+
+
+def test_the_command_runs_a_study(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(SCALES, "digits", tiny)
+    cell = of_study(tiny, "LayerScale")
+    monkeypatch.setitem(STUDIES, "depth", lambda scale: [cell])
+    program.main(
+        [
+            "depth",
+            "--output",
+            str(tmp_path),
+            "--seeds",
+            "1",
+            "--strategy",
+            "one",
+            "--processes",
+            "1",
+        ]
+    )
+    assert "| LayerScale | " in capsys.readouterr().out
+    assert len(list(tmp_path.glob("LayerScale*-0.json"))) == 1
+
+
+@pytest.mark.parametrize("option", ["--seeds", "--processes"])
+def test_nothing_is_not_a_number_of_trainings(option, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        program.main(["depth", "--output", str(tmp_path / "new"), option, "0"])
+    said = f"{stopped.value} {capsys.readouterr().err}"
+    assert f"{option} must be at least 1" in said
+    assert not (tmp_path / "new").exists()
