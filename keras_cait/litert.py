@@ -1,0 +1,130 @@
+"""Runs `.tflite` image classifiers with LiteRT."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SIGNATURE = "serving_default"
+
+
+class LiteRTModel:
+    """A `.tflite` image classifier, as `python -m export litert` writes it.
+
+    Args:
+        path: the file.
+        threads: int > 0. CPU threads.
+
+    Call arguments:
+        images: array `(images, height, width, 3)` of any number of images, RGB
+            in 0...255.
+
+    Returns:
+        float32 array `(images, classes)` of probabilities.
+
+    Attributes:
+        image_size: `(height, width)` in pixels.
+        batch_size: int. Images per run of the graph; calls are padded to it.
+        classes: int.
+
+    Raises:
+        ValueError: the file is missing, damaged, or not an image classifier.
+        ImportError: LiteRT is not installed.
+
+    Example:
+    >>> LiteRTModel("model.tflite")(images)  # doctest: +SKIP
+    """
+
+    def __init__(self, path: str | Path, threads: int = 2):
+        interpreter = open_interpreter(path, num_threads=threads)
+        signatures = interpreter.get_signature_list()
+        signature = signatures.get(SIGNATURE, {})
+        outputs = signature.get("outputs", [])
+        if signature.get("inputs") != ["images"] or outputs not in (
+            ["probabilities"],
+            ["logits"],
+        ):
+            raise ValueError(
+                f"{str(path)!r} is not an image classifier. Expected the "
+                f"signature {SIGNATURE!r} from images to probabilities or "
+                f"logits, got {signatures}. Export a model with "
+                "python -m export litert."
+            )
+        self.path = Path(path)
+        self.runner = interpreter.get_signature_runner(SIGNATURE)
+        details = self.runner.get_input_details()["images"]
+        self.batch_size, *size, _ = map(int, details["shape"])
+        self.image_size = tuple(size)
+        self.dtype = details["dtype"]
+        (self.output,) = outputs
+        shape = self.runner.get_output_details()[self.output]["shape"]
+        self.classes = int(shape[-1])
+
+    def __call__(self, images: Any) -> np.ndarray:
+        images = np.asarray(images, self.dtype)
+        batches = []
+        for start in range(0, len(images), self.batch_size):
+            batch = images[start : start + self.batch_size]
+            padding = [(0, self.batch_size - len(batch)), *[(0, 0)] * 3]
+            outputs = self.runner(images=np.pad(batch, padding))[self.output]
+            batches.append(outputs[: len(batch)])
+        outputs = np.concatenate(batches)
+        return softmax(outputs) if self.output == "logits" else outputs
+
+    def seconds(self, at_least: float = 1.0) -> float:
+        """Median seconds per run, over 5 runs or more.
+
+        Args:
+            at_least: seconds to spend.
+        """
+        images = np.zeros((self.batch_size, *self.image_size, 3), self.dtype)
+        for _ in range(2):
+            self.runner(images=images)
+        times: list[float] = []
+        while len(times) < 5 or sum(times) < at_least:
+            start = time.perf_counter()
+            self.runner(images=images)
+            times.append(time.perf_counter() - start)
+        return float(np.median(times))
+
+
+def open_interpreter(path: str | Path, **options: Any) -> Any:
+    """A LiteRT `Interpreter` of a file.
+
+    Args:
+        path: the `.tflite` file.
+        options: keyword arguments of `Interpreter`.
+
+    Raises:
+        ValueError: the file is missing or damaged.
+        ImportError: LiteRT is not installed.
+    """
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError:
+        raise ImportError(
+            "Running .tflite files needs LiteRT: pip install ai-edge-litert"
+        ) from None
+    if not Path(path).is_file():
+        raise ValueError(f"There is no file {str(path)!r}.")
+    try:
+        return Interpreter(str(path), **options)
+    except (ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{str(path)!r} is not a .tflite model, or is damaged: {reason}"
+        ) from None
+
+
+def softmax(logits: np.ndarray | Sequence) -> np.ndarray:
+    """Softmax over the last axis.
+
+    Example:
+    >>> softmax([[0.0, 0.0]])
+    array([[0.5, 0.5]])
+    """
+    logits = np.asarray(logits)
+    exponents = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exponents / exponents.sum(axis=-1, keepdims=True)

@@ -1,0 +1,502 @@
+"""The one loader of trained models: every `--model` and every program.
+
+A *source* is a published name (`"S24"`, or `"S24-384"` at another size), the
+folder of a training run, a `.keras` file, a weights file (`.safetensors`,
+`.pth`, `.weights.h5`), a SavedModel or a `.tflite` file.
+"""
+
+import json
+import math
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_cait import models
+from keras_cait.files import sha256
+from keras_cait.litert import LiteRTModel
+from keras_cait.models import VARIANTS, CaiT
+from keras_cait.preprocessing import imagenet_labels
+from keras_cait.weights import (
+    CHECKPOINTS,
+    Checkpoint,
+    _read_pth,
+    _read_safetensors,
+    load_checkpoint,
+    load_published,
+    nearest_checkpoint,
+)
+
+WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".weights.h5")
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model of any kind as a function from images to probabilities.
+
+    Attributes:
+        predict: function of a float32 array or tensor `(batch, height, width,
+            3)`, RGB in 0...255, to float32 probabilities `(batch, classes)`.
+        image_size: height and width of the images in pixels.
+        classes: number of classes.
+        identity: SHA-256 of the weights, or the repository of published ones.
+    """
+
+    predict: Callable[[Any], Any]
+    image_size: tuple[int, int]
+    classes: int
+    identity: str
+
+
+def published(source: str | Path) -> Checkpoint | None:
+    """The published weights that a name stands for.
+
+    Args:
+        source: as of `load_model`.
+
+    Returns:
+        The row of the published weights; `None` if the source is a path.
+
+    Raises:
+        ValueError: the variant has no published weights, or none of that size.
+
+    Example:
+    >>> published("S24-384").repository
+    'timm/cait_s24_384.fb_dist_in1k'
+    """
+    match = re.fullmatch(r"([A-Z]+\d+)(?:-(\d+))?", str(source))
+    if not match or match[1] not in VARIANTS:
+        return None
+    variant, size = match[1], match[2] and int(match[2])
+    default = VARIANTS[variant].image_size
+    row = nearest_checkpoint(variant, (size or default, size or default))
+    if size and row.image_size != size:
+        names = (f"{name}-{size}" for name, size in CHECKPOINTS)
+        raise ValueError(
+            f"No published weights are named {source}. Choose one of "
+            f"{', '.join(names)}, and another input size with --image-size."
+        )
+    return row
+
+
+def load_model(
+    source: str | Path,
+    *,
+    variant: str | None = None,
+    image_size: int | None = None,
+    classes: int | None = None,
+    precision: str | None = None,
+) -> keras.Model:
+    """Loads a Keras model with its weights.
+
+    Args:
+        source: published name, run folder, `.keras` file or weights file.
+        variant: architecture of a weights file that does not tell it
+            (`.weights.h5`), a key of `VARIANTS`.
+        image_size: height and width of the model's input in pixels, to which
+            the position embeddings are resampled; `None` is the source's own.
+        classes: number of classes of a `.weights.h5` file; `None` is 1000.
+        precision: dtype policy; `None` is the source's own, or Keras' global
+            one.
+
+    Raises:
+        ValueError: the source is none of these, damaged, or does not fit the
+            other arguments; the message names it.
+        OSError: published weights are neither in the cache nor reachable.
+
+    Example:
+    >>> model = CaiT(24, 2, 2, patch_size=8, input_shape=(32, 32, 3))
+    >>> model.save("small.keras")
+    >>> load_model("small.keras", image_size=48).input.shape
+    (None, 48, 48, 3)
+    """
+    if variant is not None and variant not in VARIANTS:
+        raise ValueError(
+            f"There is no variant {variant!r}. Choose one of "
+            f"{', '.join(VARIANTS)}."
+        )
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"image_size must be positive. Got {image_size}.")
+    row = published(source)
+    if row:
+        size = image_size or row.image_size
+        model = build(row.variant, size, precision=precision)
+        return load_published(model, row)
+    path = _existing(source)
+    if path.name.endswith(".weights.h5"):
+        return _with_variant(path, variant, image_size, classes, precision)
+    if path.suffix in (".safetensors", ".pth"):
+        return _inferred(path, image_size, precision)
+    if path.suffix != ".keras":
+        raise ValueError(
+            f"{str(source)!r} is not a published name (S24, S24-384), run "
+            "folder, .keras file or weights file "
+            f"({', '.join(WEIGHTS_SUFFIXES)})."
+        )
+    return _keras_file(path, image_size, precision)
+
+
+def load_classifier(
+    source: str | Path,
+    *,
+    variant: str | None = None,
+    image_size: int | None = None,
+    classes: int | None = None,
+    precision: str | None = None,
+    threads: int = 2,
+) -> Classifier:
+    """Loads a model of any kind as a function from images to probabilities.
+
+    Args:
+        source: as of `load_model`; also a SavedModel or the folder of a
+            served model (its newest version), or a `.tflite` file.
+        variant, image_size, classes, precision: as of `load_model`; exported
+            files have their own.
+        threads: CPU threads of a `.tflite` file.
+
+    Raises:
+        ValueError: as of `load_model`.
+        OSError: as of `load_model`.
+        ImportError: the source is a `.tflite` file, and LiteRT is missing.
+
+    Example:
+    >>> model = CaiT(24, 2, 2, patch_size=8, input_shape=(32, 32, 3))
+    >>> model.save("small.keras")
+    >>> load_classifier("small.keras").image_size
+    (32, 32)
+    """
+    if published(source) is None:
+        path = _existing(source)
+        exported = saved_model_folder(path)
+        if exported or path.suffix == ".tflite":
+            if image_size or precision or variant:
+                raise ValueError(
+                    f"{str(source)!r} is an exported model, whose image size "
+                    "and precision are fixed. Omit --image-size, --precision "
+                    "and --variant."
+                )
+            return (
+                _saved_model(exported) if exported else _litert(path, threads)
+            )
+    model = load_model(
+        source,
+        variant=variant,
+        image_size=image_size,
+        classes=classes,
+        precision=precision,
+    )
+    row = published(source)
+    identity = row.repository if row else sha256(_existing(source))
+    return classifier(model, identity)
+
+
+def classifier(model: keras.Model, identity: str = "") -> Classifier:
+    """A Keras model of images in 0...255 as a `Classifier`.
+
+    Example:
+    >>> model = CaiT(24, 2, 2, patch_size=8, input_shape=(32, 32, 3))
+    >>> classifier(model).classes
+    1000
+    """
+    is_logits = (
+        getattr(model, "classifier_activation", "softmax") is None
+        or getattr(model, "classifier_activation", "softmax") == "linear"
+    )
+
+    def predict(images: Any) -> Any:
+        outputs = ops.cast(model(images, training=False), "float32")
+        return ops.softmax(outputs) if is_logits else outputs
+
+    height, width = model.input.shape[1:3]
+    return Classifier(
+        predict, (height, width), int(model.output.shape[-1]), identity
+    )
+
+
+def load_labels(
+    source: str | Path, path: str | Path | None = None, classes: int = 1000
+) -> list[str]:
+    """The names of a model's classes, in order.
+
+    Args:
+        source: as of `load_classifier`.
+        path: text file with one label per line; `None` takes the labels in or
+            beside the model (`labels.txt`), otherwise ImageNet's.
+        classes: number of classes of the model.
+
+    Raises:
+        ValueError: there are no labels for these classes, or two are equal.
+
+    Example:
+    >>> load_labels("S24")[1]
+    'goldfish'
+    """
+    labels = read_labels(path) if path else find_labels(source)
+    if labels is None and classes == 1000:
+        labels = [label for _, label in imagenet_labels()]
+    if labels is None:
+        raise ValueError(
+            f"{str(source)!r} has {classes} classes and no labels. Give a "
+            "text file with one class name per line: --labels FILE."
+        )
+    if len(labels) != classes:
+        raise ValueError(
+            f"Got {len(labels)} labels for the {classes} classes of "
+            f"{str(source)!r}. Give one label per class: --labels FILE."
+        )
+    return labels
+
+
+def read_labels(path: str | Path) -> list[str]:
+    """Reads a text file with one label per line.
+
+    Raises:
+        ValueError: the file is missing or not text, or a label is empty or
+            given twice.
+
+    Example:
+    >>> _ = Path("labels.txt").write_text("cat\\ndog\\n")
+    >>> read_labels("labels.txt")
+    ['cat', 'dog']
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ValueError(
+            f"Cannot read labels {str(path)!r}: {reason}."
+        ) from None
+    return _checked(text.splitlines(), str(path))
+
+
+def find_labels(source: str | Path) -> list[str] | None:
+    """The labels in or beside a model; `None` where there are none.
+
+    Example:
+    >>> find_labels("S24") is None
+    True
+    """
+    if published(source):
+        return None
+    path = _existing(source)
+    if path.suffix == ".tflite":
+        try:
+            with zipfile.ZipFile(path) as archive:
+                text = archive.read("labels.txt").decode()
+            return _checked(text.splitlines(), str(path))
+        except (zipfile.BadZipFile, KeyError):
+            pass
+    folder = saved_model_folder(path)
+    beside = (
+        folder / "assets.extra" / "labels.txt"
+        if folder
+        else path.parent / "labels.txt"
+    )
+    return read_labels(beside) if beside.is_file() else None
+
+
+def saved_model_folder(path: str | Path) -> Path | None:
+    """The folder of a SavedModel: the path itself, or its newest version.
+
+    Args:
+        path: a folder, or anything else.
+
+    Returns:
+        `None` if there is no SavedModel.
+
+    Example:
+    >>> saved_model_folder("photos") is None
+    True
+    """
+    path = Path(path)
+    if (path / "saved_model.pb").is_file():
+        return path
+    versions = [
+        file.parent
+        for file in path.glob("*/saved_model.pb")
+        if file.parent.name.isdecimal()
+    ]
+    return max(versions, key=lambda folder: int(folder.name), default=None)
+
+
+def build(
+    variant: str,
+    image_size: int | None = None,
+    classes: int = 1000,
+    precision: str | None = None,
+) -> CaiT:
+    """A variant with random weights.
+
+    Example:
+    >>> build("XXS24", 32, classes=5).output_shape
+    (None, 5)
+    """
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision or before)
+    try:
+        return getattr(models, f"CaiT_{variant}")(
+            weights=None,
+            input_shape=image_size and (image_size, image_size, 3),
+            classes=classes,
+        )
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def _existing(source: str | Path) -> Path:
+    """The file or folder of a source; of a run folder its `model.keras`."""
+    path = Path(source)
+    if not path.exists():
+        raise ValueError(
+            f"There is no model {str(source)!r}. Give a published name (S24, "
+            "S24-384) or the path of a run folder or file."
+        )
+    if (path / "model.keras").is_file():
+        return path / "model.keras"
+    if path.is_dir() and not saved_model_folder(path):
+        reason = (
+            "an unfinished training run: resume it first"
+            if (path / "recipe.json").is_file()
+            else "neither a finished training run nor a SavedModel"
+        )
+        raise ValueError(f"The folder {str(source)!r} is {reason}.")
+    return path
+
+
+def _keras_file(
+    path: Path, image_size: int | None, precision: str | None
+) -> keras.Model:
+    try:
+        model = keras.saving.load_model(path, compile=False)
+    except Exception as error:  # damage shows in many ways: zip, JSON, HDF5
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"Cannot load a Keras model from {str(path)!r}: {reason}"
+        ) from None
+    size = image_size or model.input.shape[1]
+    policy = precision or model.dtype_policy.name
+    if (size, policy) == (model.input.shape[1], model.dtype_policy.name):
+        return model
+    config = {**model.get_config(), "dtype": policy}
+    if image_size and image_size != model.input.shape[1]:
+        channels = model.input.shape[-1]
+        config |= {"input_shape": (size, size, channels), "grid_size": None}
+    changed = type(model).from_config(config)
+    if changed.input.shape == model.input.shape:
+        changed.set_weights(model.get_weights())
+        return changed
+    return load_checkpoint(changed, path)
+
+
+def _with_variant(
+    path: Path,
+    variant: str | None,
+    image_size: int | None,
+    classes: int | None,
+    precision: str | None,
+) -> CaiT:
+    if variant is None:
+        raise ValueError(
+            f"{str(path)!r} does not tell its architecture. Add it, such as "
+            "--variant S24."
+        )
+    model = build(variant, image_size, classes or 1000, precision)
+    return load_checkpoint(model, path)
+
+
+def _inferred(
+    path: Path, image_size: int | None, precision: str | None
+) -> CaiT:
+    """A CaiT whose architecture is that of the tensors in a file."""
+    read = _read_safetensors if path.suffix == ".safetensors" else _read_pth
+    try:
+        tensors, grid = read(path)
+    except ValueError as error:
+        raise ValueError(f"Cannot load {str(path)!r}: {error}") from None
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+    def count(stage: str) -> int:
+        return sum(
+            name.startswith(f"{stage}.") and name.endswith(".gamma_1")
+            for name in shapes
+        )
+
+    try:
+        num_heads, _ = shapes["blocks.0.attn.proj_l.weight"]
+        *_, patch_size = shapes["patch_embed.proj.weight"]
+        _, patches, embed_dim = shapes["pos_embed"]
+        hidden_dim, _ = shapes["blocks.0.mlp.fc1.weight"]
+        classes, _ = shapes["head.weight"]
+    except (KeyError, ValueError):
+        raise ValueError(
+            f"{str(path)!r} does not hold the tensors of a CaiT classifier."
+        ) from None
+    rows, columns = grid or (math.isqrt(patches),) * 2
+    size = image_size and (image_size, image_size)
+    height, width = size or (rows * patch_size, columns * patch_size)
+    return CaiT(
+        embed_dim,
+        count("blocks"),
+        num_heads,
+        patch_size,
+        hidden_dim / embed_dim,
+        count("blocks_token_only"),
+        input_shape=(height, width, 3),
+        classes=classes,
+        weights=path,
+        dtype=precision,
+    )
+
+
+def _saved_model(folder: Path) -> Classifier:
+    manifest = folder / "manifest.json"
+    try:
+        layer = keras.layers.TFSMLayer(
+            str(folder), call_endpoint="pixels", trainable=False
+        )
+        size = json.loads(manifest.read_text())["image_size"]
+    except NotImplementedError:
+        raise ValueError(
+            f"{str(folder)!r} is a SavedModel, which only runs on Keras' "
+            "TensorFlow backend: KERAS_BACKEND=tensorflow."
+        ) from None
+    except Exception as error:  # of many kinds
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"Cannot load {str(folder)!r} as python -m export saved-model "
+            f"writes it: {reason}"
+        ) from None
+    outputs = layer.call_endpoint_fn.structured_outputs["probabilities"]
+
+    def predict(images: Any) -> Any:
+        return layer(ops.cast(images, "uint8"))["probabilities"]
+
+    return Classifier(
+        predict, tuple(size), int(outputs.shape[-1]), sha256(folder)
+    )
+
+
+def _litert(path: Path, threads: int) -> Classifier:
+    model = LiteRTModel(path, threads)
+    return Classifier(model, model.image_size, model.classes, sha256(path))
+
+
+def _checked(labels: list[str], path: str) -> list[str]:
+    if not labels or not all(labels):
+        raise ValueError(
+            f"{path!r} must hold one label per line and no empty lines. It "
+            f"has {len(labels)} lines, {labels.count('')} of them empty."
+        )
+    (label, count), *_ = Counter(labels).most_common(1)
+    if count > 1:
+        raise ValueError(
+            f"Every class needs its own label. {path!r} has {label!r} {count} "
+            "times."
+        )
+    return labels

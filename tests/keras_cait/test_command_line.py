@@ -1,0 +1,57 @@
+"""Every command ends in one style: one line on stderr, and an exit status."""
+
+import os
+
+import pytest
+from cyclopts import App
+
+from keras_cait.command_line import BatchSize, run
+
+app = App(name="tool")
+
+
+@app.command
+def work(what: str, batch_size: BatchSize = 8):
+    raise {
+        "value": ValueError("got 3,\n  expected 4."),
+        "missing": FileNotFoundError(2, "No such file or directory", "a.jpg"),
+        "stop": KeyboardInterrupt(),
+        "saved": KeyboardInterrupt("Stopped at step 3, which is saved."),
+        "bug": AssertionError("a bug"),
+    }.get(what) or SystemExit(0)
+
+
+@pytest.mark.parametrize(
+    "arguments, status, message",
+    [
+        ("work value", 1, "got 3, expected 4."),
+        ("work missing", 1, "No such file or directory: 'a.jpg'."),
+        ("work stop", 130, "Interrupted."),
+        ("work saved", 130, "Stopped at step 3, which is saved."),
+        ("work value --batch-size x", 2, "--batch-size"),
+        ("work value --nonsense", 2, "--nonsense"),
+        ("work", 2, "--what"),
+        ("nonsense", 2, "nonsense"),
+    ],
+)
+def test_failures_are_one_line(arguments, status, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        run(app, arguments.split())
+    out, err = capsys.readouterr()
+    assert end.value.code == status
+    assert out == ""
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_a_bug_is_not_hidden():
+    with pytest.raises(AssertionError, match="a bug"):
+        run(app, ["work", "bug"])
+
+
+def test_help_goes_to_stdout(capsys):
+    with pytest.raises(SystemExit) as end:
+        run(app, ["work", "--help"])
+    out, err = capsys.readouterr()
+    assert (end.value.code, err) == (0, "")
+    assert "--batch-size" in out and os.linesep in out

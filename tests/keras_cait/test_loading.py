@@ -1,0 +1,85 @@
+"""The one loader: every kind of source gives the same predictions."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_cait
+from keras_cait.loading import (
+    load_classifier,
+    load_labels,
+    load_model,
+    published,
+)
+from tests.helpers.models import randomise
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """A finished run of a small model, and its weights in every format."""
+    folder = tmp_path_factory.mktemp("run")
+    model = randomise(
+        keras_cait.CaiT(
+            24, 2, 2, patch_size=8, input_shape=(32, 48, 3), classes=5
+        )
+    )
+    model.save(folder / "model.keras")
+    keras_cait.save_checkpoint(model, folder / "weights.safetensors")
+    (folder / "labels.txt").write_text("a\nb\nc\nd\ne\n")
+    return folder, model
+
+
+@pytest.mark.parametrize("source", ["", "model.keras", "weights.safetensors"])
+def test_every_source_gives_the_same_predictions(run_folder, source):
+    folder, model = run_folder
+    images = np.random.default_rng(0).uniform(0, 255, (2, 32, 48, 3))
+    classifier = load_classifier(folder / source)
+    assert (classifier.image_size, classifier.classes) == ((32, 48), 5)
+    np.testing.assert_allclose(
+        classifier.predict(images.astype("float32")),
+        model(images),
+        rtol=1e-5,  # the same graph, built twice
+        atol=1e-7,
+    )
+    assert load_labels(folder / source, classes=5) == list("abcde")
+
+
+def test_models_change_size_and_precision(run_folder):
+    folder, _ = run_folder
+    model = load_model(folder, image_size=64, precision="mixed_bfloat16")
+    assert model.input.shape == (None, 64, 64, 3)
+    assert model.dtype_policy.name == "mixed_bfloat16"
+    assert keras.config.dtype_policy().name == "float32"
+
+
+def test_published_names():
+    assert published("S24").image_size == 224
+    assert published("M48").image_size == 448
+    assert published("S24-384").image_size == 384
+    assert published("runs/S24") is None
+    with pytest.raises(ValueError, match="No published weights are named"):
+        published("S24-512")
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("nothing.keras", None, "There is no model"),
+        ("empty", "folder", "neither a finished training run nor a SavedModel"),
+        ("model.keras", b"not a zip", "Cannot load a Keras model from"),
+        ("model.safetensors", b"\0" * 20, "Cannot load"),
+        ("model.tflite", b"\0" * 20, "is not a .tflite model"),
+        ("w.weights.h5", b"", "does not tell its architecture"),
+        ("model.txt", b"", "is not a published name"),
+    ],
+)
+def test_other_sources_are_refused_by_name(tmp_path, name, content, message):
+    path = tmp_path / name
+    if content == "folder":
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+        load_classifier(path)
+    assert name in str(error.value)
+    assert "\n" not in str(error.value)
