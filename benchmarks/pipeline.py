@@ -29,8 +29,8 @@ def keras_cait_contestant(folder, batch_size):
     import tensorflow as tf
 
     from keras_cait.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-    from training.augmentation import deit_augmentation
-    from training.mixing import mixup_cutmix
+    from training.data.augmentation import deit_augmentation
+    from training.data.mixup import mixup_cutmix
 
     paths = tf.constant(sorted(map(str, folder.glob("*/*.jpg"))))
 

@@ -25,13 +25,14 @@ def keras_cait_contestant(variant, batch_size, in_loop=False, **changes):
     import keras
     import tensorflow as tf
 
-    from training.data import Examples
-    from training.distribution import make_strategy
-    from training.losses import smooth_one_hot
-    from training.optimization import make_optimizer
+    from training.data.datasets import Examples
+    from training.data.mixup import smooth_one_hot
+    from training.loop.callbacks import Meter
+    from training.loop.optimizers import make_optimizer
+    from training.loop.strategies import make_strategy
+    from training.loop.trainer import Trainer
     from training.recipes import RECIPES
-    from training.step import Trainer
-    from training.train import Meter, build, make_loss
+    from training.train import build, make_loss
 
     recipe = replace(
         RECIPES[f"{variant.lower()}-224"],

@@ -27,9 +27,9 @@ from keras_cait.baselines import ViT
 from keras_cait.models import VARIANTS
 from training.classifiers import load_keras_model
 from training.command import run
-from training.data import evaluation_batches, load
-from training.run_folder import write_whole
-from training.transforms import centre_crop
+from training.data.datasets import load
+from training.data.pipeline import centre_crop, evaluation_batches
+from training.loop.checkpoints import write_whole
 
 
 def diagnose(model, batches):

@@ -9,7 +9,7 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -22,9 +22,10 @@ from keras_cait.models import VARIANTS
 from keras_cait.weights import CHECKPOINTS, nearest_checkpoint
 from training.classifiers import load_classifier, published
 from training.command import run
-from training.data import evaluation_batches, load
-from training.distribution import is_chief, lost_workers, make_strategy
-from training.transforms import centre_crop
+from training.data.datasets import load
+from training.data.pipeline import centre_crop, evaluation_batches
+from training.loop.strategies import is_chief, lost_workers, make_strategy
+from training.metrics import Answers, answers, joined, metrics
 
 # Top-1 and top-5 in percent that timm measured of the published models, by
 # data set; those of imagenet2012 are in CHECKPOINTS. From results-imagenet-
@@ -60,110 +61,6 @@ MEASURED = {
         ("M48", 448): (76.84, 93.35),
     },
 }
-
-
-class Answers(NamedTuple):
-    """What a model answered to pictures, one row each.
-
-    Attributes:
-        right: bool array `(pictures, k)`. Whether the class of each of the k
-            highest probabilities, highest first, is a label of the picture.
-        labelled: bool array `(pictures,)`. Whether it has a label at all; in
-            ImageNet-ReaL some have none, and do not count.
-        confidence: float32 array `(pictures,)`. Highest probability.
-    """
-
-    right: np.ndarray
-    labelled: np.ndarray
-    confidence: np.ndarray
-
-
-def answers(probabilities, labels, k=5):
-    """Compares probabilities with labels.
-
-    Args:
-        probabilities: array `(pictures, classes)`.
-        labels: int array `(pictures,)`; or `(pictures, classes)` of 0 and 1,
-            where a picture has any number of labels.
-        k: int. How many of the classes to keep.
-
-    Returns:
-        `Answers`.
-
-    Example:
-    >>> answers(np.array([[0.1, 0.7, 0.2]]), np.array([2])).right.tolist()
-    [[False, True, False]]
-    """
-    probabilities, labels = np.asarray(probabilities), np.asarray(labels)
-    best = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
-    if labels.ndim == 1:
-        right = best == labels[:, None]
-        labelled = np.ones(len(labels), bool)
-    else:
-        right = np.take_along_axis(labels, best, axis=1) > 0
-        labelled = labels.any(axis=1)
-    return Answers(right, labelled, probabilities.max(axis=1))
-
-
-def metrics(found, bins=15):
-    """Top-1, top-5 and calibration, over the pictures that have a label.
-
-    A picture is right if any of its labels is among the first 1 or 5: the
-    metric of ImageNet-ReaL, and the usual one where there is one label.
-
-    Args:
-        found: `Answers`.
-        bins: int. Intervals of confidence for the calibration error.
-
-    Returns:
-        dict of `top1`, `top5` and `ece`, in 0...1, and `images`. `ece` is the
-        mean of |accuracy - confidence| over intervals of equal width, weighted
-        by their pictures.
-
-    Reference: Beyer et al., 2020 (ReaL, arXiv 2006.07159); Guo et al., 2017
-    (ECE, arXiv 1706.04599).
-    """
-    right, confidence = (
-        array[found.labelled] for array in (found.right, found.confidence)
-    )
-    # The intervals are (0, 1/15], (1/15, 2/15], ...
-    places = np.ceil(confidence * bins).astype(int) - 1
-    gaps = np.bincount(places.clip(0), right[:, 0] - confidence, bins)
-    return {
-        "top1": float(right[:, 0].mean()),
-        "top5": float(right.any(axis=1).mean()),
-        "ece": float(np.abs(gaps).sum() / len(right)),
-        "images": len(right),
-    }
-
-
-def evaluate(model, examples, batch_size=250):
-    """Runs a model on all examples.
-
-    Args:
-        model: Keras model of images to logits or probabilities.
-        examples: `training.data.Examples`.
-        batch_size: int. Images of a batch.
-
-    Returns:
-        dict: `top1` and `top5`, in 0...1, and `confusion`, a
-        `(classes, classes)` list of counts: labels in rows, predictions in
-        columns.
-    """
-    batches = evaluation_batches(examples, tf.identity, batch_size)
-    labels = np.concatenate([labels for _, labels, _ in batches])
-    scores = model.predict(batches.map(lambda image, *_: image), verbose=0)
-    # The last batch is padded.
-    labels, scores = labels[: examples.count], scores[: examples.count]
-    right = answers(scores, labels).right
-    confusion = tf.math.confusion_matrix(
-        labels, scores.argmax(axis=-1), num_classes=scores.shape[-1]
-    )
-    return {
-        "top1": float(right[:, 0].mean()),
-        "top5": float(right.any(axis=1).mean()),
-        "confusion": confusion.numpy().tolist(),
-    }
 
 
 @lost_workers()
@@ -261,10 +158,6 @@ def measure(
         partial.rename(path)
         unfinished.unlink(missing_ok=True)
     return result
-
-
-def joined(parts):
-    return Answers(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def save_answers(found, settings, path):

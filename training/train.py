@@ -6,8 +6,6 @@ bit for bit. A finished run is never overwritten.
 
 import os
 import signal
-import sys
-import time
 from pathlib import Path
 from typing import Literal
 
@@ -20,26 +18,32 @@ import tyro
 import keras_cait
 from keras_cait.models import VARIANTS
 from keras_cait.weights import load_published, nearest_checkpoint
-from training.checkpoints import Checkpoints
 from training.command import run
-from training.data import evaluation_batches, load, steps_per_epoch
-from training.distillation import make_loss
-from training.distribution import (
+from training.data.datasets import load
+from training.data.pipeline import (
+    evaluation_batches,
+    evaluation_transform,
+    prepared,
+    steps_per_epoch,
+    training_data,
+    unreadable_names,
+)
+from training.loop.callbacks import Meter, Pictures, callback_list
+from training.loop.checkpoints import Checkpoints
+from training.loop.distillation import make_loss
+from training.loop.memory import estimated_memory
+from training.loop.optimizers import decays, freeze, make_optimizer
+from training.loop.rematerialization import rematerialize
+from training.loop.run_folder import claim, finish, forget_history
+from training.loop.strategies import (
     is_chief,
     lost_workers,
     make_strategy,
     sum_of_workers,
     worker_count,
 )
-from training.memory import estimated_memory
-from training.optimization import decays, freeze, make_optimizer
+from training.loop.trainer import Trainer
 from training.recipes import RECIPES
-from training.rematerialization import rematerialize
-from training.run_folder import claim, finish, forget_history, prepared
-from training.step import Trainer
-from training.tensorboard import Pictures
-from training.transforms import evaluation_transform
-from training.unreadable import training_data, unreadable_names
 
 # Steps after which many workers agree on whether one of them was asked to stop.
 AGREEMENT_STEPS = 10
@@ -227,86 +231,6 @@ class StopSignal:
         if step % AGREEMENT_STEPS:
             return False
         return float(sum_of_workers(strategy, float(self.asked))) > 0
-
-
-class Meter:
-    """What the progress bar shows: metrics, speed, and the wait for data."""
-
-    def __init__(self, recipe, trainer, steps):
-        self.recipe = recipe
-        self.trainer = trainer
-        self.last_step = recipe.epochs * steps
-        self.first_step = trainer.step
-        self.start = self.shown = time.perf_counter()
-        self.waited = 0.0
-        self.last = {}
-
-    def waiting(self):
-        """A context in which time counts as waiting for data."""
-        return self
-
-    def __enter__(self):
-        self.since = time.perf_counter()
-
-    def __exit__(self, *error):
-        self.waited += time.perf_counter() - self.since
-
-    def logs(self, step, now=False):
-        """The present figures, new about once a second or if `now`.
-
-        Asking for the metrics waits for the device, so it is rare.
-        """
-        time_now = time.perf_counter()
-        if now or time_now - self.shown > 1.0:
-            values = self.trainer.means()
-            self.shown = time.perf_counter()
-            elapsed = self.shown - self.start
-            steps_per_second = (step - self.first_step) / elapsed
-            rate = self.trainer.optimizer.learning_rate
-            self.last = values | {
-                "learning_rate": float(keras.ops.convert_to_numpy(rate)),
-                "images_per_second": (
-                    steps_per_second * self.recipe.global_batch_size
-                ),
-                "data_wait": self.waited / elapsed,
-                "hours_left": (
-                    (self.last_step - step) / steps_per_second / 3600
-                ),
-            }
-        return dict(self.last)
-
-
-class History(keras.callbacks.CSVLogger):
-    """Writes `history.csv`; NA where an epoch was not evaluated."""
-
-    def on_train_begin(self, logs=None):
-        super().on_train_begin(logs)
-        # Else they would be those of the first epoch that is written.
-        self.keys = [
-            *("loss", "accuracy", "val_accuracy", "val_top5"),
-            *("val_raw_accuracy", "gradient_norm", "learning_rate"),
-            *("images_per_second", "data_wait"),
-        ]
-
-
-def callback_list(recipe, trainer, output, chief, steps, pictures):
-    """Keras' own progress bar, CSV and TensorBoard, of the chief."""
-    trainer.model.compile(trainer.optimizer)  # callbacks look for it
-    callbacks = [
-        History(output / "history.csv", append=True),
-        keras.callbacks.TensorBoard(output / "tensorboard"),
-        pictures,
-    ]
-    if not chief:
-        callbacks = []
-    return keras.callbacks.CallbackList(
-        callbacks,
-        add_progbar=chief,
-        model=trainer.model,
-        epochs=recipe.epochs,
-        steps=steps,
-        verbose=(1 if sys.stdout.isatty() else 2) if chief else 0,
-    )
 
 
 def check_finite(trainer, steps, checkpoints):

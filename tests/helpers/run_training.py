@@ -26,7 +26,7 @@ import training.train as program
 from tests.helpers.models import randomise
 from tests.helpers.oracle_weights import make_input
 from training.command import run
-from training.data import SPLITS, Examples
+from training.data.datasets import SPLITS, Examples
 from training.recipes import Recipe
 
 # 20 steps. Gammas and weights are of order 1, and clipping, warm-up, decay and

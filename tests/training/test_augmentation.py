@@ -10,7 +10,7 @@ from PIL import Image
 
 from keras_cait import preprocess_input
 from tests.helpers.reference import REFERENCE, reference
-from training.augmentation import (
+from training.data.augmentation import (
     color_jitter,
     crop_box,
     deit_augmentation,
@@ -19,9 +19,8 @@ from training.augmentation import (
     random_flip,
     random_resized_crop,
 )
-from training.losses import smooth_one_hot
-from training.mixing import cutmix_boxes, mix, mixup_cutmix
-from training.randaugment import FILL, OPERATIONS, apply, rand_augment
+from training.data.mixup import cutmix_boxes, mix, mixup_cutmix, smooth_one_hot
+from training.data.randaugment import FILL, OPERATIONS, apply, rand_augment
 
 RECIPE = REFERENCE / "recipe"
 RANDAUGMENT, PIXELS = reference("recipe/randaugment")
@@ -93,7 +92,7 @@ def test_pixels_of_operations(name):
 
 def test_randaugment_draws_operations_as_the_reference(monkeypatch):
     # Each operation marks the picture with its number, level and sign.
-    import training.randaugment
+    import training.data.randaugment
 
     marks = {
         name: (
@@ -102,7 +101,7 @@ def test_randaugment_draws_operations_as_the_reference(monkeypatch):
         )
         for i, name in enumerate(OPERATIONS)
     }
-    monkeypatch.setattr(training.randaugment, "OPERATIONS", marks)
+    monkeypatch.setattr(training.data.randaugment, "OPERATIONS", marks)
     runs = 2000
     draw = tf.function(lambda seed: rand_augment(tf.zeros(()), seed))
     results = np.array([draw(tf.constant([i, 5])) for i in range(runs)])
@@ -303,16 +302,16 @@ def test_targets_of_mixup():
 @pytest.mark.parametrize("run", MODES["runs"], ids=lambda run: run["mode"])
 def test_modes_mix_as_in_the_reference(run, monkeypatch):
     """With the draws of the recorded run in the place of random ones."""
-    import training.mixing
+    import training.data.mixup
 
     shares = tf.constant(run["lam"])
     switch = tf.cast(tf.logical_not(run["is_cutmix"]), tf.float32)
     centres = tf.constant(run["centre_row_column"], tf.float32)
     # A little more than whole, as rounding down follows.
     uniforms = iter([switch, (centres + 0.5) / [8.0, 10.0]])
-    monkeypatch.setattr(training.mixing, "_beta", lambda *_: shares)
+    monkeypatch.setattr(training.data.mixup, "_beta", lambda *_: shares)
     monkeypatch.setattr(
-        training.mixing.tf.random,
+        training.data.mixup.tf.random,
         "stateless_uniform",
         lambda shape, seed: tf.ensure_shape(next(uniforms), shape),
     )

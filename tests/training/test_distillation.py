@@ -7,10 +7,10 @@ import tensorflow as tf
 
 import keras_cait
 from tests.helpers.models import randomise
-from training.distillation import Teacher, make_loss
-from training.losses import hard_distillation, soft_target_cross_entropy
+from training.loop.distillation import Teacher, make_loss
+from training.loop.losses import hard_distillation, soft_target_cross_entropy
+from training.loop.rematerialization import rematerialize
 from training.recipes import Recipe
-from training.rematerialization import rematerialize
 
 
 def cait(activation=None, **arguments):

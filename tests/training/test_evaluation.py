@@ -17,8 +17,10 @@ from export.__main__ import main as export
 from keras_cait.weights import CHECKPOINTS, save_checkpoint
 from tests.helpers.models import randomise
 from training.classifiers import Classifier, load_classifier
-from training.data import Examples, evaluation_batches, load
-from training.evaluate import Answers, answers, measure, metrics, table
+from training.data.datasets import Examples, load
+from training.data.pipeline import evaluation_batches
+from training.evaluate import measure, table
+from training.metrics import Answers, answers, metrics
 
 
 def test_a_picture_is_right_by_any_of_its_labels():

@@ -5,9 +5,9 @@ import pytest
 import tensorflow as tf
 
 from tests.helpers.reference import reference
-from training.losses import (
+from training.data.mixup import smooth_one_hot
+from training.loop.losses import (
     hard_distillation,
-    smooth_one_hot,
     soft_distillation,
     soft_target_cross_entropy,
 )

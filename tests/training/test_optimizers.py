@@ -11,8 +11,9 @@ import tensorflow as tf
 import keras_cait
 from keras_cait.conversion import to_reference
 from tests.helpers.reference import REFERENCE, reference
-from training.data import Examples, index_at
-from training.optimization import (
+from training.data.datasets import Examples
+from training.data.pipeline import index_at
+from training.loop.optimizers import (
     AdamW,
     WarmupCosine,
     decays,

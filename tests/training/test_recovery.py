@@ -12,8 +12,8 @@ import tensorflow as tf
 import training.train as program
 from tests.helpers.run_training import TINY, build, noise, troubled
 from tests.helpers.runs import assert_bit_equal, read_state
-from training.checkpoints import Checkpoints
 from training.command import run
+from training.loop.checkpoints import Checkpoints
 
 DROPPING = dataclasses.replace(TINY, epochs=2, drop_path_rate=0.2)  # 8 steps
 

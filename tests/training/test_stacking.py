@@ -7,8 +7,8 @@ import tensorflow as tf
 
 from keras_cait.baselines import ViT
 from tests.helpers.models import randomise
-from training.optimization import decays
-from training.stacking import stacked
+from training.loop.optimizers import decays
+from training.loop.stacking import stacked
 
 CHOICES = [
     {"class_token_depth": 2, "residual_scaling": "fixup", "pre_norm": False},

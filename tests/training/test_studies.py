@@ -6,10 +6,10 @@ import json
 import numpy as np
 import pytest
 
-import training.ablate as program
+import training.studies as program
 from keras_cait.baselines import ViT
 from tests.helpers.run_training import noise
-from training.ablate import PAPER, SCALES, STUDIES, ablate, table, train
+from training.studies import PAPER, SCALES, STUDIES, ablate, table, train
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import pytest
 import tensorflow as tf
 
 from tests.helpers.reference import REFERENCE, reference
-from training import randaugment
-from training.augmentation import erasing_box
+from training.data import randaugment
+from training.data.augmentation import erasing_box
 
 DOCUMENT = REFERENCE.parent.parent / "docs/tensorflow-addons.md"
 NOW = {}

@@ -11,14 +11,10 @@ import pytest
 import tensorflow as tf
 
 import training.train as program
-from training.augmentation import random_affine
-from training.data import (
-    Examples,
-    evaluation_batches,
-    load,
-    training_batches,
-)
-from training.optimization import make_optimizer
+from training.data.augmentation import random_affine
+from training.data.datasets import Examples, load
+from training.data.pipeline import evaluation_batches, training_batches
+from training.loop.optimizers import make_optimizer
 from training.recipes import Recipe
 
 TINY = Recipe(

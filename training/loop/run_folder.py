@@ -6,11 +6,13 @@ import json
 import statistics
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 import keras_cait
-from training.evaluate import evaluate
-from training.transforms import evaluation_transform
+from training.data.pipeline import evaluation_batches
+from training.loop.checkpoints import write_whole
+from training.metrics import answers
 
 
 def forget_history(path, epoch):
@@ -48,22 +50,33 @@ def claim(output, recipe, chief=True):
         write_whole(record, json.dumps(ours, indent=2) + "\n")
 
 
-def write_whole(path, text):
-    """Writes a file that is never there in part."""
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(text)
-    unfinished.rename(path)
+def evaluate(model, examples, batch_size=250):
+    """Runs a model on all examples.
 
+    Args:
+        model: Keras model of images to logits or probabilities.
+        examples: `training.data.Examples`.
+        batch_size: int. Images of a batch.
 
-def prepared(examples, recipe):
-    """The same examples, as images for the model."""
-    transform = evaluation_transform(recipe)
-
-    def read(index):
-        picture, label = examples.read(index)
-        return transform(picture), label
-
-    return dataclasses.replace(examples, read=read)
+    Returns:
+        dict: `top1` and `top5`, in 0...1, and `confusion`, a
+        `(classes, classes)` list of counts: labels in rows, predictions in
+        columns.
+    """
+    batches = evaluation_batches(examples, tf.identity, batch_size)
+    labels = np.concatenate([labels for _, labels, _ in batches])
+    scores = model.predict(batches.map(lambda image, *_: image), verbose=0)
+    # The last batch is padded.
+    labels, scores = labels[: examples.count], scores[: examples.count]
+    right = answers(scores, labels).right
+    confusion = tf.math.confusion_matrix(
+        labels, scores.argmax(axis=-1), num_classes=scores.shape[-1]
+    )
+    return {
+        "top1": float(right[:, 0].mean()),
+        "top5": float(right.any(axis=1).mean()),
+        "confusion": confusion.numpy().tolist(),
+    }
 
 
 def finish(trainer, held_out, output):

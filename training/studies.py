@@ -1,7 +1,7 @@
 """The paper's studies, each a table and a figure of many small trainings.
 
-python -m training.ablate depth --output studies/depth
-python -m training.ablate class-token --scale imagenet --data-dir DIR
+python -m training.studies depth --output studies/depth
+python -m training.studies class-token --scale imagenet --data-dir DIR
 
 A study is a grid of models, trained with the same recipe and several seeds. The
 same command goes on where an interrupted study stopped: a finished training is
@@ -34,18 +34,21 @@ import tyro
 from matplotlib import pyplot as plt
 
 from keras_cait.baselines import SIZES, ResidualBlock, ViT
-from training.checkpoints import Checkpoints
 from training.command import run
-from training.data import evaluation_batches, load, steps_per_epoch
-from training.distillation import make_loss
-from training.distribution import is_chief, lost_workers, make_strategy
-from training.optimization import make_optimizer
+from training.data.datasets import load
+from training.data.pipeline import (
+    evaluation_batches,
+    evaluation_transform,
+    steps_per_epoch,
+    training_data,
+)
+from training.loop.checkpoints import Checkpoints, write_whole
+from training.loop.distillation import make_loss
+from training.loop.optimizers import make_optimizer
+from training.loop.stacking import Stack, stacked
+from training.loop.strategies import is_chief, lost_workers, make_strategy
+from training.loop.trainer import Trainer
 from training.recipes import RECIPES, Recipe
-from training.run_folder import write_whole
-from training.stacking import Stack, stacked
-from training.step import Trainer
-from training.transforms import evaluation_transform
-from training.unreadable import training_data
 
 
 @dataclass(frozen=True)
@@ -636,7 +639,7 @@ def main(argv=None):
     run(
         lambda: tyro.cli(
             command,
-            prog="python -m training.ablate",
+            prog="python -m training.studies",
             description=__doc__,
             args=argv,
         )

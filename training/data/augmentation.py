@@ -10,7 +10,7 @@ import math
 import tensorflow as tf
 
 from keras_cait.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-from training.randaugment import brightness, color, contrast, rand_augment
+from training.data.randaugment import brightness, color, contrast, rand_augment
 
 TRIES = 10  # at a rectangle that fits, of random crops and erasing
 

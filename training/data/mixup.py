@@ -13,7 +13,27 @@ from typing import Literal
 
 import tensorflow as tf
 
-from training.losses import smooth_one_hot
+
+def smooth_one_hot(labels, classes, smoothing):
+    """Labels as distributions, a share of which is spread over all classes.
+
+    Args:
+        labels: `(batch,)` int tensor in 0...classes - 1.
+        classes: int.
+        smoothing: float in 0...1. Share that is spread, the label included.
+
+    Returns:
+        `(batch, classes)` float32 tensor; rows sum to 1.
+
+    Example:
+    >>> print(smooth_one_hot([1], 2, 0.1).numpy())
+    [[0.05 0.95]]
+
+    References:
+        Szegedy et al., Rethinking the Inception Architecture, section 7
+        (https://arxiv.org/abs/1512.00567).
+    """
+    return tf.one_hot(labels, classes, 1.0 - smoothing) + smoothing / classes
 
 
 def mixup_cutmix(

@@ -5,7 +5,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from training.losses import (
+from training.loop.losses import (
     hard_distillation,
     soft_distillation,
     soft_target_cross_entropy,

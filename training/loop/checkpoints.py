@@ -72,3 +72,10 @@ class Checkpoints:
     def _age(self, path):
         """Orders checkpoints by step, the best behind its twin."""
         return int(path.name.rpartition("-")[2]), path.parent == self.folder
+
+
+def write_whole(path, text):
+    """Writes a file that is never there in part."""
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(text)
+    unfinished.rename(path)
