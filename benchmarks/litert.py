@@ -28,9 +28,9 @@ THREADS = (1, 2)
 def write_files(variant, folder):
     """A file of each recipe: the size of its pictures, and its facts."""
     import keras_cait
-    from export.inference import InferenceModel
+    from export.inference_graph import InferenceModel
     from export.litert import convert
-    from export.litert_file import operations
+    from export.litert_report import operations
     from export.quantization import RECIPES, quantize
 
     model = getattr(keras_cait, f"CaiT_{variant}")(weights=None)

@@ -20,8 +20,8 @@ import tensorflow as tf
 
 import keras_cait
 from benchmarks.record import show, write
-from export import inference
-from export.inference import (
+from export import inference_graph
+from export.inference_graph import (
     InferenceModel,
     dense,
     matmul,
@@ -44,7 +44,7 @@ def contestants(model):
 
     def undone(**functions):
         def run(images):
-            with mock.patch.multiple(inference, **functions):
+            with mock.patch.multiple(inference_graph, **functions):
                 return whole(images)
 
         return run

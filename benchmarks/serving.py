@@ -31,10 +31,10 @@ LABELS = [f"class {i}" for i in range(1000)]
 def export_models(variant, folder, xla):
     """A served model and a plain export of the same weights."""
     import keras_cait
-    from export.bundle import write_bundle
+    from export.serving.model_folder import write_version
 
     model = getattr(keras_cait, f"CaiT_{variant}")(weights=None)
-    write_bundle(model, LABELS, folder / "cait", xla=xla)
+    write_version(model, LABELS, folder / "cait", xla=xla)
     model.export(folder / "plain", verbose=False)
 
 

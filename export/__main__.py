@@ -243,14 +243,14 @@ def add_client_options(parser):
 
 
 def saved_model(arguments):
-    from export.bundle import write_bundle
+    from export.check_saved_model import check_signatures
+    from export.model_card import measured_accuracy
+    from export.serving.model_folder import write_version
     from export.serving.warmup import example_picture
-    from export.signatures import check_signatures
-    from export.trained import measured_accuracy
 
     model, labels = trained(arguments)
     pictures = [example_picture(seed).numpy() for seed in range(8)]
-    version = write_bundle(
+    version = write_version(
         model,
         labels,
         arguments.output,
@@ -266,11 +266,11 @@ def saved_model(arguments):
 
 
 def litert(arguments):
-    from export.inference import InferenceModel, check_labels
+    from export.inference_graph import InferenceModel, check_labels
     from export.litert import convert, take_uint8
     from export.metadata import add_metadata
+    from export.model_card import description
     from export.quantization import calibration_images, check_recipes, quantize
-    from export.trained import description
 
     recipes = arguments.quantize.split(",")
     check_recipes(recipes, arguments.calibration is not None)
@@ -308,8 +308,8 @@ def litert(arguments):
 
 
 def verify(arguments):
-    from export.signatures import check_signatures
-    from export.signatures import table as signature_table
+    from export.check_saved_model import check_signatures
+    from export.check_saved_model import table as signature_table
     from export.verify import as_json, picture_bytes, table, version_folder
     from export.verify import verify as compare
 
@@ -390,8 +390,8 @@ def classify(arguments):
 
 def trained(arguments):
     """The Keras model and the labels that the arguments speak of."""
-    from export.inference import check_exportable
-    from export.trained import class_labels, trained_model
+    from export.inference_graph import check_exportable
+    from export.loading import class_labels, trained_model
 
     labels = class_labels(arguments.weights, arguments.labels)
     model = trained_model(

@@ -9,7 +9,7 @@ import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.tools import flatbuffer_utils
 
-from export.litert_file import DEFAULT
+from export.litert_runner import DEFAULT
 
 SIGNATURES = ("embedding", "attention")
 
@@ -21,7 +21,7 @@ def convert(model, softmax=True, batch_size=1, signatures=()):
     the graph whole and packs its weights once. All signatures share them.
 
     Args:
-        model: `export.inference.InferenceModel`.
+        model: `export.inference_graph.InferenceModel`.
         softmax: bool. Whether the softmax is part of the graph.
         batch_size: int > 0.
         signatures: which of `"embedding"` and `"attention"` can be asked for

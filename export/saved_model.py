@@ -5,14 +5,14 @@ from pathlib import Path
 import tensorflow as tf
 
 from export.decoding import decode_pictures
-from export.inference import check_labels
+from export.inference_graph import check_labels
 
 
 class Classifier(tf.Module):
     """The functions behind the signatures of the SavedModel.
 
     Args:
-        model: `export.inference.InferenceModel`.
+        model: `export.inference_graph.InferenceModel`.
         labels: list of str, by class.
         top: int > 0. How many classes the answer to a picture holds.
         xla: bool. Whether XLA compiles the model, once for each batch size.
@@ -111,7 +111,7 @@ def write_saved_model(model, labels, path, top=5, xla=False):
     `(batch, top)`. TensorFlow alone loads it.
 
     Args:
-        model: `export.inference.InferenceModel`.
+        model: `export.inference_graph.InferenceModel`.
         labels: list of str, by class.
         path: path of the folder to write; it must not exist.
         top: int > 0. How many classes the answer to a picture holds.

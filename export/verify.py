@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from export.bundle import existing_versions
-from export.litert_file import LiteRTClassifier
 from export.litert_report import Report, block_lines, report, run_lines
+from export.litert_runner import LiteRTClassifier
+from export.serving.model_folder import existing_versions
 from keras_cait.preprocessing import load_image, resize_and_crop
 
 # The SavedModel names the best classes alone; the others have this score.

@@ -7,7 +7,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from export.litert_file import LiteRTClassifier
+from export.litert_runner import LiteRTClassifier
 from export.metadata import read_labels
 
 PAGE = Path(__file__).parent / "page"

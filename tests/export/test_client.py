@@ -8,13 +8,13 @@ import pytest
 import export.serving.client
 import keras_cait
 from export.__main__ import main
-from export.bundle import write_bundle
 from export.serving.client import (
     GrpcClient,
     RestClient,
     ServingError,
     classify_all,
 )
+from export.serving.model_folder import write_version
 from tests.helpers.models import randomise
 from tests.helpers.reference import REFERENCE
 from tests.helpers.serving import Server
@@ -35,7 +35,7 @@ def served(tmp_path_factory):
             ),
             seed,
         )
-        write_bundle(model, LABELS, folder, batch_sizes=(1,))
+        write_version(model, LABELS, folder, batch_sizes=(1,))
     with Server(folder, {"stable": 1, "canary": 2}) as server:
         yield server
 

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import keras_cait
-from export.inference import InferenceModel
+from export.inference_graph import InferenceModel
 from tests.helpers.models import randomise
 
 

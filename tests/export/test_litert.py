@@ -10,9 +10,10 @@ from ai_edge_litert.interpreter import Interpreter
 
 import keras_cait
 from export.__main__ import main
-from export.inference import InferenceModel
+from export.inference_graph import InferenceModel
 from export.litert import convert
-from export.litert_file import LiteRTClassifier, operations
+from export.litert_report import operations
+from export.litert_runner import LiteRTClassifier
 from export.metadata import read_labels
 from export.quantization import RECIPES, calibration_images
 from export.verify import litert_classifier

@@ -12,7 +12,7 @@ from PIL import Image
 
 import keras_cait
 from export.decoding import decode_pictures
-from export.inference import InferenceModel
+from export.inference_graph import InferenceModel
 from export.saved_model import write_saved_model
 from keras_cait.preprocessing import load_image, resize_and_crop
 from tests.helpers.models import randomise
@@ -282,7 +282,7 @@ def test_an_empty_batch(signatures, name, key, dtype, shape):
 
 
 def test_no_operation_needs_more_than_tensorflow(folder):
-    from export.bundle import operations
+    from export.serving.model_folder import operations
 
     kinds = operations(folder)
     assert "MatMul" in kinds

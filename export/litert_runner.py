@@ -1,14 +1,11 @@
 """What a `.tflite` file answers, and how it runs on this machine."""
 
-import re
 import time
-import warnings
 
 import numpy as np
-from ai_edge_litert.interpreter import Interpreter, OpResolverType
+from ai_edge_litert.interpreter import Interpreter
 
 DEFAULT = "serving_default"
-BLOCK = re.compile(r"((self|class)_attention_block_\d+)/output")
 
 
 class LiteRTClassifier:
@@ -93,74 +90,3 @@ def open_file(path, **options):
 def softmax(logits):
     exponents = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return exponents / exponents.sum(axis=-1, keepdims=True)
-
-
-def operations(path):
-    """How many operations a file has, and in how many parts XNNPACK runs it.
-
-    Args:
-        path: path of a `.tflite` file. Of several signatures, the first one
-            counts.
-
-    Returns:
-        Triple of ints: all operations, those that XNNPACK does not take, and
-        the parts into which they cut the rest. 0 and 1 are the whole graph.
-    """
-    interpreter = open_file(path)
-    interpreter.allocate_tensors()
-    every = interpreter._get_ops_details()
-    delegates = [one for one in every if one["op_name"] == "DELEGATE"]
-    others = [one for one in every if one["op_name"] != "DELEGATE"]
-    # Backwards from the answer: what a part of XNNPACK makes is made by it,
-    # the rest by operations of their own.
-    makers = {}
-    for operation in others + delegates:
-        makers |= dict.fromkeys(operation["outputs"].tolist(), operation)
-    waiting = [one["index"] for one in interpreter.get_output_details()]
-    executed = {}
-    while waiting:
-        operation = makers.get(waiting.pop())
-        if operation and operation["index"] not in executed:
-            executed[operation["index"]] = operation["op_name"]
-            waiting += operation["inputs"].tolist()
-    parts = list(executed.values()).count("DELEGATE")
-    return len(others), len(executed) - parts, parts
-
-
-def block_outputs(path, images):
-    """The residual stream after each block of a file.
-
-    Args:
-        path: path of a `.tflite` file.
-        images: array `(pictures, height, width, 3)`, RGB in 0...255; as many
-            as the file takes at a time, or a multiple.
-
-    Returns:
-        dict of names of blocks to float32 arrays `(tokens, embed_dim)`, of
-        all pictures, first block first.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the memory that this takes
-        interpreter = open_file(
-            path,
-            experimental_preserve_all_tensors=True,
-            # XNNPACK keeps what lies between to itself.
-            experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-        )
-    interpreter.allocate_tensors()
-    (details,) = interpreter.get_input_details()
-    indices = {
-        match[1]: tensor["index"]
-        for tensor in interpreter.get_tensor_details()
-        if (match := BLOCK.match(tensor["name"]))
-        and tensor["dtype"] == np.float32
-    }
-    answers = {name: [] for name in indices}
-    batch = details["shape"][0]
-    for start in range(0, len(images), batch):
-        some = np.asarray(images[start : start + batch], details["dtype"])
-        interpreter.set_tensor(details["index"], some)
-        interpreter.invoke()
-        for name, index in indices.items():
-            answers[name].append(interpreter.get_tensor(index))
-    return {name: np.concatenate(some) for name, some in answers.items()}

@@ -1,8 +1,8 @@
 """Runs all signatures of a SavedModel, with TensorFlow alone.
 
-A program of its own, as which `export/signatures.py` starts it:
+A program of its own, as which `export/check_saved_model.py` starts it:
 
-    python export/answers.py models/cait_s24/1 answers.npz PICTURE ...
+    python export/run_signatures.py models/cait_s24/1 answers.npz PICTURE ...
 
 It asks each signature for the first 1, 3 and 8 pictures, checks names, data
 types and shapes against `manifest.json`, runs the warm-up requests, and writes

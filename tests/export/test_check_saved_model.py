@@ -7,9 +7,9 @@ import pytest
 
 import keras_cait
 from export.__main__ import main
-from export.bundle import write_bundle
+from export.check_saved_model import check_signatures, table
+from export.serving.model_folder import write_version
 from export.serving.warmup import example_picture
-from export.signatures import check_signatures, table
 from tests.helpers.models import randomise
 from tests.helpers.reference import REFERENCE
 
@@ -35,7 +35,7 @@ def model():
 @pytest.fixture(scope="module")
 def version(model, tmp_path_factory):
     output = tmp_path_factory.mktemp("models") / "cait"
-    return write_bundle(model, LABELS, output, batch_sizes=(1, 2))
+    return write_version(model, LABELS, output, batch_sizes=(1, 2))
 
 
 def test_every_signature_at_every_batch_size(model, version):
@@ -89,7 +89,7 @@ def test_damaged_files(model, version, tmp_path, file):
 def test_what_fails_the_check_is_not_written(model, tmp_path, monkeypatch):
     model.save(tmp_path / "model.keras")
     (tmp_path / "labels.txt").write_text("\n".join(LABELS))
-    monkeypatch.setattr("export.signatures.TOLERANCE", 0.0)
+    monkeypatch.setattr("export.check_saved_model.TOLERANCE", 0.0)
     command = ["saved-model", "--weights", str(tmp_path / "model.keras")]
     output = tmp_path / "models/cait"
     assert main([*command, "--output", str(output)]) == 1

@@ -15,7 +15,11 @@ from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
 import keras_cait
 from export.__main__ import main
-from export.bundle import existing_versions, weights_hash, write_bundle
+from export.serving.manifest import weights_hash
+from export.serving.model_folder import (
+    existing_versions,
+    write_version,
+)
 from tests.helpers.models import randomise
 
 LABELS = [f"class {i}" for i in range(5)]
@@ -35,7 +39,7 @@ def bundle(model, tmp_path_factory):
     """Two versions, exported one after the other."""
     output = tmp_path_factory.mktemp("models") / "cait_tiny"
     for _ in range(2):
-        write_bundle(model, LABELS, output, batch_sizes=(2, 1))
+        write_version(model, LABELS, output, batch_sizes=(2, 1))
     return output
 
 
@@ -70,13 +74,13 @@ def test_models_config_labels_stable_and_canary(bundle):
 def test_a_promoted_version_stays_stable(model, tmp_path):
     output = tmp_path / "cait"
     for _ in range(2):
-        write_bundle(model, LABELS, output, batch_sizes=(1,))
+        write_version(model, LABELS, output, batch_sizes=(1,))
     config = output / "models.config"
     promoted = config.read_text().replace(
         '"stable" value: 1', '"stable" value: 2'
     )
     config.write_text(promoted)
-    write_bundle(model, LABELS, output, batch_sizes=(1,))
+    write_version(model, LABELS, output, batch_sizes=(1,))
     parsed = text_format.Parse(config.read_text(), ModelServerConfig())
     labels = parsed.model_config_list.config[0].version_labels
     assert dict(labels) == {"stable": 2, "canary": 3}
@@ -88,7 +92,7 @@ def test_the_server_is_told_of_xla(model, bundle, tmp_path):
     assert flag.format("false") in (bundle / "compose.yaml").read_text()
     output = tmp_path / "cait"
     for xla in (True, False):
-        write_bundle(model, LABELS, output, xla=xla, batch_sizes=(1,))
+        write_version(model, LABELS, output, xla=xla, batch_sizes=(1,))
         assert flag.format("true") in (output / "compose.yaml").read_text()
 
 
@@ -199,7 +203,7 @@ def test_a_failure_leaves_all_as_it_was(model, bundle, tmp_path, is_new):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_bundle(model, LABELS, output, batch_sizes=(1,), check=interrupt)
+        write_version(model, LABELS, output, batch_sizes=(1,), check=interrupt)
     assert files(output.parent) == before
 
 
@@ -240,7 +244,7 @@ def test_bad_arguments_write_nothing(model, tmp_path, arguments, message):
     arguments = {"labels": LABELS, "output": "cait"} | arguments
     arguments["output"] = tmp_path / arguments["output"]
     with pytest.raises(ValueError, match=message):
-        write_bundle(model, **arguments)
+        write_version(model, **arguments)
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
 
@@ -248,7 +252,7 @@ def test_weights_of_a_variant(tmp_path, monkeypatch, capsys):
     """Files without a model need the variant, and say so."""
     received = []
     monkeypatch.setattr(
-        "export.bundle.write_bundle",
+        "export.serving.model_folder.write_version",
         lambda *arguments, **_: received.append(arguments),
     )
     model = keras_cait.CaiT(

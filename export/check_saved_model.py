@@ -19,7 +19,7 @@ import tensorflow as tf
 import keras_cait
 from export.decoding import decode_pictures
 
-BATCH = 8  # the largest that `export/answers.py` asks for
+BATCH = 8  # the largest that `export/run_signatures.py` asks for
 # Of the largest value: more is no rounding of float32, or of shorter types.
 TOLERANCE, ROUGH_TOLERANCE = 1e-4, 0.1
 # Whatever imports one of these there, fails.
@@ -117,12 +117,12 @@ def check_signatures(version, model, pictures):
 
 
 def ask(version, encoded):
-    """The arrays that `export/answers.py` writes."""
+    """The arrays that `export/run_signatures.py` writes."""
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / str(i) for i in range(len(encoded))]
         for file, one in zip(files, encoded, strict=True):
             file.write_bytes(one)
-        program = Path(__file__).with_name("answers.py")
+        program = Path(__file__).with_name("run_signatures.py")
         output = Path(folder) / "answers.npz"
         command = [sys.executable, "-P", "-c", ALONE, program, version]
         process = subprocess.run(

@@ -6,7 +6,7 @@ from string import Template
 
 import tensorflow as tf
 
-TEMPLATES = Path(__file__).parent / "files"
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 def serving_files(name, versions, stable, batch_sizes, xla):

@@ -1,0 +1,77 @@
+"""What a version of a served model is made of: its `manifest.json`."""
+
+import hashlib
+
+import keras
+import tensorflow as tf
+from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
+
+import keras_cait
+from keras_cait.conversion import to_reference
+
+
+def describe(model, folder):
+    """What a version is made of, for its `manifest.json`."""
+    signatures = saved_graph(folder).signature_def
+    return {
+        "model": model.name,
+        "image_size": model.image_shape[:2],
+        "classes": model.classes,
+        "parameters": model.count_params(),
+        "weights_sha256": weights_hash(model),
+        "versions": {
+            "tensorflow": tf.__version__,
+            "keras": keras.__version__,
+            "keras_cait": keras_cait.__version__,
+        },
+        "signatures": {
+            name: {
+                "method": signature.method_name,
+                "inputs": tensors(signature.inputs),
+                "outputs": tensors(signature.outputs),
+            }
+            for name, signature in sorted(signatures.items())
+            if not name.startswith("__")
+        },
+        "operations": operations(folder),
+        "bytes": {
+            str(file.relative_to(folder)): file.stat().st_size
+            for file in sorted(folder.rglob("*"))
+            if file.is_file()
+        },
+    }
+
+
+def saved_graph(folder):
+    """The one graph of a SavedModel, with its signatures."""
+    saved = SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+    return saved.meta_graphs[0]
+
+
+def operations(folder):
+    """The kinds of TensorFlow operations that a SavedModel needs."""
+    graph = saved_graph(folder).graph_def
+    nodes = [*graph.node]
+    for function in graph.library.function:
+        nodes += function.node_def
+    return sorted({node.op for node in nodes})
+
+
+def tensors(infos):
+    """Data type and shape of the tensors of a signature, by name."""
+    return {
+        name: {
+            "dtype": tf.as_dtype(info.dtype).name,
+            "shape": tf.TensorShape(info.tensor_shape).as_list(),
+        }
+        for name, info in sorted(infos.items())
+    }
+
+
+def weights_hash(model):
+    """SHA-256 of all weights, the same from whichever file they came."""
+    digest = hashlib.sha256()
+    for name, array in sorted(to_reference(model.weights).items()):
+        digest.update(name.encode())
+        digest.update(array)
+    return digest.hexdigest()
