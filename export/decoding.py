@@ -3,6 +3,7 @@
 import tensorflow as tf
 
 from export.orientation import upright
+from keras_cait.decoding import decode_image
 from keras_cait.preprocessing import resize_and_crop_in_graph
 
 
@@ -45,15 +46,14 @@ def decode_pictures(image_bytes, size):
     decoded_at = tf.reduce_any(tf.range(count)[:, None] == indices, axis=1)
     broken = tf.where(~decoded_at)[:, 0]
     message = "Not a JPEG, PNG, GIF or BMP that can be decoded: image_bytes at"
-    check = tf.debugging.Assert(tf.size(broken) == 0, [message, broken])
+    check = tf.debugging.Assert(
+        tf.size(broken) == 0, [message, broken], summarize=1000
+    )
     with tf.control_dependencies([check]):
         return images[:-1]
 
 
 def decode_picture(encoded, size):
     """One encoded picture to RGB of the given size, in 0...255."""
-    image = tf.io.decode_image(encoded, expand_animations=False)
-    # Of gray pictures the first channel three times; transparency is dropped.
-    is_rgb = tf.cast(tf.shape(image)[-1] >= 3, tf.int32)
-    image = tf.gather(image, tf.range(3) * is_rgb, axis=-1)
-    return resize_and_crop_in_graph(upright(image, encoded), size)
+    image = upright(decode_image(encoded), encoded)
+    return resize_and_crop_in_graph(image, size)

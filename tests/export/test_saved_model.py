@@ -258,8 +258,9 @@ def test_broken_pictures_are_named_and_the_rest_goes_on(
     signatures, signature, expected
 ):
     broken = [ENCODED[0], b"", ENCODED[1], ENCODED[2][:300], b"\xff\xd8\xff"]
+    broken.append(encode("RGB", "WEBP", save_all=True))
     with pytest.raises(
-        tf.errors.InvalidArgumentError, match=r"image_bytes at\] \[1 3 4\]"
+        tf.errors.InvalidArgumentError, match=r"image_bytes at\] \[1 3 4 5\]"
     ):
         signatures[signature](image_bytes=tf.constant(broken))
     answer = signatures[signature](image_bytes=tf.constant(ENCODED))

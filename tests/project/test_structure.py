@@ -40,7 +40,14 @@ def test_imports_go_one_way(package, forbidden):
     assert files
     for path in files:
         packages = {name.split(".")[0] for name in imported_modules(path)}
+        if path == ROOT / "keras_cait" / "decoding.py":
+            packages -= {"tensorflow"}
         assert not packages & forbidden, path
+
+
+def test_the_library_does_not_import_its_decoding():
+    for path in (ROOT / "keras_cait").glob("*.py"):
+        assert "keras_cait.decoding" not in ".".join(imported_modules(path))
 
 
 def test_modules_of_the_library_depend_one_way():

@@ -9,6 +9,7 @@ import math
 
 import tensorflow as tf
 
+from keras_cait.decoding import SIGNATURES, decode_image
 from keras_cait.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from training.data.randaugment import brightness, color, contrast, rand_augment
 
@@ -94,11 +95,12 @@ def random_resized_crop(
         )
 
     def decode_whole():
-        image = tf.io.decode_image(picture, 3, expand_animations=False)
+        image = decode_image(picture)
         return _cut(image, box(tf.shape(image)))
 
     if picture.dtype == tf.string:
-        part = tf.cond(tf.io.is_jpeg(picture), decode_part, decode_whole)
+        is_jpeg = tf.strings.substr(picture, 0, 3) == SIGNATURES[0]
+        part = tf.cond(is_jpeg, decode_part, decode_whole)
     else:
         part = _cut(picture, box(tf.shape(picture)))
     part = tf.ensure_shape(part, (None, None, 3))

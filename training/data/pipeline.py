@@ -11,6 +11,7 @@ from functools import partial
 
 import tensorflow as tf
 
+from keras_cait.decoding import decode_image
 from keras_cait.preprocessing import resize_and_crop_in_graph
 from training.data.augmentation import (
     random_affine,
@@ -286,9 +287,7 @@ def centre_crop(size, crop_ratio=1.0):
 
     def transform(picture):
         if picture.dtype == tf.string:
-            picture = tf.io.decode_image(
-                picture, channels=3, expand_animations=False
-            )
+            picture = decode_image(picture)
         if picture.shape == (*size, 3) and crop_ratio == 1.0:
             return tf.cast(picture, tf.float32)
         return resize_and_crop_in_graph(picture, size, crop_ratio)
