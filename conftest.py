@@ -1,7 +1,16 @@
 """Options of the test run, and the names that docstring examples may use."""
 
+import gc
 import os
+import tempfile
 
+# The user's own settings, downloads, datasets and cluster play no part. Workers
+# inherit the folder of the process that starts and removes it.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    HOME = tempfile.TemporaryDirectory(prefix="keras-cait-tests-")
+    for variable in ("HF_HOME", "KERAS_HOME", "TFDS_DATA_DIR"):
+        os.environ[variable] = os.path.join(HOME.name, variable.lower())
+    os.environ.pop("TF_CONFIG", None)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
@@ -31,6 +40,11 @@ def pytest_collection_modifyitems(config, items):
         large = [item for item in items if item.get_closest_marker("large")]
         items[:] = [item for item in items if item not in large]
         config.hook.pytest_deselected(items=large)
+
+
+def pytest_collection_finish():
+    """Keeps garbage collections from scanning TensorFlow's many objects."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
