@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import SoftFileLock, Timeout
+
 # What TensorFlow decodes inside a graph: training, evaluation and serving.
 GRAPH_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
 # What `load_image` reads.
@@ -87,6 +89,63 @@ def new_path(path: str | Path) -> Path:
     if not os.access(path.parent, os.W_OK):
         raise PermissionError(f"No permission to write {str(path)!r}.")
     return path
+
+
+@contextmanager
+def locked(path: str | Path) -> Iterator[None]:
+    """Keeps a second process from writing to the same output.
+
+    The lock is a hidden file beside the output that names its process. It is
+    removed at the end; the lock of a process that has died is taken over.
+
+    Args:
+        path: the file or folder that the block writes. Its parent folder
+            exists.
+
+    Raises:
+        ValueError: another process holds the lock.
+
+    Example:
+    >>> with locked("model.keras"):
+    ...     pass
+    """
+    path = Path(path)
+    lock = SoftFileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"Process {lock.pid} is writing {str(path)!r}. Wait for it, or "
+            "choose another output."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def new_output(path: str | Path) -> Iterator[Path]:
+    """A new file or folder: by one process, whole or not at all.
+
+    Args:
+        path: as of `new_path`.
+
+    Yields:
+        As `atomically`.
+
+    Raises:
+        ValueError: the path exists, or another process is writing it.
+        OSError: the parent folder cannot be created or written.
+
+    Example:
+    >>> with new_output("results/labels.txt") as unfinished:
+    ...     unfinished.write_text("cat")
+    3
+    """
+    path = new_path(path)
+    with locked(path), atomically(path) as unfinished:
+        yield unfinished
 
 
 @contextmanager
