@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.record import show, write
@@ -29,41 +30,39 @@ def keras_cait_contestant(folder, batch_size):
     import tensorflow as tf
 
     from keras_cait.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-    from training.data.augmentation import deit_augmentation
-    from training.data.mixup import mixup_cutmix
+    from training.data.datasets import Examples
+    from training.data.pipeline import (
+        mixing,
+        training_batches,
+        training_transform,
+    )
+    from training.recipes import RECIPES
 
+    recipe = replace(
+        RECIPES["s24-224"],
+        global_batch_size=batch_size,
+        mixing_batch_size=batch_size,
+        repeated_augmentation=1,
+    )
     paths = tf.constant(sorted(map(str, folder.glob("*/*.jpg"))))
-
+    examples = Examples(
+        len(paths),
+        tuple(map(str, range(CLASSES))),
+        lambda index: (tf.io.read_file(paths[index]), index % CLASSES),
+    )
+    augment = training_transform(recipe)
     # By rows: broadcasting three channels takes several times as long.
     mean, std = (
         255.0 * tf.tile(tf.constant(values), [SIZE])
         for values in (IMAGENET_MEAN, IMAGENET_STD)
     )
 
-    def normalise(image):
-        rows = (tf.reshape(image, (SIZE, -1)) - mean) / std
-        return tf.reshape(rows, (SIZE, SIZE, 3))
+    def normalized(encoded, seed):  # in training, the model does that
+        rows = tf.reshape(augment(encoded, seed), (SIZE, -1))
+        return tf.reshape((rows - mean) / std, (SIZE, SIZE, 3))
 
-    def example(position):
-        encoded = tf.io.read_file(paths[position % len(paths)])
-        seed = tf.stack([0, position])
-        image = normalise(deit_augmentation(encoded, seed, SIZE))
-        return image, position % CLASSES, seed
-
-    def mixed(images, labels, seeds):
-        return mixup_cutmix(images, labels, CLASSES, ~seeds[0])
-
-    options = tf.data.Options()
-    options.threading.max_intra_op_parallelism = 1
-    batches = (
-        tf.data.Dataset.range(2**62)
-        .map(example, num_parallel_calls=tf.data.AUTOTUNE)
-        .batch(batch_size, drop_remainder=True)
-        .map(mixed, num_parallel_calls=tf.data.AUTOTUNE)
-        .prefetch(2)
-        .with_options(options)
-    )
-    return iter(batches)
+    mix = mixing(recipe, CLASSES)
+    return iter(training_batches(examples, normalized, mix, recipe))
 
 
 def timm_contestant(folder, batch_size):

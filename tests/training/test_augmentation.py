@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,23 +12,22 @@ from PIL import Image
 from keras_cait import preprocess_input
 from tests.helpers.reference import REFERENCE, reference
 from training.data.augmentation import (
-    color_jitter,
     crop_box,
-    deit_augmentation,
     erasing_box,
     random_erasing,
     random_flip,
     random_resized_crop,
 )
-from training.data.mixup import cutmix_boxes, mix, mixup_cutmix, smooth_one_hot
+from training.data.mixup import cutmix_box, mix, mixup_cutmix, smooth_one_hot
+from training.data.pipeline import training_transform
 from training.data.randaugment import FILL, OPERATIONS, apply, rand_augment
+from training.recipes import RECIPES
 
 RECIPE = REFERENCE / "recipe"
 RANDAUGMENT, PIXELS = reference("recipe/randaugment")
 CROPS = json.loads((RECIPE / "random_resized_crop.json").read_text())
 ERASING = json.loads((RECIPE / "random_erasing.json").read_text())
 MIXUP, MIXED = reference("recipe/mixup")
-MODES, MIXED_BY_MODE = reference("recipe/mixup_modes")
 PHOTO = RECIPE.parent / "preprocess/landscape_500x375.png"
 SIGNS = {"+": 1.0, "-": -1.0}
 
@@ -198,8 +198,9 @@ def test_files_that_cannot_be_decoded_are_errors(jpeg):
             random_resized_crop(tf.constant(file), (0, 1), 32)
 
 
-def test_a_picture_is_a_function_of_its_seed_alone(jpeg):
+def test_an_image_depends_only_on_its_seed(jpeg):
     """In whatever order, batch and parallel map it comes."""
+    augment = training_transform(replace(RECIPES["s24-224"], image_size=64))
     seeds = np.stack([np.arange(12), np.full(12, 7)], axis=1)
 
     def run(seeds, batch):
@@ -207,7 +208,7 @@ def test_a_picture_is_a_function_of_its_seed_alone(jpeg):
             list(
                 tf.data.Dataset.from_tensor_slices(seeds)
                 .map(
-                    lambda seed: deit_augmentation(jpeg, seed, 64),
+                    lambda seed: augment(jpeg, seed),
                     num_parallel_calls=4,
                 )
                 .batch(batch)
@@ -231,36 +232,18 @@ def test_pictures_are_flipped_half_of_the_time():
     assert 70 < sum(sides) < 130
 
 
-def test_color_jitter_multiplies_within_its_strength():
-    # On gray, saturation changes nothing, nor does contrast on flat gray.
-    gray = tf.fill((4, 4, 3), 100.0)
-    values = [color_jitter(gray, (i, 0)).numpy()[0, 0, 0] for i in range(200)]
-    assert 60 <= min(values) < 65
-    assert 135 < max(values) <= 140
-    image = tf.cast(PIXELS["image0"], tf.float32)
-    contrast_first, brightness_first = 0, 0
-    for i in range(40):
-        ours = color_jitter(image, (i, 0), 0.4).numpy()
-        np.testing.assert_array_equal(ours, ours.astype("uint8"))
-        if ours.mean() > 1.05 * image.numpy().mean():
-            contrast_first += 1
-        if ours.mean() < 0.95 * image.numpy().mean():
-            brightness_first += 1
-    assert contrast_first > 8 and brightness_first > 8
-
-
 @pytest.mark.parametrize("case", MIXUP["boxes"])
 def test_boxes_of_cutmix(case):
-    (box,) = cutmix_boxes(
+    box = cutmix_box(
         case["height"],
         case["width"],
-        tf.constant([case["lam"]]),
-        tf.constant([[case["cy"], case["cx"]]], tf.float32),
+        tf.constant(case["lam"]),
+        tf.constant([case["cy"], case["cx"]], tf.float32),
     ).numpy()
     assert box.tolist() == case["yl_yh_xl_xh"]
     images = tf.zeros((2, case["height"], case["width"], 1))
     targets = tf.constant([[1.0, 0.0], [0.0, 1.0]])
-    _, mixed = mix(images, targets, tf.constant([True]), tf.ones(1), box[None])
+    _, mixed = mix(images, targets, tf.constant(True), tf.ones(()), box)
     np.testing.assert_allclose(mixed[0, 0], case["corrected_lam"], atol=1e-6)
 
 
@@ -272,14 +255,14 @@ def reference_targets():
 @pytest.mark.parametrize("index", range(6))
 def test_batches_are_mixed_as_in_the_reference(index):
     job = MIXUP["spec"]["batches"][index]
-    centre = tf.constant([[job.get("cy", 0), job.get("cx", 0)]], tf.float32)
-    share = tf.constant([job["lam"]])
+    center = tf.constant([job.get("cy", 0), job.get("cx", 0)], tf.float32)
+    share = tf.constant(job["lam"])
     images, targets = mix(
         MIXED["batch"],
         reference_targets(),
-        tf.constant([job["kind"] == "cutmix"]),
+        tf.constant(job["kind"] == "cutmix"),
         share,
-        cutmix_boxes(8, 10, share, centre),
+        cutmix_box(8, 10, share, center),
     )
     np.testing.assert_allclose(images, MIXED[f"mixed{index}"], atol=1e-6)
     np.testing.assert_allclose(targets, MIXED[f"targets{index}"], atol=1e-6)
@@ -292,39 +275,14 @@ def test_targets_of_mixup():
         _, targets = mix(
             MIXED["batch"],
             reference_targets(),
-            tf.constant([False]),
-            tf.constant([share], tf.float32),
-            tf.zeros((1, 4)),
+            tf.constant(False),
+            tf.constant(share, tf.float32),
+            tf.zeros(4),
         )
         np.testing.assert_allclose(targets, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("run", MODES["runs"], ids=lambda run: run["mode"])
-def test_modes_mix_as_in_the_reference(run, monkeypatch):
-    """With the draws of the recorded run in the place of random ones."""
-    import training.data.mixup
-
-    shares = tf.constant(run["lam"])
-    switch = tf.cast(tf.logical_not(run["is_cutmix"]), tf.float32)
-    centres = tf.constant(run["centre_row_column"], tf.float32)
-    # A little more than whole, as rounding down follows.
-    uniforms = iter([switch, (centres + 0.5) / [8.0, 10.0]])
-    monkeypatch.setattr(training.data.mixup, "_beta", lambda *_: shares)
-    monkeypatch.setattr(
-        training.data.mixup.tf.random,
-        "stateless_uniform",
-        lambda shape, seed: tf.ensure_shape(next(uniforms), shape),
-    )
-    images, targets = mixup_cutmix(
-        MIXED["batch"], MIXED["labels"], 10, (0, 1), mode=run["mode"]
-    )
-    for ours, name in ((images, "images"), (targets, "targets")):
-        expected = MIXED_BY_MODE[f"{run['mode']}_{name}"]
-        np.testing.assert_allclose(ours, expected, atol=1e-6)
-
-
-@pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
-def test_draws_of_mixing_are_those_of_the_paper(mode):
+def test_draws_of_mixing_are_those_of_the_paper():
     """Of images that hold their number, shares show in the targets."""
     batch, size = 64, 32
     images = tf.tile(
@@ -336,11 +294,10 @@ def test_draws_of_mixing_are_those_of_the_paper(mode):
     @tf.function
     def mixed(seed):
         return mixup_cutmix(
-            images, tf.range(batch), batch, seed, label_smoothing=0.0, mode=mode
+            images, tf.range(batch), batch, seed, label_smoothing=0.0
         )
 
-    runs = {"batch": 1500, "pair": 60, "elem": 30}[mode]
-    for i in range(runs):
+    for i in range(1500):
         pixels, targets = (x.numpy() for x in mixed(tf.constant([i, 1])))
         share = targets[np.arange(batch), np.arange(batch)]
         partner = targets[np.arange(batch), np.arange(batch)[::-1]]
@@ -350,16 +307,10 @@ def test_draws_of_mixing_are_those_of_the_paper(mode):
             share * np.arange(batch) + partner * np.arange(batch)[::-1],
             atol=1e-3,
         )
-        different = {
-            "batch": 1,
-            "pair": batch // 2,
-            "elem": batch,
-        }[mode]
         whole = (pixels == np.floor(pixels)).all(axis=(1, 2, 3))
-        if mode == "pair":
-            np.testing.assert_array_equal(share, share[::-1])
-        shares += share[:different].tolist()
-        is_cutmix += whole[:different].tolist()
+        np.testing.assert_array_equal(share, share[0])
+        shares.append(share[0])
+        is_cutmix.append(whole[0])
     shares, is_cutmix = np.array(shares), np.array(is_cutmix)
     assert is_cutmix.mean() == pytest.approx(0.5, abs=0.06)
     # Beta(0.8, 0.8) has a variance of 1 / 10.4.

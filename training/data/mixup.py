@@ -1,7 +1,7 @@
-"""Mixup and CutMix: pure functions of (images, labels, seed).
+"""Label smoothing, Mixup and CutMix: pure functions of (images, labels, seed).
 
 Every image is mixed with its mirror in the batch: the first with the last, the
-second with the last but one.
+second with the last but one. The whole batch shares its draws.
 
 References:
     Zhang et al., mixup (https://arxiv.org/abs/1710.09412);
@@ -9,21 +9,22 @@ References:
     timm.data.mixup (1.0.31), recorded in tests/reference/recipe/mixup.npz.
 """
 
-from typing import Literal
-
 import tensorflow as tf
 
 
-def smooth_one_hot(labels, classes, smoothing):
-    """Labels as distributions, a share of which is spread over all classes.
+def smooth_one_hot(
+    labels: tf.Tensor, classes: int, smoothing: float
+) -> tf.Tensor:
+    """Labels as distributions over the classes.
 
     Args:
         labels: `(batch,)` int tensor in 0...classes - 1.
-        classes: int.
-        smoothing: float in 0...1. Share that is spread, the label included.
+        classes: number of classes.
+        smoothing: share in 0...1 that is spread evenly over all classes, the
+            label included.
 
     Returns:
-        `(batch, classes)` float32 tensor; rows sum to 1.
+        `(batch, classes)` float32 tensor; each row sums to 1.
 
     Example:
     >>> print(smooth_one_hot([1], 2, 0.1).numpy())
@@ -37,34 +38,31 @@ def smooth_one_hot(labels, classes, smoothing):
 
 
 def mixup_cutmix(
-    images,
-    labels,
-    classes,
-    seed,
-    mixup_alpha=0.8,
-    cutmix_alpha=1.0,
-    switch_probability=0.5,
-    label_smoothing=0.1,
-    mode: Literal["batch", "pair", "elem"] = "batch",
-):
-    """Mixes images with each other, by Mixup or CutMix, and labels alike.
+    images: tf.Tensor,
+    labels: tf.Tensor,
+    classes: int,
+    seed: tf.Tensor,
+    mixup_alpha: float = 0.8,
+    cutmix_alpha: float = 1.0,
+    switch_probability: float = 0.5,
+    label_smoothing: float = 0.1,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Mixes the images of a batch, and their labels, by Mixup or CutMix.
 
     Args:
         images: `(batch, height, width, channels)` float32 tensor.
         labels: `(batch,)` int tensor in 0...classes - 1.
-        classes: int.
+        classes: number of classes.
         seed: pair of ints. The same seed and batch give the same result.
-        mixup_alpha: float above 0. Mixup's share of an image itself is drawn
-            from Beta(mixup_alpha, mixup_alpha).
-        cutmix_alpha: float above 0. The same for CutMix.
-        switch_probability: float in 0...1. Share of CutMix, else Mixup.
-        label_smoothing: float in 0...1. Share of a target spread over all
+        mixup_alpha: > 0. Mixup draws the weight of an image itself from
+            Beta(mixup_alpha, mixup_alpha).
+        cutmix_alpha: > 0. The same for CutMix.
+        switch_probability: probability of CutMix, otherwise Mixup.
+        label_smoothing: share in 0...1 of a target that is spread over all
             classes.
-        mode: what shares its draws: the whole `"batch"`, a `"pair"` of images
-            that are mixed with each other, or nothing, for each `"elem"`.
 
     Returns:
-        Images like `images`, and targets, `(batch, classes)` float32 tensor
+        Images like `images`, and targets: a `(batch, classes)` float32 tensor
         whose rows sum to 1.
 
     Example:
@@ -73,93 +71,99 @@ def mixup_cutmix(
     >>> images.shape, targets.shape
     (TensorShape([4, 8, 8, 3]), TensorShape([4, 4]))
     """
-    batch, height, width = tf.unstack(tf.shape(images)[:3])
-    count = {"batch": 1, "pair": (batch + 1) // 2, "elem": batch}[mode]
-    switch_seed, mixup_seed, cutmix_seed, centre_seed = tf.unstack(
+    height, width = tf.unstack(tf.shape(images)[1:3])
+    switch_seed, mixup_seed, cutmix_seed, center_seed = tf.unstack(
         tf.random.split(seed, 4)
     )
-    is_cutmix = (
-        tf.random.stateless_uniform((count,), switch_seed) < switch_probability
-    )
+    is_cutmix = tf.random.stateless_uniform((), switch_seed)
+    is_cutmix = is_cutmix < switch_probability
     share = tf.where(
         is_cutmix,
-        _beta(cutmix_alpha, count, cutmix_seed),
-        _beta(mixup_alpha, count, mixup_seed),
+        _beta(cutmix_alpha, cutmix_seed),
+        _beta(mixup_alpha, mixup_seed),
     )
-    centre = tf.random.stateless_uniform((count, 2), centre_seed)
-    centre = tf.floor(centre * tf.cast([height, width], tf.float32))
-    boxes = cutmix_boxes(height, width, share, centre)
-    if mode == "pair":
-        is_cutmix, share, boxes = (
-            tf.concat([x, tf.reverse(x[: batch // 2], [0])], axis=0)
-            for x in (is_cutmix, share, boxes)
-        )
+    center = tf.random.stateless_uniform((2,), center_seed)
+    center = tf.floor(center * tf.cast([height, width], tf.float32))
+    box = cutmix_box(height, width, share, center)
     targets = smooth_one_hot(labels, classes, label_smoothing)
-    return mix(images, targets, is_cutmix, share, boxes)
+    return mix(images, targets, is_cutmix, share, box)
 
 
-def _beta(alpha, count, seed):
-    gamma = tf.random.stateless_gamma((2, count), seed, alpha)
-    return gamma[0] / (gamma[0] + gamma[1])
+def _beta(alpha: float, seed: tf.Tensor) -> tf.Tensor:
+    first, second = tf.unstack(tf.random.stateless_gamma((2,), seed, alpha))
+    return first / (first + second)
 
 
-def cutmix_boxes(height, width, share, centre):
-    """Boxes of CutMix, cut off at the picture's rim.
+def cutmix_box(
+    height: tf.Tensor, width: tf.Tensor, share: tf.Tensor, center: tf.Tensor
+) -> tf.Tensor:
+    """The box of CutMix, clipped to the image.
 
     Args:
-        height, width: int scalars. Size of a picture in pixels.
-        share: `(count,)` float32 in 0...1. Share of the area outside a box,
-            before it is cut off.
-        centre: `(count, 2)` float32. Row and column of a box's centre.
+        height, width: int scalars. Size of the images in pixels.
+        share: float32 scalar in 0...1. Share of the area outside the box,
+            before clipping.
+        center: `(2,)` float32 tensor. Row and column of the box's center.
 
     Returns:
-        `(count, 4)` float32 tensor: top, bottom, left, right; bottom and right
-        are the first row and column outside.
+        `(4,)` float32 tensor: top, bottom, left, right. Bottom and right are
+        the first row and column outside the box.
+
+    Example:
+    >>> print(cutmix_box(8, 8, 0.75, tf.constant([4.0, 4.0])).numpy())
+    [2. 6. 2. 6.]
     """
     size = tf.cast(tf.stack([height, width]), tf.float32)
-    part = tf.floor(size * tf.sqrt(1.0 - share)[:, None])
-    start = tf.maximum(centre - tf.floor(part / 2.0), 0.0)
-    stop = tf.minimum(centre + tf.floor((part + 1.0) / 2.0), size)
-    return tf.stack([start[:, 0], stop[:, 0], start[:, 1], stop[:, 1]], axis=1)
+    sides = tf.floor(size * tf.sqrt(1.0 - share))
+    start = tf.maximum(center - tf.floor(sides / 2.0), 0.0)
+    stop = tf.minimum(center + tf.floor((sides + 1.0) / 2.0), size)
+    return tf.stack([start[0], stop[0], start[1], stop[1]])
 
 
-def mix(images, targets, is_cutmix, share, boxes):
-    """Mixes a batch with its mirror image, by given draws.
+def mix(
+    images: tf.Tensor,
+    targets: tf.Tensor,
+    is_cutmix: tf.Tensor,
+    share: tf.Tensor,
+    box: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Mixes a batch with its mirror image, for given draws.
 
     Args:
         images: `(batch, height, width, channels)` float32 tensor.
         targets: `(batch, classes)` float32 tensor.
-        is_cutmix: `(batch,)` bool tensor, or `(1,)` for all images alike, as
-            are the following.
-        share: `(batch,)` float32 in 0...1. Mixup's share of the image itself.
-        boxes: `(batch, 4)` float32, as from `cutmix_boxes`. CutMix takes them
-            from the mirror image, and their share of the area follows.
+        is_cutmix: bool scalar.
+        share: float32 scalar in 0...1. Weight of the image itself in Mixup.
+        box: `(4,)` float32 tensor, as of `cutmix_box`. CutMix takes the pixels
+            in the box from the mirror image; its targets are weighted by area.
 
     Returns:
-        Images and targets like the given.
+        Images and targets, like the given ones.
+
+    Example:
+    >>> images, targets = tf.ones((2, 4, 4, 3)), tf.eye(2)
+    >>> box = tf.constant([0.0, 4.0, 0.0, 1.0])
+    >>> print(mix(images, targets, True, 1.0, box)[1].numpy())
+    [[0.75 0.25]
+     [0.25 0.75]]
     """
     height, width = tf.unstack(tf.shape(images)[1:3])
     rows = tf.range(height, dtype=tf.float32)[:, None]
     columns = tf.range(width, dtype=tf.float32)
-    top, bottom, left, right = (
-        x[:, None, None] for x in tf.unstack(boxes, axis=1)
-    )
+    top, bottom, left, right = tf.unstack(box)
     outside = (rows < top) | (rows >= bottom) | (columns < left)
     outside = tf.cast(outside | (columns >= right), tf.float32)
-    share = tf.where(is_cutmix, tf.reduce_mean(outside, (1, 2)), share)
-    weight = tf.where(is_cutmix[:, None, None], outside, share[:, None, None])
-    # Flat, as broadcasting over channels takes twice as long.
-    weight = tf.repeat(weight[..., None], tf.shape(images)[3], axis=3)
-    mixed = _blend(_flat(images), _flat(weight))
+    share = tf.where(is_cutmix, tf.reduce_mean(outside), share)
+    weight = tf.where(is_cutmix, outside, share)
+    # Flat: broadcasting over channels takes twice as long.
+    weight = tf.repeat(weight[..., None], tf.shape(images)[3], axis=2)
+    flat = tf.reshape(images, (tf.shape(images)[0], -1))
+    mixed = _blend(flat, tf.reshape(weight, (-1,)))
     return (
         tf.ensure_shape(tf.reshape(mixed, tf.shape(images)), images.shape),
-        _blend(targets, share[:, None]),
+        _blend(targets, share),
     )
 
 
-def _flat(images):
-    return tf.reshape(images, (tf.shape(images)[0], -1))
-
-
-def _blend(values, weight):
+def _blend(values: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
     return values * weight + tf.reverse(values, [0]) * (1.0 - weight)
