@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_cait import models
@@ -130,16 +131,19 @@ def load_model(
         return load_published(model, row)
     path = _existing(source)
     if path.name.endswith(".weights.h5"):
-        return _with_variant(path, variant, image_size, classes, precision)
-    if path.suffix in (".safetensors", ".pth"):
-        return _inferred(path, image_size, precision)
-    if path.suffix != ".keras":
+        model = _with_variant(path, variant, image_size, classes, precision)
+    elif path.suffix in (".safetensors", ".pth"):
+        model = _inferred(path, image_size, precision)
+    elif path.suffix == ".keras":
+        model = _keras_file(path, image_size, precision)
+    else:
         raise ValueError(
             f"{str(source)!r} is not a published name (S24, S24-384), run "
             "folder, .keras file or weights file "
             f"({', '.join(WEIGHTS_SUFFIXES)})."
         )
-    return _keras_file(path, image_size, precision)
+    _check_finite(model, path)
+    return model
 
 
 def load_classifier(
@@ -373,6 +377,7 @@ def _keras_file(
     path: Path, image_size: int | None, precision: str | None
 ) -> keras.Model:
     try:
+        _check_size(path)
         model = keras.saving.load_model(path, compile=False)
     except Exception as error:  # damage shows in many ways: zip, JSON, HDF5
         reason = str(error).strip().partition("\n")[0]
@@ -392,6 +397,42 @@ def _keras_file(
         changed.set_weights(model.get_weights())
         return changed
     return load_checkpoint(changed, path)
+
+
+def _check_finite(model: keras.Model, path: Path) -> None:
+    for variable in model.weights:
+        # A sum is finite only if all its terms are, and needs no memory.
+        if not np.isfinite(ops.convert_to_numpy(ops.sum(variable.value))):
+            raise ValueError(
+                f"{str(path)!r} is damaged, or its training diverged: the "
+                f"weight {variable.path} is not finite."
+            )
+
+
+def _check_size(path: Path) -> None:
+    """Refuses a `.keras` file that declares far more weights than it holds.
+
+    Building its model would take all memory before the weights are read.
+    """
+    with zipfile.ZipFile(path) as archive:
+        config = json.loads(archive.read("config.json"))["config"]
+        stored = archive.getinfo("model.weights.h5").file_size
+    if not {"embed_dim", "depth", "classes"} <= config.keys():
+        return  # not a model of ours: Keras says what it is
+    width, patch_size = config["embed_dim"], config["patch_size"]
+    rows, columns = config["grid_size"] or (
+        side // patch_size for side in config["input_shape"][:2]
+    )
+    block = (4 + 2 * config["mlp_ratio"]) * width**2
+    declared = int(
+        config["depth"] * block + width * (rows * columns + config["classes"])
+    )
+    # Quantized weights take half a byte at least.
+    if declared > 2 * stored:
+        raise ValueError(
+            f"its config declares at least {declared:,} weights, but it holds "
+            f"{stored:,} bytes"
+        )
 
 
 def _with_variant(

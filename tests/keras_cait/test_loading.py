@@ -1,5 +1,8 @@
 """The one loader: every kind of source gives the same predictions."""
 
+import json
+import zipfile
+
 import keras
 import numpy as np
 import pytest
@@ -83,3 +86,51 @@ def test_other_sources_are_refused_by_name(tmp_path, name, content, message):
         load_classifier(path)
     assert name in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "field, value, message",
+    [
+        ("classes", 10**12, "declares at least"),
+        ("grid_size", [99999, 99999], "declares at least"),
+        ("depth", 10**9, "declares at least"),
+        ("mlp_ratio", 1e12, "declares at least"),
+        ("num_heads", 7, "divisible by the number of heads"),
+        ("embed_dim", "wide", "Cannot load a Keras model"),
+    ],
+)
+def test_absurd_sizes_are_refused_at_once(
+    run_folder, tmp_path, field, value, message
+):
+    folder, _ = run_folder
+    path = tmp_path / "absurd.keras"
+    with (
+        zipfile.ZipFile(folder / "model.keras") as source,
+        zipfile.ZipFile(path, "w") as target,
+    ):
+        for name in source.namelist():
+            content = source.read(name)
+            if name == "config.json":
+                config = json.loads(content)
+                config["config"][field] = value
+                content = json.dumps(config)
+            target.writestr(name, content)
+    with pytest.raises(ValueError, match=message) as error:
+        load_model(path)
+    assert "absurd.keras" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("suffix", [".keras", ".safetensors"])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value, suffix):
+    model = keras_cait.CaiT(24, 1, 2, patch_size=8, input_shape=(32, 32, 3))
+    weight = model.get_layer("norm").gamma
+    weight.assign(keras.ops.full_like(weight, value))
+    path = tmp_path / f"model{suffix}"
+    if suffix == ".keras":
+        model.save(path)
+    else:
+        keras_cait.save_checkpoint(model, path)
+    with pytest.raises(ValueError, match="norm/gamma is not finite"):
+        load_model(path)
