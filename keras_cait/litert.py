@@ -1,5 +1,7 @@
 """Runs `.tflite` image classifiers with LiteRT."""
 
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -101,21 +103,70 @@ def open_interpreter(path: str | Path, **options: Any) -> Any:
         ValueError: the file is missing or damaged.
         ImportError: LiteRT is not installed.
     """
+    interpreter = _interpreter()
+    if not Path(path).is_file():
+        raise ValueError(f"There is no file {str(path)!r}.")
+    try:
+        return interpreter(str(path), **options)
+    except (ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{str(path)!r} is not a .tflite model, or is damaged: {reason}"
+        ) from None
+
+
+def _interpreter() -> type:
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError:
         raise ImportError(
             "Running .tflite files needs LiteRT: pip install ai-edge-litert"
         ) from None
-    if not Path(path).is_file():
-        raise ValueError(f"There is no file {str(path)!r}.")
+    return Interpreter
+
+
+# What a damaged file can do to the process that runs it.
+TRIAL = """
+import sys
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+
+interpreter = Interpreter(sys.argv[1])
+for name in interpreter.get_signature_list():
+    runner = interpreter.get_signature_runner(name)
+    details = runner.get_input_details()
+    runner(**{k: np.zeros(d["shape"], d["dtype"]) for k, d in details.items()})
+"""
+
+
+def check_file(path: str | Path, timeout: float = 60.0) -> None:
+    """Runs a file once in a process of its own, which damage may crash.
+
+    Args:
+        path: the `.tflite` file.
+        timeout: seconds after which the file is given up.
+
+    Raises:
+        ValueError: the file is damaged, or not a `.tflite` model.
+    """
+    _interpreter()
     try:
-        return Interpreter(str(path), **options)
-    except (ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
+        trial = subprocess.run(
+            [sys.executable, "-c", TRIAL, str(path)],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+    except subprocess.TimeoutExpired:
+        raise ValueError(
+            f"{str(path)!r} does not run within {timeout:.0f} seconds."
+        ) from None
+    if trial.returncode:
+        lines = trial.stderr.strip().splitlines()
+        reason = lines[-1] if lines else "it crashes LiteRT"
         raise ValueError(
             f"{str(path)!r} is not a .tflite model, or is damaged: {reason}"
-        ) from None
+        )
 
 
 def softmax(logits: np.ndarray | Sequence) -> np.ndarray:

@@ -21,7 +21,7 @@ from keras import ops
 
 from keras_cait import models
 from keras_cait.files import sha256
-from keras_cait.litert import LiteRTModel
+from keras_cait.litert import LiteRTModel, check_file
 from keras_cait.models import VARIANTS, CaiT
 from keras_cait.preprocessing import imagenet_labels
 from keras_cait.weights import (
@@ -524,6 +524,7 @@ def _saved_model(folder: Path) -> Classifier:
 
 
 def _litert(path: Path, threads: int) -> Classifier:
+    check_file(path)
     model = LiteRTModel(path, threads)
     return Classifier(model, model.image_size, model.classes, sha256(path))
 
