@@ -1,27 +1,30 @@
-"""Images a second of CaiT, ours beside what a user would pick instead.
+"""Inference: images per second of keras-cait and its alternatives.
 
-    python -m benchmarks.inference --variants S24 --output inference.json
-
-The contestants that are installed take turns (`benchmarks/turns.py`), and the
-fastest round counts. The machine's own rate is that of a float32 matrix
-product of 2048 x 2048.
+The machine's own rate is that of a float32 product of two 2048 x 2048 matrices.
 """
 
-import argparse
 import os
+import tempfile
+from collections.abc import Callable
 from functools import partial
+from typing import Any, Literal
 
-from benchmarks.record import show, write
-from benchmarks.turns import take_turns
+from cyclopts import App, Parameter
+
+from benchmarks.interleave import Runner, Timing, interleave, relative
+from benchmarks.results import Output, Rounds, Rows, show, write
 
 GMACS = {"XXS24": 2.53, "S24": 9.35}  # published, at 224 x 224
 SIZE = 224
 
+Run = Callable[[], object]
 
-def keras_cait_contestant(variant, batch_size, xla, dtype):
+
+def keras_cait_runner(
+    variant: str, batch_size: int, xla: bool, dtype: str
+) -> Run:
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     import keras
-    import tensorflow as tf
 
     import keras_cait
 
@@ -30,26 +33,27 @@ def keras_cait_contestant(variant, batch_size, xla, dtype):
     model = build(
         weights=None, include_preprocessing=False, classifier_activation=None
     )
-    return tensorflow_runner(tf, model, batch_size, xla)
+    return tensorflow_runner(model, batch_size, xla)
 
 
-def kerasformers_contestant(variant, batch_size):
-    import tensorflow as tf
+def kerasformers_runner(variant: str, batch_size: int) -> Run:
     from kerasformers.models.cait import CaiTImageClassify
 
     from keras_cait.models import VARIANTS
 
-    embed_dim, depth, num_heads, *_ = VARIANTS[variant]
+    config = VARIANTS[variant]
     model = CaiTImageClassify(
-        embed_dim=embed_dim,
-        depth=depth,
-        num_heads=num_heads,
+        embed_dim=config.embed_dim,
+        depth=config.depth,
+        num_heads=config.num_heads,
         include_normalization=False,
     )
-    return tensorflow_runner(tf, model, batch_size, xla=True)
+    return tensorflow_runner(model, batch_size, xla=True)
 
 
-def tensorflow_runner(tf, model, batch_size, xla):
+def tensorflow_runner(model: Any, batch_size: int, xla: bool) -> Run:
+    import tensorflow as tf
+
     images = tf.random.normal((batch_size, SIZE, SIZE, 3))
     step = tf.function(
         lambda images: model(images, training=False), jit_compile=xla
@@ -57,21 +61,21 @@ def tensorflow_runner(tf, model, batch_size, xla):
     return lambda: step(images).numpy()
 
 
-def timm_contestant(variant, batch_size, compiled):
+def timm_runner(variant: str, batch_size: int, compiled: bool) -> Run:
     import torch
 
     model, images = timm_model(variant, batch_size)
     if compiled:
         model = torch.compile(model)
 
-    def run():
+    def forward() -> None:
         with torch.inference_mode():
             model(images)
 
-    return run
+    return forward
 
 
-def onnx_runtime_contestant(variant, batch_size):
+def onnx_runtime_runner(variant: str, batch_size: int) -> Run:
     import onnxruntime
 
     path, images = timm_onnx(variant, batch_size)
@@ -81,29 +85,27 @@ def onnx_runtime_contestant(variant, batch_size):
     return lambda: session.run(None, {"images": images.numpy()})
 
 
-def openvino_contestant(variant, batch_size):
+def openvino_runner(variant: str, batch_size: int) -> Run:
     import openvino
 
     path, images = timm_onnx(variant, batch_size)
-    # bfloat16 is OpenVINO's default on processors that have it.
+    # OpenVINO computes in bfloat16 by default where the CPU supports it.
     model = openvino.compile_model(
         path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )
     return lambda: model(images.numpy())
 
 
-def timm_model(variant, batch_size):
+def timm_model(variant: str, batch_size: int) -> tuple[Any, Any]:
     import timm
     import torch
 
-    size = 384 if variant == "XS24" else SIZE  # published at 384 alone
+    size = 384 if variant == "XS24" else SIZE  # published only at 384
     model = timm.create_model(f"cait_{variant.lower()}_{size}").eval()
     return model, torch.randn(batch_size, 3, size, size)
 
 
-def timm_onnx(variant, batch_size):
-    import tempfile
-
+def timm_onnx(variant: str, batch_size: int) -> tuple[str, Any]:
     import torch
 
     model, images = timm_model(variant, batch_size)
@@ -114,8 +116,8 @@ def timm_onnx(variant, batch_size):
     return path, images
 
 
-def matmul_contestant(variant, batch_size):
-    """The machine's own rate, as the time of one matrix product."""
+def matrix_product_runner(variant: str, batch_size: int) -> Run:
+    """Measures the machine's own rate."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     import tensorflow as tf
 
@@ -123,75 +125,81 @@ def matmul_contestant(variant, batch_size):
     return lambda: tf.matmul(matrix, matrix).numpy()
 
 
-CONTESTANTS = {
-    # name: (what must be installed, how to make a function that runs once)
-    "matmul": ("tensorflow", matmul_contestant),
-    "ours, graph": (
+RUNNERS: dict[str, Runner] = {
+    "matrix product": ("tensorflow", matrix_product_runner),
+    "keras-cait, graph": (
         "tensorflow",
-        partial(keras_cait_contestant, xla=False, dtype="float32"),
+        partial(keras_cait_runner, xla=False, dtype="float32"),
     ),
-    "ours, XLA": (
+    "keras-cait, XLA": (
         "tensorflow",
-        partial(keras_cait_contestant, xla=True, dtype="float32"),
+        partial(keras_cait_runner, xla=True, dtype="float32"),
     ),
-    "ours, XLA, bfloat16": (
+    "keras-cait, XLA, bfloat16": (
         "tensorflow",
-        partial(keras_cait_contestant, xla=True, dtype="mixed_bfloat16"),
+        partial(keras_cait_runner, xla=True, dtype="mixed_bfloat16"),
     ),
-    "timm eager": ("timm", partial(timm_contestant, compiled=False)),
-    "timm compiled": ("timm", partial(timm_contestant, compiled=True)),
-    "ONNX Runtime": ("onnxruntime", onnx_runtime_contestant),
-    "OpenVINO": ("openvino", openvino_contestant),
-    "KerasFormers, XLA": ("kerasformers", kerasformers_contestant),
+    "timm eager": ("timm", partial(timm_runner, compiled=False)),
+    "timm compiled": ("timm", partial(timm_runner, compiled=True)),
+    "ONNX Runtime": ("onnxruntime", onnx_runtime_runner),
+    "OpenVINO": ("openvino", openvino_runner),
+    "KerasFormers, XLA": ("kerasformers", kerasformers_runner),
 }
 
 
-def rows(variant, batch_size, results):
-    rate = 2 * 2048**3 / results["matmul"]["seconds"]
-    timm = results["timm eager"].get("seconds")
+def rows(
+    variant: str, batch_size: int, timings: dict[str, Timing | str]
+) -> Rows:
+    """Images per second, relative to timm and to the machine's own rate."""
+    product = timings["matrix product"]
     found = {}
-    for name, result in results.items():
-        if "error" in result:
-            found[name] = {"images/s": result["error"]}
-        elif name != "matmul":
-            speed = batch_size / result["seconds"]
+    for name, timing in timings.items():
+        if isinstance(timing, str):
+            found[name] = {"images/s": timing}
+        elif isinstance(product, Timing) and name != "matrix product":
+            rate = 2 * 2048**3 / product.seconds
+            speed = batch_size / timing.seconds
             found[name] = {
                 "images/s": speed,
-                "timm eager = 1": timm and timm / result["seconds"],
+                "timm eager = 1": relative(timings["timm eager"], timing),
                 "% of a matrix product": 2e11 * GMACS[variant] * speed / rate,
-                "peak MB": result["peak_bytes"] / 1e6,
+                "peak MB": timing.peak_bytes / 1e6,
             }
     return found
 
 
-def parser():
-    arguments = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    arguments.add_argument(
-        "--variants", nargs="+", default=["XXS24", "S24"], choices=GMACS
-    )
-    arguments.add_argument(
-        "--batch-sizes", nargs="+", type=int, default=[1, 8, 32]
-    )
-    arguments.add_argument("--rounds", type=int, default=7)
-    arguments.add_argument("--output", help="JSON file to write")
-    return arguments
+app = App(
+    name="python -m benchmarks.inference",
+    help=__doc__,
+    default_parameter=Parameter(consume_multiple=True),
+)
 
 
-def main():
-    arguments = parser().parse_args()
+@app.default
+def main(
+    *,
+    variants: tuple[Literal["XXS24", "S24"], ...] = ("XXS24", "S24"),
+    batch_sizes: tuple[int, ...] = (1, 8, 32),
+    rounds: Rounds = 7,
+    output: Output = None,
+) -> None:
+    """Times CaiT in keras-cait, timm, ONNX Runtime, OpenVINO and KerasFormers.
+
+    Args:
+        variants: Models to time.
+        batch_sizes: Images per run.
+    """
     tables = {}
-    for variant in arguments.variants:
-        for batch_size in arguments.batch_sizes:
-            results = take_turns(
-                CONTESTANTS, (variant, batch_size), arguments.rounds
-            )
+    for variant in variants:
+        for batch_size in batch_sizes:
+            timings = interleave(RUNNERS, (variant, batch_size), rounds)
             title = f"CaiT-{variant} at {SIZE}, batch {batch_size}"
-            tables[title] = rows(variant, batch_size, results)
+            tables[title] = rows(variant, batch_size, timings)
             show(title, tables[title])
-    write(tables, arguments.output)
+    write(tables, output)
 
 
 if __name__ == "__main__":
-    main()
+    from keras_cait.command_line import run
+
+    run(app)

@@ -1,32 +1,30 @@
-"""What each recipe of quantisation costs and brings on this machine.
+"""LiteRT: latency and size of one image in each quantization scheme.
 
-    python -m benchmarks.litert --variants XXS24 S24 --output litert.json
-
-Time of one image on one and two threads, size, operations and partitions of
-XNNPACK for the file of each recipe, beside timm (eager and compiled) and ONNX
-Runtime on timm's exported model, where they are installed, in turns in one run.
-The weights are random: accuracy is what `python -m export verify` measures.
+Baselines are timm (eager and compiled) and ONNX Runtime with timm's exported
+model. The weights are random; `python -m export verify` measures accuracy.
 """
 
-import argparse
 import os
 import tempfile
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+from cyclopts import App, Parameter
 
-import numpy as np
-
-from benchmarks.inference import onnx_runtime_contestant, timm_contestant
-from benchmarks.record import show, write
-from benchmarks.turns import take_turns
+from benchmarks.inference import Run, onnx_runtime_runner, timm_runner
+from benchmarks.interleave import Runner, Timing, interleave, relative
+from benchmarks.results import Output, Rounds, Rows, show, write
 
 THREADS = (1, 2)
 
 
-def write_files(variant, folder):
-    """A file of each recipe: the size of its pictures, and its facts."""
+def write_files(
+    variant: str, folder: str
+) -> tuple[int, dict[str, dict[str, Any]]]:
+    """Writes a file in each scheme; returns the image size and file facts."""
+    import numpy as np
+
     import keras_cait
     from export.inference_graph import InferenceModel
     from export.litert import convert
@@ -38,102 +36,114 @@ def write_files(variant, folder):
     images = rng.uniform(0, 255, (4, *model.image_shape)).astype("float32")
     float32 = convert(InferenceModel(model))
     facts = {}
-    for recipe in RECIPES:
-        path = Path(folder, f"{recipe}.tflite")
-        path.write_bytes(quantize(float32, recipe, images))
-        count, left_out, partitions = operations(path)
-        facts[recipe] = {
-            "megabytes": path.stat().st_size / 1e6,
-            "operations": count,
-            "left_out_by_xnnpack": left_out,
+    for scheme in RECIPES:
+        path = Path(folder, f"{scheme}.tflite")
+        path.write_bytes(quantize(float32, scheme, images))
+        operation_count, outside, partitions = operations(path)
+        facts[scheme] = {
+            "MB": path.stat().st_size / 1e6,
+            "operations": operation_count,
+            "outside XNNPACK": outside,
             "partitions": partitions,
         }
     return model.image_shape[0], facts
 
 
-def litert_contestant(variant, folder, recipe, threads):
+def litert_runner(variant: str, folder: str, scheme: str, threads: int) -> Run:
+    import numpy as np
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(f"{folder}/{recipe}.tflite", num_threads=threads)
+    interpreter = Interpreter(f"{folder}/{scheme}.tflite", num_threads=threads)
     runner = interpreter.get_signature_runner()
     ((name, details),) = runner.get_input_details().items()
     image = np.zeros(details["shape"], details["dtype"])
     return lambda: runner(**{name: image})
 
 
-def timm_in_turn(variant, folder, compiled):
-    return timm_contestant(variant, 1, compiled)
+def timm_baseline(variant: str, folder: str, compiled: bool) -> Run:
+    return timm_runner(variant, 1, compiled)
 
 
-def onnx_runtime_in_turn(variant, folder):
-    return onnx_runtime_contestant(variant, 1)
+def onnx_runtime_baseline(variant: str, folder: str) -> Run:
+    return onnx_runtime_runner(variant, 1)
 
 
-def contestants(recipes):
-    ours = {
-        f"{recipe}, {threads}": (
-            "ai_edge_litert",
-            partial(litert_contestant, recipe=recipe, threads=threads),
-        )
-        for recipe in recipes
-        for threads in THREADS
-    }
-    return ours | {
-        "timm eager": ("timm", partial(timm_in_turn, compiled=False)),
-        "timm compiled": ("timm", partial(timm_in_turn, compiled=True)),
-        "ONNX Runtime": ("onnxruntime", onnx_runtime_in_turn),
-    }
+BASELINES: dict[str, Runner] = {
+    "timm eager": ("timm", partial(timm_baseline, compiled=False)),
+    "timm compiled": ("timm", partial(timm_baseline, compiled=True)),
+    "ONNX Runtime": ("onnxruntime", onnx_runtime_baseline),
+}
 
 
-def rows(facts, results):
-    timm = results["timm eager"].get("seconds")
+def rows(
+    facts: dict[str, dict[str, Any]], timings: dict[str, Timing | str]
+) -> Rows:
+    """Milliseconds per image, and the facts of each file."""
+    timm = timings["timm eager"]
     found = {}
-    for recipe, fact in facts.items():
-        one, two = (results[f"{recipe}, {n}"]["seconds"] for n in THREADS)
-        found[recipe] = {
-            "ms, 2 threads": 1e3 * two,
-            "ms, 1 thread": 1e3 * one,
-            "timm eager = 1": timm and timm / two,
-            "MB": fact["megabytes"],
-            "operations": fact["operations"],
-            "not XNNPACK's": fact["left_out_by_xnnpack"],
-            "parts": fact["partitions"],
+    for scheme, file_facts in facts.items():
+        one, two = (timings[f"{scheme}, {count}"] for count in THREADS)
+        if isinstance(one, str) or isinstance(two, str):
+            found[scheme] = {"ms, 2 threads": str(two), **file_facts}
+            continue
+        found[scheme] = {
+            "ms, 2 threads": 1e3 * two.seconds,
+            "ms, 1 thread": 1e3 * one.seconds,
+            "timm eager = 1": relative(timm, two),
+            **file_facts,
         }
-    for name in ("timm eager", "timm compiled", "ONNX Runtime"):
-        seconds = results[name].get("seconds")
-        found[name] = {
-            "ms, 2 threads": 1e3 * seconds
-            if seconds
-            else results[name]["error"],
-            "timm eager = 1": seconds and timm and timm / seconds,
-        }
+    for name in BASELINES:
+        timing = timings[name]
+        if isinstance(timing, str):
+            found[name] = {"ms, 2 threads": timing}
+        else:
+            found[name] = {
+                "ms, 2 threads": 1e3 * timing.seconds,
+                "timm eager = 1": relative(timm, timing),
+            }
     return found
 
 
-def parser():
-    arguments = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    arguments.add_argument("--variants", nargs="+", default=["XXS24"])
-    arguments.add_argument("--rounds", type=int, default=7)
-    arguments.add_argument("--output", type=Path, help="JSON file to write")
-    return arguments
+app = App(
+    name="python -m benchmarks.litert",
+    help=__doc__,
+    default_parameter=Parameter(consume_multiple=True),
+)
 
 
-def main():
-    arguments = parser().parse_args()
+@app.default
+def main(
+    *,
+    variants: tuple[str, ...] = ("XXS24",),
+    rounds: Rounds = 7,
+    output: Output = None,
+) -> None:
+    """Times a .tflite file of each scheme on one and two threads.
+
+    Args:
+        variants: Models to time, such as XXS24 S24.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     tables = {}
-    for variant in arguments.variants:
+    for variant in variants:
         with tempfile.TemporaryDirectory() as folder:
             size, facts = write_files(variant, folder)
-            results = take_turns(
-                contestants(facts), (variant, folder), arguments.rounds
-            )
+            runners = {
+                f"{scheme}, {threads}": (
+                    "ai_edge_litert",
+                    partial(litert_runner, scheme=scheme, threads=threads),
+                )
+                for scheme in facts
+                for threads in THREADS
+            }
+            timings = interleave(runners | BASELINES, (variant, folder), rounds)
         title = f"CaiT-{variant} at {size}, one image"
-        tables[title] = rows(facts, results)
+        tables[title] = rows(facts, timings)
         show(title, tables[title])
-    write(tables, arguments.output)
+    write(tables, output)
 
 
 if __name__ == "__main__":
-    main()
+    from keras_cait.command_line import run
+
+    run(app)

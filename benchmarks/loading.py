@@ -1,60 +1,61 @@
-"""Time to load a checkpoint into a built model, over that to read its file.
+"""Loading: time to load weights into a built model, and to read their file.
 
-    python -m benchmarks.loading --variant S24 --output loading.json
-
-The file lies in the page cache of the machine, so that neither disk nor
-network are measured; that is the strictest case for what we add to reading.
-Of each round-robin of all measurements the fastest is kept. timm, where it is
-installed, loads the same file into its own built model.
+The file is in the page cache, so neither disk nor network is measured: the
+strictest case for the time added to reading. Measurements are interleaved and
+the fastest round counts. timm, if installed, loads the same file.
 """
 
-import argparse
 import hashlib
 import importlib.util
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import keras_cait
-from benchmarks.record import show, write
+from cyclopts import App
 
+from benchmarks.results import Output, Rounds, Rows, show, write
 
-def parser():
-    arguments = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    arguments.add_argument(
-        "--variant", default="S24", help="such as XXS24, M48"
-    )
-    arguments.add_argument("--rounds", type=int, default=15)
-    arguments.add_argument("--output", type=Path, help="JSON file to write")
-    return arguments
+app = App(name="python -m benchmarks.loading", help=__doc__)
 
 
-def main():
-    arguments = parser().parse_args()
-    model = getattr(keras_cait, f"CaiT_{arguments.variant}")(weights=None)
+@app.default
+def main(
+    *, variant: str = "S24", rounds: Rounds = 15, output: Output = None
+) -> None:
+    """Times loading a .safetensors file.
+
+    Args:
+        variant: Model to load, such as XXS24 or M48.
+    """
+    import keras_cait
+
+    model = getattr(keras_cait, f"CaiT_{variant}")(weights=None)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
         keras_cait.save_checkpoint(model, path)
         megabytes = path.stat().st_size / 1e6
-        seconds = fastest(measurements(model, path), arguments.rounds)
-
-    title = f"Weights of CaiT-{arguments.variant}, {megabytes:.0f} MB"
+        seconds = fastest(measurements(model, path), rounds)
+    title = f"Weights of CaiT-{variant}, {megabytes:.0f} MB"
     tables = {title: rows(seconds)}
     show(title, tables[title])
-    write(tables, arguments.output)
+    write(tables, output)
 
 
-def rows(seconds):
+def rows(seconds: dict[str, float]) -> Rows:
+    """Seconds, also relative to reading the file."""
     return {
         name: {"seconds": s, "reading = 1": s / seconds["read the file"]}
         for name, s in seconds.items()
     }
 
 
-def measurements(model, path):
-    """What is timed, by name: functions without arguments."""
+def measurements(model: Any, path: Path) -> dict[str, Callable[[], object]]:
+    """The functions to time."""
+    import keras_cait
 
-    def verify():
+    def verify() -> None:
         with path.open("rb") as file:
             hashlib.file_digest(file, "sha256")
 
@@ -63,22 +64,22 @@ def measurements(model, path):
         "load into a built model": lambda: keras_cait.load_checkpoint(
             model, path
         ),
-        'SHA-256 (weights="imagenet" only)': verify,
+        'SHA-256 (only weights="imagenet")': verify,
     }
     if importlib.util.find_spec("timm"):
         import timm
 
-        size = model.image_shape[0]
-        name = f"{model.name}_{size}"
-        theirs = timm.create_model(name)
+        theirs = timm.create_model(f"{model.name}_{model.image_shape[0]}")
         timed["timm: load into a built model"] = lambda: (
             timm.models.load_checkpoint(theirs, str(path))
         )
     return timed
 
 
-def fastest(timed, rounds):
-    """The least seconds of each, measured in turn so that all share noise."""
+def fastest(
+    timed: dict[str, Callable[[], object]], rounds: int
+) -> dict[str, float]:
+    """Fastest seconds of each function, in interleaved rounds."""
     seconds = dict.fromkeys(timed, float("inf"))
     for _ in range(rounds):
         for name, function in timed.items():
@@ -90,4 +91,6 @@ def fastest(timed, rounds):
 
 
 if __name__ == "__main__":
-    main()
+    from keras_cait.command_line import run
+
+    run(app)

@@ -1,31 +1,33 @@
-"""Images a second of the input pipeline, ours beside timm's loader.
+"""Pipeline: training images per second of keras-cait and of timm's loader.
 
-    python -m benchmarks.pipeline --output pipeline.json
-
-Both run DeiT's recipe on the same JPEG files of 500 x 375: random-resized crop
-to 224, flip, RandAugment `rand-m9-mstd0.5-inc1`, normalisation, random erasing,
-Mixup or CutMix, to float32 batches. Each runs in a process of its own with all
-cores, timm's with as many workers; they take turns for a few rounds. A batch's
-processor time, of all processes and threads together, does not depend on what
-else the machine does, and so is what images a second and core come from.
+Both run DeiT's recipe on the same 500 x 375 JPEG files: random-resized crop to
+224, flip, RandAugment `rand-m9-mstd0.5-inc1`, normalization, random erasing,
+Mixup or CutMix, to float32 batches. Each has a process of its own with all
+cores, timm with one worker per core, in interleaved rounds. Images per second
+and core come from the processor time of all processes and threads, which other
+work on the machine does not change.
 """
 
-import argparse
 import importlib.util
 import multiprocessing
 import os
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
-from benchmarks.record import show, write
+from cyclopts import App
+
+from benchmarks.results import Output, Rounds, Rows, show, write
 
 SIZE = 224
 CLASSES = 1000
 
 
-def keras_cait_contestant(folder, batch_size):
+def keras_cait_batches(folder: Path, batch_size: int) -> Iterator[Any]:
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     import tensorflow as tf
 
@@ -57,7 +59,9 @@ def keras_cait_contestant(folder, batch_size):
         for values in (IMAGENET_MEAN, IMAGENET_STD)
     )
 
-    def normalized(encoded, seed):  # in training, the model does that
+    def normalized(
+        encoded: Any, seed: Any
+    ) -> Any:  # the model does it in training
         rows = tf.reshape(augment(encoded, seed), (SIZE, -1))
         return tf.reshape((rows - mean) / std, (SIZE, SIZE, 3))
 
@@ -65,13 +69,13 @@ def keras_cait_contestant(folder, batch_size):
     return iter(training_batches(examples, normalized, mix, recipe))
 
 
-def timm_contestant(folder, batch_size):
+def timm_batches(folder: Path, batch_size: int) -> Iterator[Any]:
     import torch
     from timm.data import ImageDataset, Mixup, auto_augment, create_loader
 
-    # Workers as on Linux by default, although this process was spawned.
+    # Fork the workers, the default on Linux, although this one was spawned.
     multiprocessing.set_start_method("fork", force=True)
-    # Once in some 650 pictures timm asks for 0 bits, which Pillow 13 refuses.
+    # For 1 image in 650, timm asks for 0 bits, which Pillow 13 refuses.
     posterize = auto_augment.NAME_TO_OP["PosterizeIncreasing"]
     auto_augment.NAME_TO_OP["PosterizeIncreasing"] = (
         lambda image, bits, **kwargs: posterize(image, max(bits, 1), **kwargs)
@@ -91,7 +95,7 @@ def timm_contestant(folder, batch_size):
     )
     mixup = Mixup(0.8, 1.0, label_smoothing=0.1, num_classes=CLASSES)
 
-    def batches():
+    def batches() -> Iterator[Any]:
         while True:
             for images, labels in loader:
                 yield mixup(images, labels)
@@ -99,15 +103,15 @@ def timm_contestant(folder, batch_size):
     return batches()
 
 
-CONTESTANTS = {
-    # name: (what must be installed, how to make an iterator of batches)
-    "ours": ("tensorflow", keras_cait_contestant),
-    "timm": ("timm", timm_contestant),
+# The package a pipeline needs, and a function that returns its batches.
+PIPELINES: dict[str, tuple[str, Callable[[Path, int], Iterator[Any]]]] = {
+    "keras-cait": ("tensorflow", keras_cait_batches),
+    "timm": ("timm", timm_batches),
 }
 
 
-def write_pictures(folder, count):
-    """JPEG files with the detail of photos: smooth shapes and some noise."""
+def write_images(folder: Path, count: int) -> None:
+    """Writes JPEG files as detailed as photos: smooth shapes and noise."""
     import numpy as np
     from PIL import Image
 
@@ -122,8 +126,8 @@ def write_pictures(folder, count):
         Image.fromarray(pixels).save(path, quality=90)
 
 
-def processor_seconds(group):
-    """User and system time of all processes of a group so far."""
+def processor_seconds(group: int) -> float:
+    """User and system time of a process group so far."""
     total = 0
     for entry in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -135,10 +139,15 @@ def processor_seconds(group):
     return total / os.sysconf("SC_CLK_TCK")
 
 
-def serve(connection, make, folder, batch_size):
-    """The process of a contestant: runs some batches for each message."""
+def serve(
+    connection: Connection,
+    make_batches: Callable[[Path, int], Iterator[Any]],
+    folder: Path,
+    batch_size: int,
+) -> None:
+    """Runs in the process of a pipeline: some batches per message."""
     os.setpgrp()
-    batches = make(folder, batch_size)
+    batches = make_batches(folder, batch_size)
     for _ in range(3):
         next(batches)
     connection.send(None)
@@ -151,21 +160,26 @@ def serve(connection, make, folder, batch_size):
         connection.send((seconds, processor_seconds(os.getpgrp()) - cpu))
 
 
-def measure(folder, batch_size, batches, rounds):
-    """Images a second and processor seconds an image, taking turns."""
+def measure(
+    folder: Path, batch_size: int, batches: int, rounds: int
+) -> dict[str, list[dict[str, float]]]:
+    """Images per second, and per second and core, of each round."""
     spawn = multiprocessing.get_context("spawn")
-    results = {name: [] for name in CONTESTANTS}
+    results: dict[str, list[dict[str, float]]] = {
+        name: [] for name in PIPELINES
+    }
     for _ in range(rounds):
-        for name, (package, make) in CONTESTANTS.items():
+        for name, (package, make_batches) in PIPELINES.items():
             if importlib.util.find_spec(package) is None:
                 continue
-            # A pipeline works ahead, so that only one may be there at a time.
-            connection, theirs = spawn.Pipe()
+            # One process at a time: a pipeline prefetches while it waits.
+            connection, child = spawn.Pipe()
             process = spawn.Process(
-                target=serve, args=(theirs, make, folder, batch_size)
+                target=serve,
+                args=(child, make_batches, folder, batch_size),
             )
             process.start()
-            theirs.close()
+            child.close()
             connection.recv()
             connection.send(batches)
             seconds, cpu = connection.recv()
@@ -181,7 +195,8 @@ def measure(folder, batch_size, batches, rounds):
     return results
 
 
-def rows(results):
+def rows(results: dict[str, list[dict[str, float]]]) -> Rows:
+    """The best round of each pipeline, relative to timm."""
     best = {
         name: {key: max(run[key] for run in runs) for key in runs[0]}
         for name, runs in results.items()
@@ -198,34 +213,35 @@ def rows(results):
     }
 
 
-def parser():
-    arguments = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    arguments.add_argument("--batch-size", type=int, default=64)
-    arguments.add_argument("--batches", type=int, default=12)
-    arguments.add_argument("--rounds", type=int, default=3)
-    arguments.add_argument("--output", help="JSON file to write")
-    return arguments
+app = App(name="python -m benchmarks.pipeline", help=__doc__)
 
 
-def main():
-    arguments = parser().parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        # Enough for an epoch of timm's to cover a round.
-        count = arguments.batch_size * (arguments.batches + 8)
-        write_pictures(Path(folder), count)
-        results = measure(
-            Path(folder),
-            arguments.batch_size,
-            arguments.batches,
-            arguments.rounds,
-        )
-    title = f"Pictures for training, batch {arguments.batch_size}"
+@app.default
+def main(
+    *,
+    batch_size: int = 64,
+    batches: int = 12,
+    rounds: Rounds = 3,
+    output: Output = None,
+) -> None:
+    """Times the input pipelines on generated photos.
+
+    Args:
+        batch_size: Images per batch.
+        batches: Batches per round.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        # An epoch of timm's loader must last a whole round.
+        write_images(folder, batch_size * (batches + 8))
+        results = measure(folder, batch_size, batches, rounds)
+    title = f"Training images, batch {batch_size}"
     tables = {title: rows(results)}
     show(title, tables[title])
-    write(tables, arguments.output)
+    write(tables, output)
 
 
 if __name__ == "__main__":
-    main()
+    from keras_cait.command_line import run
+
+    run(app)

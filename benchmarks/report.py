@@ -1,30 +1,39 @@
-"""One page of all numbers, docs/benchmarks.md, with a figure for each.
+"""Fills the measured regions of README.md and docs/ from the results.
 
-    python -m benchmarks.report            # of what is in benchmarks/results/
-    python -m benchmarks.report --run      # measures all of it anew, first
+A region looks like this; the comment names a function of benchmarks/tables.py
+and its arguments:
 
-Every benchmark writes `benchmarks/results/NAME.json` when it is run with
-`--output` and this path, or by `--run`, which takes about an hour on 2 cores
-and wants a machine that does nothing else.
+    <!-- measured: benchmark inference -->
+    ...
+    <!-- end -->
 """
 
-import argparse
-import ast
-import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated, Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import matplotlib
 
 matplotlib.use("Agg")
 
+from cyclopts import App, Parameter
 from matplotlib import pyplot as plt
 
-from benchmarks.record import markdown
+from benchmarks import tables
+from benchmarks.results import RESULTS, read
+from keras_cait.command_line import run
+from keras_cait.files import write_text
 
 ROOT = Path(__file__).parents[1]
-# In the order of the page, each with what it is run with.
+DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+REGION = re.compile(r"(<!-- measured: (.+?) -->)(.*?)(<!-- end -->)", re.DOTALL)
+
+# Each benchmark of docs/benchmarks.md, and the options to measure it with.
 BENCHMARKS = {
     "inference": [],
     "training": [],
@@ -37,63 +46,47 @@ BENCHMARKS = {
 }
 
 
-def page(results, figures):
-    """The page.
+def fill(text: str) -> str:
+    """Fills the measured regions of a Markdown text.
 
-    Args:
-        results: folder of the JSON files.
-        figures: folder of the page, for its figures.
+    A region on one line stays on one line.
 
-    Returns:
-        str, Markdown.
+    Example:
+    >>> fill("<!-- measured: speed_limit --><!-- end -->")
+    Traceback (most recent call last):
+    ValueError: benchmarks/tables.py has no function 'speed_limit'.
     """
-    parts = [
-        "# Benchmarks",
-        "Ours beside what one would use instead, in turns in one run. The "
-        "machines are noisy: differences of a few percent say nothing. The "
-        "first column is drawn.",
-    ]
-    for name in BENCHMARKS:
-        path = results / f"{name}.json"
-        if not path.exists():
-            continue
-        record = json.loads(path.read_text())
-        code = (ROOT / "benchmarks" / f"{name}.py").read_text()
-        about = ast.get_docstring(ast.parse(code))
-        versions = ", ".join(
-            f"{package} {version}"
-            for package, version in record["versions"].items()
-        )
-        figure = f"benchmark-{name}.png"
-        draw(record["tables"], figures / figure)
-        parts += [
-            f"## {name.capitalize()}",
-            about.partition("\n")[0],
-            f"`python -m benchmarks.{name}`, {record['date']}, "
-            f"{record['machine']}; {versions}.",
-            f"![The first column of each table]({figure})",
-        ]
-        for title, rows in record["tables"].items():
-            parts += [f"**{title}**", markdown(rows)]
-    return "\n\n".join(parts) + "\n"
+
+    def filled(region: re.Match[str]) -> str:
+        start, call, before, end = region.groups()
+        name, *arguments = call.split()
+        function = getattr(tables, name, None)
+        if function is None:
+            raise ValueError(f"benchmarks/tables.py has no function {name!r}.")
+        gap = "\n\n" if "\n" in before else ""
+        return f"{start}{gap}{function(*arguments)}{gap}{end}"
+
+    return REGION.sub(filled, text)
 
 
-def draw(tables, path):
-    """Bars of the first column of each table; ours are in colour."""
-    tables = {title: rows for title, rows in tables.items() if len(rows) > 1}
-    columns = min(3, len(tables))
-    lines = -(-len(tables) // columns)
-    longest = max(map(len, tables.values()))
-    drawing, grid = plt.subplots(
+def draw(record: dict[str, Any], path: Path) -> None:
+    """Draws the first column of each table as bars, keras-cait in color."""
+    drawn = {
+        title: rows for title, rows in record["tables"].items() if len(rows) > 1
+    }
+    columns = min(3, len(drawn))
+    lines = -(-len(drawn) // columns)
+    longest = max(map(len, drawn.values()))
+    figure, grid = plt.subplots(
         lines,
         columns,
         figsize=(3.6 * columns + 1, (0.24 * longest + 0.9) * lines),
         layout="constrained",
         squeeze=False,
     )
-    for axes in grid.flat[len(tables) :]:
+    for axes in grid.flat[len(drawn) :]:
         axes.remove()
-    for axes, (title, rows) in zip(grid.flat, tables.items(), strict=False):
+    for axes, (title, rows) in zip(grid.flat, drawn.items(), strict=False):
         column = next(iter(next(iter(rows.values()))))
         bars = {
             name: row[column]
@@ -111,28 +104,33 @@ def draw(tables, path):
         axes.set_xlabel(column, fontsize="small")
         axes.tick_params(labelsize="x-small")
         axes.spines[["top", "right"]].set_visible(False)
-    drawing.savefig(path, dpi=110)
-    plt.close(drawing)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
-def main():
-    arguments = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    arguments.add_argument(
-        "--run", action="store_true", help="run all benchmarks first"
-    )
-    results = ROOT / "benchmarks" / "results"
-    results.mkdir(exist_ok=True)
-    if arguments.parse_args().run:
-        for name, options in BENCHMARKS.items():
-            module, output = f"benchmarks.{name}", results / f"{name}.json"
-            command = [sys.executable, "-m", module, *options]
-            subprocess.run([*command, "--output", str(output)], check=True)
-    docs = ROOT / "docs"
-    (docs / "benchmarks.md").write_text(page(results, docs))
-    print(docs / "benchmarks.md")
+app = App(name="python -m benchmarks.report", help=__doc__)
+
+
+@app.default
+def main(*, measure: Annotated[bool, Parameter(negative=())] = False) -> None:
+    """Rewrites the tables and figures of README.md and docs/.
+
+    Args:
+        measure: Run all benchmarks first. It takes about an hour on 2 cores
+            and needs an otherwise idle machine.
+    """
+    for name, options in BENCHMARKS.items():
+        if measure:
+            command = [sys.executable, "-m", f"benchmarks.{name}", *options]
+            output = str(RESULTS / f"{name}.json")
+            subprocess.run([*command, "--output", output], check=True)
+        draw(read(name), ROOT / "docs" / f"benchmark-{name}.png")
+    for path in DOCUMENTS:
+        text = path.read_text()
+        if fill(text) != text:
+            write_text(path, fill(text))
+            print(path.relative_to(ROOT))
 
 
 if __name__ == "__main__":
-    main()
+    run(app)

@@ -1,25 +1,25 @@
-"""What each rewrite of the inference graph brings.
-
-    python -m benchmarks.rewrites --variant S24 --output rewrites.json
+"""Rewrites: time that each rewrite of the inference graph saves.
 
 The exported graph, the same graph with one rewrite undone, and the Keras model,
-in turns. A rewrite is undone by putting back the operation that it folded away,
-with ones and zeros as its weights: variables, which no compiler folds again.
+in interleaved rounds. Undoing a rewrite restores the operation that it folded
+away, with ones and zeros as weights; they are variables, so no compiler folds
+them again.
 """
 
-import argparse
 import os
 import time
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
+from typing import Any
 from unittest import mock
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import tensorflow as tf
+from cyclopts import App
 
 import keras_cait
-from benchmarks.record import show, write
+from benchmarks.results import Output, Rounds, Rows, show, write
 from export import inference_graph
 from export.inference_graph import (
     InferenceModel,
@@ -29,25 +29,28 @@ from export.inference_graph import (
     normalise,
     softmax,
 )
+from keras_cait.command_line import run
+
+Function = Callable[[tf.Tensor], Any]
 
 
-def contestants(model):
-    """The functions of images that are compared, by name."""
+def functions_of_images(model: keras_cait.CaiT) -> dict[str, Function]:
+    """The graphs to time, as functions of images."""
     graph = InferenceModel(model)
     width, heads = graph.embed_dim, graph.num_heads
     ones = tf.Variable(tf.ones(3 * width))
     zeros = tf.Variable(tf.zeros(3 * width))
     head_bias = tf.Variable(tf.zeros((heads, 1, 1, 1)))
 
-    def whole(images):
+    def whole(images: tf.Tensor) -> tf.Tensor:
         return graph(images)["logits"]
 
-    def undone(**functions):
-        def run(images):
+    def undone(**functions: Any) -> Function:
+        def call(images: tf.Tensor) -> tf.Tensor:
             with mock.patch.multiple(inference_graph, **functions):
                 return whole(images)
 
-        return run
+        return call
 
     def scaled(x):
         return x * ones[: x.shape[-1]]
@@ -56,12 +59,12 @@ def contestants(model):
         return scaled(x) + zeros[: x.shape[-1]]
 
     def branch(*arguments):
-        """A dense layer, and LayerScale where it ends a branch."""
+        """A dense layer, with LayerScale at the end of a branch."""
         y = dense(*arguments)
         return scaled(y) if y.shape[-1] == width else y
 
     def query_scaled(*arguments):
-        """A dense layer; qkv times a vector, which only the query needs."""
+        """A dense layer; scales all of qkv, though only q needs it."""
         y = matmul(*arguments)
         return scaled(y) if y.shape[-1] == 3 * width else y
 
@@ -72,7 +75,7 @@ def contestants(model):
 
     return {
         "all rewrites": whole,
-        "without pixel normalisation": lambda images: whole(
+        "without pixel normalization": lambda images: whole(
             affine(tf.cast(images, tf.float32))
         ),
         "without LayerNorm's affine": undone(
@@ -88,8 +91,13 @@ def contestants(model):
     }
 
 
-def class_attention_of_all_patches(graph, token, patches, weights):
-    """`InferenceModel.class_attention`, with keys and values of every token."""
+def class_attention_of_all_patches(
+    graph: InferenceModel,
+    token: tf.Tensor,
+    patches: tf.Tensor,
+    weights: dict[str, Any],
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """`InferenceModel.class_attention` with a key and value per token."""
     heads, width = graph.num_heads, graph.embed_dim
     tokens = tf.concat([tf.expand_dims(token, 1), patches], axis=1)
 
@@ -107,13 +115,15 @@ def class_attention_of_all_patches(graph, token, patches, weights):
     query = tf.transpose(query, (1, 0, 2, 3))
     scores = softmax(tf.matmul(query, key, transpose_b=True))  # (H, B, 1, T)
     values = tf.transpose(tf.matmul(scores, value), (1, 2, 0, 3))
-    answer = dense(tf.reshape(values, (-1, width)), weights["proj"])
-    return answer, tf.transpose(scores[:, :, 0], (1, 0, 2))
+    outputs = dense(tf.reshape(values, (-1, width)), weights["proj"])
+    return outputs, tf.transpose(scores[:, :, 0], (1, 0, 2))
 
 
-def fastest(functions, images, rounds):
-    """Fastest seconds of each function, run once each in every round."""
-    seconds = {name: [] for name in functions}
+def fastest(
+    functions: dict[str, Function], images: tf.Tensor, rounds: int
+) -> dict[str, float]:
+    """Fastest seconds of each function, in interleaved rounds."""
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
     for function in functions.values():
         function(images), function(images)
     for _ in range(rounds):
@@ -124,36 +134,8 @@ def fastest(functions, images, rounds):
     return {name: min(times) for name, times in seconds.items()}
 
 
-def parser():
-    arguments = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    arguments.add_argument("--variant", default="S24")
-    arguments.add_argument("--batch-size", type=int, default=8)
-    arguments.add_argument("--rounds", type=int, default=7)
-    arguments.add_argument("--output", type=Path, help="JSON file to write")
-    return arguments
-
-
-def main():
-    arguments = parser().parse_args()
-    model = getattr(keras_cait, f"CaiT_{arguments.variant}")(weights=None)
-    images = tf.zeros((arguments.batch_size, *model.image_shape))
-    record = {}
-    for mode, xla in (("graph", False), ("XLA", True)):
-        functions = {
-            name: tf.function(function, jit_compile=xla)
-            for name, function in contestants(model).items()
-        }
-        record[mode] = fastest(functions, images, arguments.rounds)
-    title = f"CaiT-{arguments.variant}, batch {arguments.batch_size}"
-    tables = {title: rows(record)}
-    show(title, tables[title])
-    write(tables, arguments.output)
-
-
-def rows(record):
-    """Times of each mode over that of all rewrites."""
+def rows(record: dict[str, dict[str, float]]) -> Rows:
+    """Times in each mode, relative to the graph with all rewrites."""
     return {
         name: {
             mode: seconds[name] / seconds["all rewrites"]
@@ -163,5 +145,37 @@ def rows(record):
     }
 
 
+app = App(name="python -m benchmarks.rewrites", help=__doc__)
+
+
+@app.default
+def main(
+    *,
+    variant: str = "S24",
+    batch_size: int = 8,
+    rounds: Rounds = 7,
+    output: Output = None,
+) -> None:
+    """Times the graph without each rewrite, plain and compiled by XLA.
+
+    Args:
+        variant: Model to time, such as XXS24 or S24.
+        batch_size: Images per run.
+    """
+    model = getattr(keras_cait, f"CaiT_{variant}")(weights=None)
+    images = tf.zeros((batch_size, *model.image_shape))
+    record = {}
+    for mode, xla in (("graph", False), ("XLA", True)):
+        functions = {
+            name: tf.function(function, jit_compile=xla)
+            for name, function in functions_of_images(model).items()
+        }
+        record[mode] = fastest(functions, images, rounds)
+    title = f"CaiT-{variant}, batch {batch_size}, time"
+    tables = {title: rows(record)}
+    show(title, tables[title])
+    write(tables, output)
+
+
 if __name__ == "__main__":
-    main()
+    run(app)

@@ -1,19 +1,17 @@
-"""Seconds to import and to build, and the memory of the largest model.
+"""Startup: time to import, and to build a model and classify one image.
 
-    python -m benchmarks.startup --output startup.json
-
-Every measurement is a process of its own; the fastest of a few rounds counts.
+Each measurement is a process of its own; the fastest round counts.
 """
 
-import argparse
 import os
 import subprocess
 import sys
-from pathlib import Path
 
-from benchmarks.record import show, write
+from cyclopts import App
 
-BUILD_AND_RUN = """
+from benchmarks.results import Output, Rounds, Rows, show, write
+
+BUILD_AND_CLASSIFY = """
 import resource, time, numpy as np, keras, keras_cait
 start = time.perf_counter()
 model = keras_cait.CaiT_{variant}(weights=None)
@@ -29,9 +27,9 @@ print(time.perf_counter() - start, 0)
 """
 
 
-def measure(program, rounds):
+def measure(program: str, rounds: int) -> tuple[float, float]:
     """Fewest seconds and bytes that a program prints."""
-    runs = []
+    seconds, peaks = [], []
     for _ in range(rounds):
         printed = subprocess.run(
             [sys.executable, "-c", program],
@@ -39,44 +37,43 @@ def measure(program, rounds):
             capture_output=True,
             check=True,
             text=True,
-        ).stdout
-        runs.append(tuple(map(float, printed.split()[-2:])))
-    seconds, peaks = zip(*runs, strict=True)
-    return {"seconds": min(seconds), "peak_bytes": min(peaks)}
+        ).stdout.split()
+        seconds.append(float(printed[-2]))
+        peaks.append(float(printed[-1]))
+    return min(seconds), min(peaks)
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--output", type=Path, help="JSON file to write")
-    arguments = parser.parse_args()
+def rows(results: dict[str, tuple[float, float]]) -> Rows:
+    """Seconds and peak memory."""
+    return {
+        name: {"seconds": seconds, "peak MB": peak_bytes / 1e6 or None}
+        for name, (seconds, peak_bytes) in results.items()
+    }
+
+
+app = App(name="python -m benchmarks.startup", help=__doc__)
+
+
+@app.default
+def main(*, rounds: Rounds = 3, output: Output = None) -> None:
+    """Times the import of keras_cait, and S24 and M48 from scratch."""
     programs = {"import keras_cait, after keras": IMPORT} | {
-        f"build {variant}, classify one image": BUILD_AND_RUN.format(
+        f"build {variant}, classify one image": BUILD_AND_CLASSIFY.format(
             variant=variant
         )
         for variant in ("S24", "M48")
     }
-    results = {
-        name: measure(program, arguments.rounds)
-        for name, program in programs.items()
+    title = "Import, build and classify"
+    tables = {
+        title: rows(
+            {name: measure(code, rounds) for name, code in programs.items()}
+        )
     }
-    title = "From nothing to an answer"
-    tables = {title: rows(results)}
     show(title, tables[title])
-    write(tables, arguments.output)
-
-
-def rows(results):
-    return {
-        name: {
-            "seconds": result["seconds"],
-            "peak MB": result["peak_bytes"] / 1e6 or None,
-        }
-        for name, result in results.items()
-    }
+    write(tables, output)
 
 
 if __name__ == "__main__":
-    main()
+    from keras_cait.command_line import run
+
+    run(app)

@@ -1,26 +1,26 @@
-"""Training steps of CaiT, ours beside timm's model in PyTorch.
-
-    python -m benchmarks.training --variant XXS24 --output training.json
+"""Training: steps of keras-cait and of timm's model in PyTorch.
 
 A step is forward and backward pass with stochastic depth, cross entropy with
-soft targets, AdamW and averaged weights, on one fixed batch of 224 x 224
-pixels. The contestants that are installed take turns (`benchmarks/turns.py`),
-and the fastest round counts.
+soft targets, AdamW and EMA weights, on one fixed batch of 224 x 224 pixels.
 """
 
-import argparse
 import os
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
+from typing import Any
 
-from benchmarks.record import show, write
-from benchmarks.turns import take_turns
+from cyclopts import App
+
+from benchmarks.inference import Run
+from benchmarks.interleave import Runner, Timing, interleave, relative
+from benchmarks.results import Output, Rounds, Rows, show, write
 
 CLASSES = 1000
 
 
-def keras_cait_contestant(variant, batch_size, in_loop=False, **changes):
+def keras_cait_runner(
+    variant: str, batch_size: int, in_loop: bool = False, **changes: Any
+) -> Run:
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     import keras
     import tensorflow as tf
@@ -55,11 +55,11 @@ def keras_cait_contestant(variant, batch_size, in_loop=False, **changes):
     targets = smooth_one_hot(labels, CLASSES, 0.1)
     if not in_loop:
 
-        def run():
+        def step() -> int:
             trainer.train_step(images, targets)
             return trainer.step  # waits for the device
 
-        return run
+        return step
 
     trainer.model.compile(trainer.optimizer)
     callbacks = keras.callbacks.CallbackList(
@@ -69,17 +69,17 @@ def keras_cait_contestant(variant, batch_size, in_loop=False, **changes):
     callbacks.on_epoch_begin(0)
     meter = Meter(recipe, trainer, 1000)
 
-    def run():
+    def step_in_loop() -> None:
         callbacks.on_train_batch_begin(0)
         with meter.waiting():
             pass
         trainer.train_step(images, targets)
         callbacks.on_train_batch_end(0, meter.logs(trainer.step))
 
-    return run
+    return step_in_loop
 
 
-def timm_contestant(variant, batch_size, compiled):
+def timm_runner(variant: str, batch_size: int, compiled: bool) -> Run:
     import timm
     import torch
     from timm.loss import SoftTargetCrossEntropy
@@ -91,82 +91,83 @@ def timm_contestant(variant, batch_size, compiled):
         f"cait_{variant.lower()}_224",
         drop_path_rate=VARIANTS[variant].drop_path_rate,
     ).train()
-    average = ModelEmaV3(model, decay=0.99996)
+    ema = ModelEmaV3(model, decay=0.99996)
     optimizer = torch.optim.AdamW(model.parameters(), 5e-4, weight_decay=0.05)
-    loss_of = SoftTargetCrossEntropy()
+    loss_function = SoftTargetCrossEntropy()
     forward = torch.compile(model) if compiled else model
     images = torch.randn(batch_size, 3, 224, 224)
     targets = torch.full((batch_size, CLASSES), 1e-4)
     targets[range(batch_size), range(batch_size)] += 0.9
 
-    def run():
+    def step() -> None:
         optimizer.zero_grad()
-        loss_of(forward(images), targets).backward()
+        loss_function(forward(images), targets).backward()
         optimizer.step()
-        average.update(model)
+        ema.update(model)
 
-    return run
+    return step
 
 
-CONTESTANTS = {
-    # name: (what must be installed, how to make a function of one step)
-    "ours": ("tensorflow", keras_cait_contestant),
-    "ours, in the loop": (
+RUNNERS: dict[str, Runner] = {
+    "keras-cait": ("tensorflow", keras_cait_runner),
+    "keras-cait, in the loop": (
         "tensorflow",
-        partial(keras_cait_contestant, in_loop=True),
+        partial(keras_cait_runner, in_loop=True),
     ),
-    "ours, rematerialized": (
+    "keras-cait, rematerialized": (
         "tensorflow",
-        partial(keras_cait_contestant, rematerialize=True),
+        partial(keras_cait_runner, rematerialize=True),
     ),
-    "ours, without XLA": (
+    "keras-cait, without XLA": (
         "tensorflow",
-        partial(keras_cait_contestant, xla=False),
+        partial(keras_cait_runner, xla=False),
     ),
-    "timm eager": ("timm", partial(timm_contestant, compiled=False)),
-    "timm compiled": ("timm", partial(timm_contestant, compiled=True)),
+    "timm eager": ("timm", partial(timm_runner, compiled=False)),
+    "timm compiled": ("timm", partial(timm_runner, compiled=True)),
 }
 
 
-def rows(batch_size, results):
-    timm = [
-        results[name].get("seconds") for name in ("timm eager", "timm compiled")
-    ]
+def rows(batch_size: int, timings: dict[str, Timing | str]) -> Rows:
+    """Images per second, relative to timm."""
     found = {}
-    for name, result in results.items():
-        if "error" in result:
-            found[name] = {"images/s": result["error"]}
-        else:
-            eager, compiled = (x and x / result["seconds"] for x in timm)
-            found[name] = {
-                "images/s": batch_size / result["seconds"],
-                "timm eager = 1": eager,
-                "timm compiled = 1": compiled,
-                "peak MB": result["peak_bytes"] / 1e6,
-            }
+    for name, timing in timings.items():
+        if isinstance(timing, str):
+            found[name] = {"images/s": timing}
+            continue
+        found[name] = {
+            "images/s": batch_size / timing.seconds,
+            "timm eager = 1": relative(timings["timm eager"], timing),
+            "timm compiled = 1": relative(timings["timm compiled"], timing),
+            "peak MB": timing.peak_bytes / 1e6,
+        }
     return found
 
 
-def parser():
-    arguments = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    arguments.add_argument("--variant", default="XXS24")
-    arguments.add_argument("--batch-size", type=int, default=8)
-    arguments.add_argument("--rounds", type=int, default=7)
-    arguments.add_argument("--output", type=Path, help="JSON file to write")
-    return arguments
+app = App(name="python -m benchmarks.training", help=__doc__)
 
 
-def main():
-    arguments = parser().parse_args()
-    variant, batch_size = arguments.variant, arguments.batch_size
-    results = take_turns(CONTESTANTS, (variant, batch_size), arguments.rounds)
+@app.default
+def main(
+    *,
+    variant: str = "XXS24",
+    batch_size: int = 8,
+    rounds: Rounds = 7,
+    output: Output = None,
+) -> None:
+    """Times training steps at 224 pixels in float32.
+
+    Args:
+        variant: Model to train, such as XXS24 or S24.
+        batch_size: Images per step.
+    """
+    timings = interleave(RUNNERS, (variant, batch_size), rounds)
     title = f"A step of CaiT-{variant} at 224, batch {batch_size}, float32"
-    tables = {title: rows(batch_size, results)}
+    tables = {title: rows(batch_size, timings)}
     show(title, tables[title])
-    write(tables, arguments.output)
+    write(tables, output)
 
 
 if __name__ == "__main__":
-    main()
+    from keras_cait.command_line import run
+
+    run(app)

@@ -1,40 +1,73 @@
-"""The page of numbers says what was measured."""
+"""Results are stored, printed and drawn; measured tables come from them."""
 
 import json
+import re
 
-from benchmarks import record, report
+import pytest
+
+from benchmarks import inference, report, results
+from benchmarks.interleave import Timing, interleave
 
 
-def test_the_page_tells_every_number(tmp_path, capsys):
-    rows = {
-        "ours": {"images/s": 12.3456, "peak MB": 1234.5},
-        "timm eager": {"images/s": "timm is not installed"},
-        "ONNX Runtime": {"images/s": 9.0, "parts": 30},
+def quick(arguments):
+    return lambda: arguments
+
+
+def broken(arguments):
+    raise RuntimeError("out of order\nat line 3")
+
+
+def test_runners_are_timed_and_failures_are_named():
+    timings = interleave(
+        {
+            "quick": ("json", quick),
+            "broken": ("json", broken),
+            "missing": ("no_such_package", quick),
+        },
+        ("image",),
+        rounds=2,
+    )
+    assert isinstance(timings["quick"], Timing)
+    assert timings["quick"].seconds > 0 and timings["quick"].peak_bytes > 1e6
+    assert timings["broken"] == "RuntimeError: out of order"
+    assert timings["missing"] == "no_such_package is not installed"
+
+
+def test_a_table_shows_every_number(tmp_path, capsys):
+    timings = {
+        "matrix product": Timing(0.5, 0),
+        "keras-cait, XLA": Timing(0.081, 1_234_500_000),
+        "timm eager": "timm is not installed",
     }
-    record.show("A model, batch 1", rows)
+    rows = inference.rows("XXS24", 1, timings)
+    results.show("A model, batch 1", rows)
     printed = capsys.readouterr().out
-    results = tmp_path / "results"
-    results.mkdir()
-    record.write({"A model, batch 1": rows}, results / "inference.json")
-    page = report.page(results, tmp_path)
-    lines = [
-        "|  | images/s | peak MB | parts |",
-        "| ours | 12.3 | 1,234 |  |",
-        "| timm eager | timm is not installed |  |  |",
-        "| ONNX Runtime | 9.00 |  | 30 |",
-    ]
-    for line in lines:
-        assert line in page
+    for line in (
+        "|  | images/s | timm eager = 1 | % of a matrix product | peak MB |",
+        "| keras-cait, XLA | 12.3 |  | 182 | 1,234 |",
+        "| timm eager | timm is not installed |  |  |  |",
+    ):
         assert line in printed
-    written = json.loads((results / "inference.json").read_text())
-    assert written["date"] in page
-    assert f"keras {written['versions']['keras']}" in page
-    assert "## Training" not in page  # was not measured
-    figure = (tmp_path / "benchmark-inference.png").read_bytes()
-    assert figure.startswith(b"\x89PNG")
+    path = tmp_path / "inference.json"
+    results.write({"A model, batch 1": rows}, path)
+    record = results.read("inference", tmp_path)
+    assert record["tables"] == json.loads(
+        json.dumps({"A model, batch 1": rows})
+    )
+    assert {"date", "machine", "versions"} < record.keys()
+    report.draw(record, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_page_is_that_of_the_results(tmp_path):
-    """docs/benchmarks.md is made, not written."""
-    page = report.page(report.ROOT / "benchmarks" / "results", tmp_path)
-    assert (report.ROOT / "docs" / "benchmarks.md").read_text() == page
+@pytest.mark.parametrize("path", report.DOCUMENTS, ids=lambda path: path.name)
+def test_measured_regions_are_those_of_the_results(path):
+    text = path.read_text()
+    assert text.count("<!-- measured:") == len(report.REGION.findall(text))
+    assert report.fill(text) == text, "Run: python -m benchmarks.report"
+
+
+def test_every_benchmark_is_on_the_page():
+    page = (report.ROOT / "docs/benchmarks.md").read_text()
+    named = re.findall(r"<!-- measured: benchmark (\w+) -->", page)
+    stored = {path.stem for path in results.RESULTS.glob("*.json")}
+    assert set(named) == set(report.BENCHMARKS) <= stored
