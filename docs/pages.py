@@ -65,5 +65,5 @@ def card(row):
         top_5=row.measured_top_5,
         repository=row.repository,
         file=row.file,
-        licence=row.licence,
+        licence=row.license,
     )

@@ -34,5 +34,12 @@ from keras_cait.preprocessing import (
     load_image,
     preprocess_input,
 )
+from keras_cait.pretrained import PRETRAINED
 from keras_cait.version import __version__
-from keras_cait.weights import CHECKPOINTS, load_checkpoint, save_checkpoint
+from keras_cait.weights import (
+    CHECKPOINTS,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+    save_weights,
+)

@@ -27,7 +27,7 @@ from keras_cait.layers import (
     weighted_values,
 )
 from keras_cait.models import check_input_shape, normalization
-from keras_cait.weights import load_checkpoint
+from keras_cait.weights import load_weights
 
 # Touvron et al., 2021, DeiT, table 1 (arXiv 2012.12877): `ViT(**SIZES["S"])`.
 SIZES = {
@@ -380,7 +380,7 @@ class ViT(keras.Model):
         if residual_scaling == "fixup":
             _start_as_fixup(self)
         if weights is not None:
-            load_checkpoint(self, weights)
+            load_weights(self, weights)
 
     def get_config(self):
         return {

@@ -24,15 +24,12 @@ from keras_cait.files import sha256
 from keras_cait.litert import LiteRTModel, check_file
 from keras_cait.models import VARIANTS, CaiT
 from keras_cait.preprocessing import imagenet_labels
-from keras_cait.weights import (
-    CHECKPOINTS,
-    Checkpoint,
-    _read_pth,
-    _read_safetensors,
-    load_checkpoint,
-    load_published,
-    nearest_checkpoint,
+from keras_cait.pretrained import (
+    PRETRAINED,
+    PretrainedWeights,
+    nearest_pretrained,
 )
+from keras_cait.weights import load_pretrained, load_weights, read_tensors
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".weights.h5")
 
@@ -55,7 +52,7 @@ class Classifier:
     identity: str
 
 
-def published(source: str | Path) -> Checkpoint | None:
+def published(source: str | Path) -> PretrainedWeights | None:
     """The published weights that a name stands for.
 
     Args:
@@ -76,9 +73,9 @@ def published(source: str | Path) -> Checkpoint | None:
         return None
     variant, size = match[1], match[2] and int(match[2])
     default = VARIANTS[variant].image_size
-    row = nearest_checkpoint(variant, (size or default, size or default))
+    row = nearest_pretrained(variant, (size or default, size or default))
     if size and row.image_size != size:
-        names = (f"{name}-{size}" for name, size in CHECKPOINTS)
+        names = (f"{name}-{size}" for name, size in PRETRAINED)
         raise ValueError(
             f"No published weights are named {source}. Choose one of "
             f"{', '.join(names)}, and another input size with --image-size."
@@ -128,7 +125,7 @@ def load_model(
     if row:
         size = image_size or row.image_size
         model = build(row.variant, size, precision=precision)
-        return load_published(model, row)
+        return load_pretrained(model, row)
     path = _existing(source)
     if path.name.endswith(".weights.h5"):
         model = _with_variant(path, variant, image_size, classes, precision)
@@ -396,7 +393,7 @@ def _keras_file(
     if changed.input.shape == model.input.shape:
         changed.set_weights(model.get_weights())
         return changed
-    return load_checkpoint(changed, path)
+    return load_weights(changed, path)
 
 
 def _check_finite(model: keras.Model, path: Path) -> None:
@@ -448,16 +445,15 @@ def _with_variant(
             "--variant S24."
         )
     model = build(variant, image_size, classes or 1000, precision)
-    return load_checkpoint(model, path)
+    return load_weights(model, path)
 
 
 def _inferred(
     path: Path, image_size: int | None, precision: str | None
 ) -> CaiT:
     """A CaiT whose architecture is that of the tensors in a file."""
-    read = _read_safetensors if path.suffix == ".safetensors" else _read_pth
     try:
-        tensors, grid = read(path)
+        tensors, grid = read_tensors(path)
     except ValueError as error:
         raise ValueError(f"Cannot load {str(path)!r}: {error}") from None
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}

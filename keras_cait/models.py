@@ -17,11 +17,8 @@ from keras_cait.layers import (
     positive_int,
 )
 from keras_cait.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-from keras_cait.weights import (
-    load_checkpoint,
-    load_published,
-    nearest_checkpoint,
-)
+from keras_cait.pretrained import nearest_pretrained
+from keras_cait.weights import load_pretrained, load_weights
 
 
 class Variant(NamedTuple):
@@ -76,7 +73,7 @@ class CaiT(keras.Model):
             self-attention block, none in class attention.
         include_top: bool. Whether the model ends with the classifier `head`.
         weights: `None` (random initialisation) or the path of a file that
-            `load_checkpoint` reads. Published weights come with the functions
+            `load_weights` reads. Published weights come with the functions
             of the variants, such as `CaiT_S24`.
         input_tensor: Keras tensor to use as the input, or `None`.
         input_shape: `(height, width, channels)`. Height and width are
@@ -231,7 +228,7 @@ class CaiT(keras.Model):
         self.grid_size = self.get_layer("position_embedding").grid_size
         self.dtype_policy = policy  # by which compile() scales the loss
         if weights is not None:
-            load_checkpoint(self, weights)
+            load_weights(self, weights)
 
     def get_config(self):
         fc1 = self.get_layer("self_attention_block_0").mlp.fc1
@@ -278,7 +275,7 @@ VARIANT_DOCSTRING = """CaiT-{variant} of the paper.
     Args:
         weights: `"imagenet"` (the published checkpoint of the nearest size,
             its positions resampled to `input_shape`), `None` (random
-            initialisation), or the path of a file that `load_checkpoint`
+            initialisation), or the path of a file that `load_weights`
             reads.
         input_shape: `(height, width, channels)`; `None` is
             `({size}, {size}, 3)`.
@@ -332,9 +329,9 @@ def _variant(variant):
         if None in input_shape:
             image_size = (size, size)
             arguments["grid_size"] = (size // 16, size // 16)
-        checkpoint = None
+        row = None
         if weights == "imagenet":
-            checkpoint = nearest_checkpoint(variant, image_size)
+            row = nearest_pretrained(variant, image_size)
             if input_shape[-1] != 3:
                 raise ValueError(
                     "The published weights take RGB images. Received: "
@@ -344,7 +341,7 @@ def _variant(variant):
         model = CaiT(
             **arguments,
             include_top=include_top,
-            weights=None if checkpoint else weights,
+            weights=None if row else weights,
             input_tensor=input_tensor,
             input_shape=input_shape,
             pooling=pooling,
@@ -353,7 +350,7 @@ def _variant(variant):
             include_preprocessing=include_preprocessing,
             name=name,
         )
-        return load_published(model, checkpoint) if checkpoint else model
+        return load_pretrained(model, row) if row else model
 
     build.__name__ = build.__qualname__ = f"CaiT_{variant}"
     build.__doc__ = VARIANT_DOCSTRING.format(

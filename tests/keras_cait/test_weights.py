@@ -4,28 +4,30 @@ import logging
 import math
 import os
 import pickle
+import re
 import resource
 import subprocess
 import sys
 
 import keras
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-import safetensors.torch
-import torch
 from huggingface_hub import constants
 
 import keras_cait
-from keras_cait import CHECKPOINTS, load_checkpoint, save_checkpoint
+from keras_cait import PRETRAINED, load_weights, save_weights
 from keras_cait.conversion import to_reference
-from keras_cait.weights import fetch, nearest_checkpoint
+from keras_cait.hub import fetch
+from keras_cait.pretrained import nearest_pretrained
 from tests.helpers.hub import Hub, point_client_to
 from tests.helpers.models import randomise, small
 from tests.helpers.oracle_weights import make_input, state_dict
+from tests.helpers.pth import PROTOCOL, dictionary, write_pth, write_zip
 from tests.helpers.reference import REFERENCE, reference
 
-XXS24 = CHECKPOINTS["XXS24", 224]
+XXS24 = PRETRAINED["XXS24", 224]
 
 
 def snapshot(model):
@@ -77,10 +79,10 @@ def test_round_trip_is_bit_equal(small_model, tmp_path, ending):
     path = tmp_path / f"small{ending}"
     tensors = snapshot(small_model)
     if ending == ".safetensors":
-        save_checkpoint(small_model, path)
+        save_weights(small_model, path)
         assert safetensors.numpy.load_file(path).keys() == tensors.keys()
     elif ending == ".pth":
-        torch.save({k: torch.from_numpy(v) for k, v in tensors.items()}, path)
+        write_pth(path, tensors)
     elif ending == ".keras":
         small_model.save(path)
     else:
@@ -91,13 +93,14 @@ def test_round_trip_is_bit_equal(small_model, tmp_path, ending):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_files_of_other_precisions(small_model, tmp_path, dtype):
     path = tmp_path / "small.safetensors"
+    dtype = ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype
     tensors = {
-        name: torch.from_numpy(array).to(getattr(torch, dtype))
+        name: array.astype(dtype)
         for name, array in snapshot(small_model).items()
     }
-    safetensors.torch.save_file(tensors, path)
-    torch.save(tensors, path.with_suffix(".pth"))
-    expected = {name: t.float().numpy() for name, t in tensors.items()}
+    safetensors.numpy.save_file(tensors, path)
+    write_pth(path.with_suffix(".pth"), tensors)
+    expected = {name: t.astype("float32") for name, t in tensors.items()}
     for ending in (".safetensors", ".pth"):
         model = small(weights=path.with_suffix(ending))
         assert_equal_weights(model, expected)
@@ -105,19 +108,19 @@ def test_files_of_other_precisions(small_model, tmp_path, dtype):
 
 def test_a_model_of_half_precision_round_trips(tmp_path):
     model = randomise(small(dtype="bfloat16"))
-    save_checkpoint(model, tmp_path / "small.safetensors")
+    save_weights(model, tmp_path / "small.safetensors")
     again = small(dtype="bfloat16", weights=tmp_path / "small.safetensors")
     assert_equal_weights(again, snapshot(model))
 
 
 def test_saving_is_whole_or_not_at_all(small_model, tmp_path, monkeypatch):
     path = tmp_path / "small.safetensors"
-    save_checkpoint(small_model, path)
+    save_weights(small_model, path)
     before = path.read_bytes()
     with pytest.raises(ValueError, match="overwrite=True"):
-        save_checkpoint(small_model, path, overwrite=False)
-    with pytest.raises(ValueError, match="Change the ending"):
-        save_checkpoint(small_model, path.with_suffix(".h5"))
+        save_weights(small_model, path, overwrite=False)
+    with pytest.raises(ValueError, match="Change the suffix"):
+        save_weights(small_model, path.with_suffix(".h5"))
 
     def crash(tensors, path, metadata):
         path.write_bytes(b"half a file")
@@ -126,45 +129,45 @@ def test_saving_is_whole_or_not_at_all(small_model, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(safetensors.numpy, "save_file", crash)
         with pytest.raises(OSError, match="No space"):
-            save_checkpoint(small_model, path)
+            save_weights(small_model, path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
     (tmp_path / "usual").touch()
     assert path.stat().st_mode == (tmp_path / "usual").stat().st_mode
-    save_checkpoint(randomise(small_model, seed=1), path)
+    save_weights(randomise(small_model, seed=1), path)
     assert path.read_bytes() != before
 
 
 def test_a_model_without_a_head_leaves_it_out(small_model, tmp_path):
     tensors = snapshot(small_model)
-    save_checkpoint(small_model, tmp_path / "small.safetensors")
+    save_weights(small_model, tmp_path / "small.safetensors")
     small_model.save(tmp_path / "small.keras")
     without = {k: v for k, v in tensors.items() if not k.startswith("head")}
     for file in tmp_path.iterdir():
         model = small(include_top=False, weights=file)
         assert_equal_weights(model, without)
-    save_checkpoint(model, tmp_path / "headless.safetensors")
+    save_weights(model, tmp_path / "headless.safetensors")
     with pytest.raises(ValueError, match=r"Missing: head.bias, head.weight\."):
-        load_checkpoint(small_model, tmp_path / "headless.safetensors")
+        load_weights(small_model, tmp_path / "headless.safetensors")
     assert_equal_weights(small_model, tensors)
 
 
 def test_clones_load_but_other_models_do_not(small_model, tmp_path):
     path = tmp_path / "small.safetensors"
-    save_checkpoint(small_model, path)
+    save_weights(small_model, path)
     clone = keras.models.clone_model(small_model)
-    load_checkpoint(clone, path)
+    load_weights(clone, path)
     assert_equal_weights(clone, snapshot(small_model))
     for other in (keras.Sequential([small_model]), "small_model"):
         with pytest.raises(ValueError, match="Expected a CaiT"):
-            load_checkpoint(other, path)
+            load_weights(other, path)
         with pytest.raises(ValueError, match="Expected a CaiT"):
-            save_checkpoint(other, path)
+            save_weights(other, path)
 
 
 def test_a_loaded_model_is_not_part_of_its_file(small_model, tmp_path):
     path = tmp_path / "small.safetensors"
-    save_checkpoint(small_model, path)
+    save_weights(small_model, path)
     model = small(weights=path)
     path.write_bytes(bytes(path.stat().st_size))  # in place, not a new file
     assert_equal_weights(model, snapshot(small_model))
@@ -200,11 +203,11 @@ def spoil(kind, path, tensors):
         path.write_bytes(pickle.dumps(Harmful(), protocol=2))
         return "refused"
     if kind == "no names":
-        torch.save({"model": [torch.zeros(2)], "epoch": 3}, path)
+        write_zip(path, PROTOCOL + dictionary({"model": b"]"}) + b".")
         return "does not hold named tensors"
     if kind == "deeper":
         small(depth=3).save_weights(path)
-        return "very shapes"
+        return "exactly the shapes"
     if kind == "wider":
         small(embed_dim=32).save(path)
         return "another size"
@@ -239,20 +242,17 @@ def test_refused_with_nothing_loaded(
     path = tmp_path / f"file{ending}"
     message = spoil(kind, path, snapshot(small_model))
     with pytest.raises(ValueError, match=message) as error:
-        load_checkpoint(small_model, path)
+        load_weights(small_model, path)
     assert str(path) in str(error.value)
     assert_equal_weights(small_model, before)
     assert "harm" not in capfd.readouterr().out
 
 
-def test_errors_of_paths_and_missing_torch(small_model, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="There is no file"):
-        load_checkpoint(small_model, tmp_path / "no.safetensors")
+def test_errors_of_paths(small_model, tmp_path):
+    with pytest.raises(ValueError, match="There is no weights file"):
+        load_weights(small_model, tmp_path / "no.safetensors")
     with pytest.raises(ValueError, match=r"Received: 'weights\.bin'"):
         small(weights="weights.bin")
-    monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ValueError, match="pip install torch"):
-        load_checkpoint(small_model, REFERENCE / "tiny.pth")
 
 
 # Positions.
@@ -283,7 +283,7 @@ def test_positions_are_resampled_as_timm_does(case, tmp_path):
     loaded = build(case["dst"], weights=path)
     assert spread(snapshot(loaded)["pos_embed"], expected) <= 2e-6
     # Our own files know their grid, square or not.
-    save_checkpoint(loaded, path)
+    save_weights(loaded, path)
     again = build(case["dst"], weights=path)
     assert_equal_weights(again, snapshot(loaded))
     # In the graph of a model of any size.
@@ -301,11 +301,11 @@ def test_positions_are_resampled_as_timm_does(case, tmp_path):
 
 def test_equal_counts_of_another_grid_are_resampled(small_model, tmp_path):
     path = tmp_path / "file.safetensors"
-    save_checkpoint(small_model, path)  # grid (4, 4)
+    save_weights(small_model, path)  # grid (4, 4)
     wide = small(input_shape=(16, 64, 3), weights=path)  # grid (2, 8)
     before, after = (snapshot(m)["pos_embed"] for m in (small_model, wide))
     assert spread(before, after) > 0.1
-    save_checkpoint(wide, path)
+    save_weights(wide, path)
     back = small(input_shape=(16, 64, 3), weights=path)
     assert_equal_weights(back, snapshot(wide))
 
@@ -334,13 +334,13 @@ def hub(published, monkeypatch, tmp_path):
         yield hub
 
 
-def assert_clear(error, checkpoint=XXS24):
+def assert_clear(error, row=XXS24):
     """One error, no chain of tracebacks, with address, cache and ways out."""
     assert error.value.__suppress_context__ and error.value.__cause__ is None
     message = str(error.value)
-    address = f"{constants.ENDPOINT}/{checkpoint.repository}/resolve/main/"
+    address = f"{constants.ENDPOINT}/{row.repository}/resolve/main/"
     for part in (
-        address + checkpoint.file,
+        address + row.file,
         constants.HF_HUB_CACHE,
         "HF_HOME",
         "weights='path/to/model.safetensors'",
@@ -378,8 +378,9 @@ def test_imagenet_weights_from_hub_to_logits(hub, caplog, monkeypatch):
 
 def test_the_client_is_set_by_the_environment(hub, tmp_path):
     code = (
-        "from keras_cait.weights import CHECKPOINTS, fetch\n"
-        "print(fetch(CHECKPOINTS['XXS24', 224]))"
+        "from keras_cait.hub import fetch\n"
+        "from keras_cait.pretrained import PRETRAINED\n"
+        "print(fetch(PRETRAINED['XXS24', 224]))"
     )
     environment = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "hf")}
     run = subprocess.run(
@@ -437,10 +438,10 @@ def test_no_network(monkeypatch, tmp_path, caplog, level):
 
 
 def test_not_on_the_hub(hub):
-    checkpoint = CHECKPOINTS["M48", 448]
+    row = PRETRAINED["M48", 448]
     with pytest.raises(OSError, match="404") as error:
-        fetch(checkpoint)
-    assert_clear(error, checkpoint)
+        fetch(row)
+    assert_clear(error, row)
 
 
 def test_altered_on_the_way(hub, published):
@@ -453,6 +454,12 @@ def test_altered_on_the_way(hub, published):
     hub.altered = False
     os.remove(str(error.value).split("Delete '")[1].split("'")[0])
     assert fetch(XXS24).read_bytes() == published
+
+
+def test_the_published_hash_outranks_that_of_the_hub(hub):
+    row = XXS24._replace(sha256="0" * 64)
+    with pytest.raises(ValueError, match="expected 0000"):
+        fetch(row)
 
 
 def test_disk_full(hub, published, tmp_path):
@@ -473,9 +480,16 @@ def test_disk_full(hub, published, tmp_path):
 # The table.
 
 
+def test_former_names_still_work():
+    assert keras_cait.CHECKPOINTS is PRETRAINED
+    assert keras_cait.load_checkpoint is load_weights
+    assert keras_cait.save_checkpoint is save_weights
+
+
 def test_the_table_is_that_of_the_variants():
-    assert len(CHECKPOINTS) == 10
-    for (variant, size), row in CHECKPOINTS.items():
+    assert len(PRETRAINED) == 10
+    for (variant, size), row in PRETRAINED.items():
+        assert row.sha256 is None or re.fullmatch("[0-9a-f]{64}", row.sha256)
         assert row.repository == (
             f"timm/cait_{variant.lower()}_{size}.fb_dist_in1k"
         )
@@ -504,7 +518,7 @@ def test_the_table_is_that_of_the_variants():
     ],
 )
 def test_the_nearest_size_is_taken(variant, image_size, expected):
-    assert nearest_checkpoint(variant, image_size).image_size == expected
+    assert nearest_pretrained(variant, image_size).image_size == expected
 
 
 @pytest.mark.parametrize("variant", ["XS36", "S48", "M24"])
@@ -520,6 +534,6 @@ def test_what_imagenet_weights_cannot_be():
         small(weights="imagenet")
 
 
-def test_images_of_any_size_keep_the_grid_of_the_checkpoint():
+def test_images_of_any_size_keep_the_published_grid():
     model = keras_cait.CaiT_XS24(weights=None, input_shape=(None, None, 3))
     assert model.grid_size == (24, 24)
