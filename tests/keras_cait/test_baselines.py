@@ -109,7 +109,10 @@ def test_with_all_choices_of_cait_it_is_cait(small_model, pictures):
         classes=5,
     )
     from_reference(model.weights, to_reference(small_model.weights))
-    np.testing.assert_array_equal(model(pictures), small_model(pictures))
+    # Two models that may add in another order: float32 rounding.
+    np.testing.assert_allclose(
+        model(pictures), small_model(pictures), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("entry", [1, 2])

@@ -49,6 +49,11 @@ def test_calibration_error_by_hand():
     assert metrics(sure)["ece"] == 0
 
 
+# Of 1,000 images one may lie between two classes, or two bins of confidence,
+# and rounding decides.
+ONE_IMAGE = 2e-3
+
+
 @pytest.fixture(scope="module")
 def kinds(tmp_path_factory):
     """One model in every kind of file."""
@@ -101,9 +106,8 @@ def test_every_kind_of_file_gives_the_same_accuracy(kinds, tmp_path, capsys):
     assert 0 < expected["top1"] < expected["top5"] < 1
     assert expected["images"] == 1000
     for result in results.values():
-        assert result["top1"] == expected["top1"]
-        assert result["top5"] == expected["top5"]
-        assert result["ece"] == pytest.approx(expected["ece"], abs=1e-5)
+        for key in ("top1", "top5", "ece"):
+            assert result[key] == pytest.approx(expected[key], abs=ONE_IMAGE)
         assert result["images_per_second"] > 0
     assert len((tmp_path / "table.md").read_text().splitlines()) == 7
     assert f"{100 * expected['top1']:.3f}" in capsys.readouterr().out
@@ -155,9 +159,10 @@ def test_two_devices_give_the_same_accuracy(kinds, tmp_path):
         for name in ("one", "two")
     )
     assert (one["devices"], two["devices"]) == (1, 2)
-    for key in ("top1", "top5", "images", "weights"):
+    for key in ("images", "weights"):
         assert one[key] == two[key]
-    assert one["ece"] == pytest.approx(two["ece"], abs=1e-5)
+    for key in ("top1", "top5", "ece"):
+        assert one[key] == pytest.approx(two[key], abs=ONE_IMAGE)
     with pytest.raises(ValueError, match="must divide into the devices"):
         classifier = load_classifier(kinds / "model.keras")
         strategy = SimpleNamespace(num_replicas_in_sync=3)
