@@ -9,11 +9,21 @@ BIN := .venv/bin
 # Where the backends of Keras can differ; all tests of the library pass on both.
 NUMERICS := $(addprefix tests/keras_cait/test_,attention_maps.py layers.py reference.py)
 
-# Two files of tests at a time.
-WORKERS := --numprocesses 2 --dist loadfile
+# Two files of tests at a time, in the order of setup.cfg.
+WORKERS := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # Both exports at a time.
 MAKEFLAGS += --jobs=2
+
+# An environment keeps the Python that made it.
+ifneq ($(origin PYTHON), file)
+ifneq ($(wildcard $(BIN)/python),)
+ifneq ($(shell $(BIN)/python -V), $(shell $(PYTHON) -V))
+$(error .venv has $(shell $(BIN)/python -V). To use $(PYTHON), remove it \
+  first: rm -r .venv)
+endif
+endif
+endif
 
 .PHONY: test quickstart docs
 .DELETE_ON_ERROR:
@@ -21,7 +31,7 @@ MAKEFLAGS += --jobs=2
 test: .venv/test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest $(WORKERS)
+	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest $(WORKERS)
 	KERAS_BACKEND=jax $(BIN)/python -m pytest $(WORKERS) $(NUMERICS)
 
 docs: .venv/docs
