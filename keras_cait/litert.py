@@ -3,6 +3,8 @@
 import subprocess
 import sys
 import time
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ from typing import Any
 import numpy as np
 
 SIGNATURE = "serving_default"
+# File in the archive behind a model, beside labels.txt.
+CHECKSUM = "crc32.txt"
 
 
 class LiteRTModel:
@@ -140,7 +144,10 @@ for name in interpreter.get_signature_list():
 
 
 def check_file(path: str | Path, timeout: float = 60.0) -> None:
-    """Runs a file once in a process of its own, which damage may crash.
+    """Refuses a damaged file before it runs in this process.
+
+    Its checksum is verified if it has one, and it runs once in a process of
+    its own, which damage may crash.
 
     Args:
         path: the `.tflite` file.
@@ -150,6 +157,7 @@ def check_file(path: str | Path, timeout: float = 60.0) -> None:
         ValueError: the file is damaged, or not a `.tflite` model.
     """
     _interpreter()
+    _verify_checksum(Path(path))
     try:
         trial = subprocess.run(
             [sys.executable, "-c", TRIAL, str(path)],
@@ -167,6 +175,35 @@ def check_file(path: str | Path, timeout: float = 60.0) -> None:
         raise ValueError(
             f"{str(path)!r} is not a .tflite model, or is damaged: {reason}"
         )
+
+
+def checksum(model: bytes) -> str:
+    """CRC-32 of a model, stored in the archive of labels behind it.
+
+    Example:
+    >>> checksum(b"TFL3")
+    'f220d784'
+    """
+    return f"{zlib.crc32(model):08x}"
+
+
+def _verify_checksum(path: Path) -> None:
+    content = path.read_bytes()
+    damaged = ValueError(f"{str(path)!r} is damaged: its checksum is wrong.")
+    if not zipfile.is_zipfile(path):
+        if CHECKSUM.encode() in content:  # its archive is broken
+            raise damaged
+        return  # a model of another program
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if CHECKSUM not in archive.namelist():
+                return
+            start = min(file.header_offset for file in archive.infolist())
+            expected = archive.read(CHECKSUM).decode()
+    except Exception:  # damage surfaces in many ways
+        raise damaged from None
+    if checksum(content[:start]) != expected:
+        raise damaged
 
 
 def softmax(logits: np.ndarray | Sequence) -> np.ndarray:

@@ -494,10 +494,12 @@ def _inferred(
 def _saved_model(folder: Path) -> Classifier:
     manifest = folder / "manifest.json"
     try:
+        description = json.loads(manifest.read_text())
+        _verify_files(folder, description.get("sha256", {}))
         layer = keras.layers.TFSMLayer(
             str(folder), call_endpoint="pixels", trainable=False
         )
-        size = json.loads(manifest.read_text())["image_size"]
+        size = description["image_size"]
     except NotImplementedError:
         raise ValueError(
             f"{str(folder)!r} is a SavedModel, which only runs on Keras' "
@@ -517,6 +519,12 @@ def _saved_model(folder: Path) -> Classifier:
     return Classifier(
         predict, tuple(size), int(outputs.shape[-1]), sha256(folder)
     )
+
+
+def _verify_files(folder: Path, digests: dict[str, str]) -> None:
+    for name, digest in digests.items():
+        if sha256(folder / name) != digest:
+            raise ValueError(f"{name} is damaged: its SHA-256 is wrong")
 
 
 def _litert(path: Path, threads: int) -> Classifier:

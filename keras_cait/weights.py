@@ -20,7 +20,7 @@ from keras_cait.pretrained import (
     nearest_pretrained,
 )
 from keras_cait.pytorch_files import read_pth
-from keras_cait.safetensors_files import read_safetensors
+from keras_cait.safetensors_files import checksum, read_safetensors
 
 logger = logging.getLogger(__name__)
 
@@ -99,15 +99,18 @@ def save_weights(
             "overwrite=True."
         )
     rows, columns = _grid(model)
-    # "pt" tells PyTorch libraries that the layouts are theirs.
-    notes = {"format": "pt", "grid_size": f"{rows}x{columns}"}
+    tensors = to_reference(model.weights)
+    notes = {
+        "format": "pt",  # tells PyTorch libraries that the layouts are theirs
+        "grid_size": f"{rows}x{columns}",
+        "crc32": checksum(tensors),
+    }
     with atomically(path) as unfinished:
         unfinished.touch()
         mode = unfinished.stat().st_mode
-        save_file(to_reference(model.weights), unfinished, notes)
-        unfinished.chmod(
-            mode
-        )  # safetensors makes it readable only to its owner
+        save_file(tensors, unfinished, notes)
+        # safetensors makes it readable only to its owner.
+        unfinished.chmod(mode)
 
 
 def load_pretrained(model: keras.Model, row: PretrainedWeights) -> keras.Model:
