@@ -5,6 +5,8 @@ function runs the model up to the inputs of the blocks it is asked for, and then
 calls these blocks.
 """
 
+import math
+
 import keras
 import numpy as np
 from keras import ops
@@ -103,6 +105,8 @@ def self_attention_maps(model, images, block):
     blocks = _layers(model, SelfAttentionBlock)
     chosen = blocks[_index(block, blocks)]
     (scores,), grid = _scores(model, images, [chosen])
+    patches = math.prod(grid)
+    scores = scores[:, :, -patches:, -patches:]  # a ViT's class token is first
     return scores.reshape(*scores.shape[:2], *grid, *grid)
 
 

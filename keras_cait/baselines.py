@@ -1,32 +1,37 @@
-"""ViT and DeiT, and what lies between them and CaiT: the paper's baselines.
+"""ViT and DeiT, and the models between them and CaiT: the paper's baselines.
 
-One model in which the class token enters before any block, or reads the patches
-in class attention afterwards, and residual branches are scaled in each of the
-ways that the paper compares. With all of CaiT's choices it is `CaiT`, weight by
-weight.
+The class token joins the patches before any block, or reads them in class
+attention after all others. The residual branches are scaled in each of the ways
+that the paper compares. With all of CaiT's choices the model is `CaiT`, weight
+by weight.
 """
+
+from typing import Any
 
 import keras
 from keras import ops
 
-from keras_cait.blocks import ClassAttentionBlock, layer_norm
+from keras_cait.blocks import SelfAttentionBlock, layer_norm
 from keras_cait.layers import (
-    MLP,
     ClassToken,
     LayerScale,
-    PatchEmbedding,
-    PositionEmbedding,
+    Shape,
     TalkingHeadsAttention,
     check_heads,
     check_rank,
     dense,
-    kernel_initializer,
-    positive_int,
     query_key_scores,
     softmax,
     weighted_values,
 )
-from keras_cait.models import check_input_shape, normalization
+from keras_cait.transformer import (
+    VisionTransformer,
+    check_input_shape,
+    check_sizes,
+    embed_patches,
+    head,
+    read_patches,
+)
 from keras_cait.weights import load_weights
 
 # Touvron et al., 2021, DeiT, table 1 (arXiv 2012.12877): `ViT(**SIZES["S"])`.
@@ -34,15 +39,6 @@ SIZES = {
     "Ti": {"embed_dim": 192, "depth": 12, "num_heads": 3},
     "S": {"embed_dim": 384, "depth": 12, "num_heads": 6},
     "B": {"embed_dim": 768, "depth": 12, "num_heads": 12},
-}
-
-# Initial value of what multiplies a branch; `None`: it is `init_values`.
-RESIDUAL_SCALINGS = {
-    "none": 1.0,
-    "rezero": 0.0,
-    "fixup": 1.0,
-    "scalar": None,
-    "layer_scale": None,
 }
 
 
@@ -99,33 +95,27 @@ class ScalarScale(LayerScale):
 
 
 @keras.saving.register_keras_serializable(package="keras_cait")
-class ResidualBlock(keras.layers.Layer):
+class ResidualBlock(SelfAttentionBlock):
     """Self-attention and MLP, with any of the paper's residual scalings.
 
-    `x = x + a * attention(norm1(x))`, then `x = x + b * mlp(norm2(x))`.
+    `x = x + a * attention(norm1(x))`, then `x = x + b * mlp(norm2(x))`. Call
+    arguments and results are those of `SelfAttentionBlock`.
 
     Args:
         num_heads: int > 0 that divides the width of the inputs.
         mlp_ratio: float > 0. Width of the MLP's hidden layer over `embed_dim`.
-        residual_scaling: what multiplies a branch: `"none"`, nothing;
-            `"rezero"` and `"fixup"`, one learned number that starts at 0 and
-            1; `"scalar"`, one that starts at `init_values`; `"layer_scale"`,
-            one for each channel, which start there.
-        init_values: float, for `"scalar"` and `"layer_scale"` alone.
-        pre_norm: bool. Whether branches start with a LayerNorm.
-        talking_heads: bool. Whether heads are mixed before and after softmax.
-        drop_path_rate: float in [0, 1). Share of images for which a branch is
-            dropped in training; the others are scaled by `1 / (1 - rate)`.
-
-    Call arguments:
-        inputs: float tensor `(batch, tokens, embed_dim)`.
-        training: bool. Whether stochastic depth is on.
-
-    Returns:
-        Tensor of the same shape, in the dtype of the weights.
+        residual_scaling: factor of a branch. `"none"`: no factor. `"rezero"`
+            and `"fixup"`: one learned number that starts at 0 and 1.
+            `"scalar"`: one that starts at `init_values`. `"layer_scale"`: one
+            per channel, which start at `init_values`.
+        init_values: float, only for `"scalar"` and `"layer_scale"`.
+        pre_norm: whether the branches start with a LayerNorm.
+        talking_heads: whether the heads are mixed before and after softmax.
+        drop_path_rate: float in [0, 1). Stochastic depth, as in
+            `SelfAttentionBlock`.
 
     Raises:
-        ValueError: an argument is out of its range, or two do not fit.
+        ValueError: an argument is out of range, or two do not fit.
 
     Example:
     >>> tuple(ResidualBlock(4)(np.ones((2, 197, 192))).shape)
@@ -138,124 +128,96 @@ class ResidualBlock(keras.layers.Layer):
 
     def __init__(
         self,
-        num_heads,
-        mlp_ratio=4.0,
-        residual_scaling="none",
-        init_values=None,
-        pre_norm=True,
-        talking_heads=False,
-        drop_path_rate=0.0,
-        **kwargs,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        residual_scaling: str = "none",
+        init_values: float | None = None,
+        pre_norm: bool = True,
+        talking_heads: bool = False,
+        drop_path_rate: float = 0.0,
+        **kwargs: Any,
     ):
-        super().__init__(autocast=False, **kwargs)
         _check_scaling(residual_scaling, init_values)
-        self.num_heads = num_heads
-        self.mlp_ratio = mlp_ratio
+        super().__init__(
+            num_heads,
+            mlp_ratio,
+            init_values,
+            drop_path_rate,
+            attention=TalkingHeadsAttention if talking_heads else SelfAttention,
+            norm=layer_norm if pre_norm else _no_norm,
+            scale=RESIDUAL_SCALINGS[residual_scaling],
+            **kwargs,
+        )
         self.residual_scaling = residual_scaling
-        self.init_values = init_values
         self.pre_norm = pre_norm
         self.talking_heads = talking_heads
-        self.drop_path_rate = drop_path_rate
-        attention = TalkingHeadsAttention if talking_heads else SelfAttention
-        policy = self.dtype_policy
-        self.norm1 = self._norm("norm1")
-        self.attention = attention(num_heads, dtype=policy, name="attention")
-        self.layer_scale_1 = self._scale("layer_scale_1")
-        self.norm2 = self._norm("norm2")
-        self.mlp = MLP(mlp_ratio, dtype=policy, name="mlp")
-        self.layer_scale_2 = self._scale("layer_scale_2")
-        # One draw for each image and branch. At rate 0 it is the identity.
-        self.stochastic_depth = keras.layers.Dropout(
-            drop_path_rate,
-            noise_shape=(None, 1, 1),
-            dtype=self.variable_dtype,
-            name="stochastic_depth",
-        )
 
-    def _norm(self, name):
-        if not self.pre_norm:
-            return keras.layers.Identity(dtype=self.variable_dtype, name=name)
-        return layer_norm(name, self.dtype_policy)
-
-    def _scale(self, name):
-        if self.residual_scaling == "none":
-            return keras.layers.Identity(dtype=self.variable_dtype, name=name)
-        start = RESIDUAL_SCALINGS[self.residual_scaling]
-        is_layer_scale = self.residual_scaling == "layer_scale"
-        scale = LayerScale if is_layer_scale else ScalarScale
-        return scale(
-            self.init_values if start is None else start,
-            dtype=self.dtype_policy,
-            name=name,
-        )
-
-    def build(self, input_shape):
-        for layer in (
-            self.norm1,
-            self.attention,
-            self.layer_scale_1,
-            self.norm2,
-            self.mlp,
-            self.layer_scale_2,
-        ):
-            layer.build(input_shape)
-
-    def call(self, inputs, training=None):
-        x = ops.cast(inputs, self.variable_dtype)
-        branch = self.layer_scale_1(self.attention(self.norm1(x)))
-        x = x + self.stochastic_depth(branch, training=training)
-        branch = self.layer_scale_2(self.mlp(self.norm2(x)))
-        return x + self.stochastic_depth(branch, training=training)
-
-    def compute_output_spec(self, inputs, training=None):
-        return keras.KerasTensor(inputs.shape, dtype=self.variable_dtype)
-
-    def compute_output_shape(self, input_shape):
-        return input_shape
-
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = {
-            "num_heads": self.num_heads,
-            "mlp_ratio": self.mlp_ratio,
             "residual_scaling": self.residual_scaling,
-            "init_values": self.init_values,
             "pre_norm": self.pre_norm,
             "talking_heads": self.talking_heads,
-            "drop_path_rate": self.drop_path_rate,
         }
         return {**super().get_config(), **config}
 
 
+def _no_norm(name: str, dtype: Any) -> keras.layers.Layer:
+    dtype = keras.dtype_policies.get(dtype).variable_dtype
+    return keras.layers.Identity(dtype=dtype, name=name)
+
+
+def _no_scale(init_values: None, dtype: Any, name: str) -> keras.layers.Layer:
+    return _no_norm(name, dtype)
+
+
+def _rezero(init_values: None, **kwargs: Any) -> ScalarScale:
+    return ScalarScale(0.0, **kwargs)
+
+
+def _fixup(init_values: None, **kwargs: Any) -> ScalarScale:
+    return ScalarScale(1.0, **kwargs)
+
+
+# How the scale of a branch is made from `init_values`.
+RESIDUAL_SCALINGS = {
+    "none": _no_scale,
+    "rezero": _rezero,
+    "fixup": _fixup,
+    "scalar": ScalarScale,
+    "layer_scale": LayerScale,
+}
+
+
 @keras.saving.register_keras_serializable(package="keras_cait")
-class ViT(keras.Model):
+class ViT(VisionTransformer):
     """ViT and DeiT, and the models between them and CaiT.
 
-    Layers, names and the arguments that are not listed are those of `CaiT`.
-    The class token has no position of its own: in ViT the two are only ever
-    added up. Stochastic depth has the same rate in every block.
+    Layers, names and the arguments not listed are those of `CaiT`. The class
+    token has no position of its own: ViT only uses their sum. Stochastic depth
+    has the same rate in every block.
 
     Args:
         class_token_depth: int in 0...`depth - 1`. The block before which the
-            class token joins the patches: 0 is ViT and DeiT. `None` is 0; not
-            for average pooling, nor with class attention.
-        class_attention_depth: int. Number of class-attention blocks, through
-            which the class token then reads the patches, after all others.
+            class token joins the patches. 0 is ViT and DeiT; `None` is 0. Must
+            be `None` with average pooling and with class attention.
+        class_attention_depth: number of class-attention blocks after all
+            others, in which the class token reads the patches.
         residual_scaling: `"none"`, `"rezero"`, `"fixup"`, `"scalar"` or
-            `"layer_scale"`, as for `ResidualBlock`. Class-attention blocks
-            have LayerScale in any case, which starts at 1 unless it is
-            `"layer_scale"`. `"fixup"` also starts the kernels in its own way.
-        init_values: float, for `"scalar"` and `"layer_scale"` alone.
-        pre_norm: bool. Whether branches start with a LayerNorm.
-        talking_heads: bool. Whether heads are mixed before and after softmax.
-        pooling: `"token"`, the class embedding; or `"avg"`, the mean of the
+            `"layer_scale"`, as in `ResidualBlock`. Class-attention blocks
+            always have LayerScale, which starts at 1 unless this is
+            `"layer_scale"`. `"fixup"` also initializes kernels its own way.
+        init_values: float, only for `"scalar"` and `"layer_scale"`.
+        pre_norm: whether the branches start with a LayerNorm.
+        talking_heads: whether the heads are mixed before and after softmax.
+        pooling: `"token"`, the class token; or `"avg"`, the mean of the
             patches, without a class token. Both after the last norm.
 
     Returns:
-        A `keras.Model` of images `(batch, height, width, channels)` to
+        A `keras.Model` from images `(batch, height, width, channels)` to
         `(batch, classes)`, or without a head to `(batch, embed_dim)`.
 
     Raises:
-        ValueError: an argument is out of its range, or two do not fit.
+        ValueError: an argument is out of range, or two do not fit.
 
     Example:
     >>> model = ViT(**SIZES["Ti"], input_shape=(32, 48, 3))
@@ -266,33 +228,37 @@ class ViT(keras.Model):
     2021 (arXiv 2012.12877 and 2103.17239); timm's `vision_transformer.py`.
     """
 
+    class_token_depth: int | None
+    residual_scaling: str
+    pre_norm: bool
+    talking_heads: bool
+
     def __init__(
         self,
-        embed_dim,
-        depth,
-        num_heads,
-        patch_size=16,
-        mlp_ratio=4.0,
-        class_token_depth=None,
-        class_attention_depth=0,
-        residual_scaling="none",
-        init_values=None,
-        pre_norm=True,
-        talking_heads=False,
-        drop_path_rate=0.0,
-        include_top=True,
-        weights=None,
-        input_shape=(224, 224, 3),
-        pooling="token",
-        classes=1000,
-        classifier_activation="softmax",
-        include_preprocessing=True,
-        grid_size=None,
-        dtype=None,
-        name=None,
+        embed_dim: int,
+        depth: int,
+        num_heads: int,
+        patch_size: int = 16,
+        mlp_ratio: float = 4.0,
+        class_token_depth: int | None = None,
+        class_attention_depth: int = 0,
+        residual_scaling: str = "none",
+        init_values: float | None = None,
+        pre_norm: bool = True,
+        talking_heads: bool = False,
+        drop_path_rate: float = 0.0,
+        include_top: bool = True,
+        weights: Any = None,
+        input_shape: Shape = (224, 224, 3),
+        pooling: str = "token",
+        classes: int = 1000,
+        classifier_activation: Any = "softmax",
+        include_preprocessing: bool = True,
+        grid_size: tuple[int, int] | None = None,
+        dtype: Any = None,
+        name: str | None = None,
     ):
-        positive_int("depth", depth)
-        positive_int("classes", classes)
+        check_sizes(depth=depth, patch_size=patch_size, classes=classes)
         check_input_shape(input_shape)
         if pooling not in ("token", "avg"):
             raise ValueError(
@@ -305,15 +271,14 @@ class ViT(keras.Model):
         policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
 
         images = keras.Input(input_shape, name="images")
-        x = images
-        if include_preprocessing:
-            x = normalization(input_shape[-1])(x)
-        x = PatchEmbedding(
-            embed_dim, patch_size, dtype=policy, name="patch_embedding"
-        )(x)
-        x = PositionEmbedding(
-            grid_size, dtype=policy, name="position_embedding"
-        )(x)
+        x = embed_patches(
+            images,
+            embed_dim,
+            patch_size,
+            grid_size,
+            include_preprocessing,
+            policy,
+        )
         for i in range(depth):
             if i == entry:
                 token = ClassToken(dtype=policy, name="class_token")(x)
@@ -332,93 +297,51 @@ class ViT(keras.Model):
                 name=f"self_attention_block_{i}",
             )(x)
         if class_attention_depth:
-            token = ClassToken(dtype=policy, name="class_token")(x)
-        for i in range(class_attention_depth):
-            token = ClassAttentionBlock(
+            x = read_patches(
+                x,
+                class_attention_depth,
                 num_heads,
                 mlp_ratio,
                 init_values if residual_scaling == "layer_scale" else 1.0,
-                dtype=policy,
-                name=f"class_attention_block_{i}",
-            )(token, x)
+                policy,
+            )
 
         norm = layer_norm("norm", policy)
         if pooling == "avg":
             x = keras.layers.GlobalAveragePooling1D(name="pooling")(norm(x))
         else:
-            x = norm((token if class_attention_depth else x)[:, 0])
+            x = norm(x[:, 0])
         if include_top:
-            x = keras.layers.Dense(
-                classes,
-                activation=classifier_activation,
-                kernel_initializer=kernel_initializer(),
-                dtype=policy.variable_dtype,
-                name="head",
-            )(x)
+            x = head(x, classes, classifier_activation, policy)
 
-        super().__init__(inputs=images, outputs=x, name=name)
-        self.embed_dim = embed_dim
-        self.depth = depth
-        self.num_heads = num_heads
-        self.patch_size = patch_size
-        self.mlp_ratio = mlp_ratio
-        self.class_token_depth = class_token_depth
-        self.class_attention_depth = class_attention_depth
-        self.residual_scaling = residual_scaling
-        self.init_values = init_values
-        self.pre_norm = pre_norm
-        self.talking_heads = talking_heads
-        self.drop_path_rate = drop_path_rate
-        self.include_top = include_top
-        self.image_shape = tuple(input_shape)
-        self.pooling = pooling
-        self.classes = classes
-        self.classifier_activation = classifier_activation
-        self.include_preprocessing = include_preprocessing
-        self.grid_size = self.get_layer("position_embedding").grid_size
-        self.dtype_policy = policy  # by which compile() scales the loss
+        super().__init__(
+            images,
+            x,
+            policy,
+            name,
+            embed_dim=embed_dim,
+            depth=depth,
+            num_heads=num_heads,
+            patch_size=patch_size,
+            mlp_ratio=mlp_ratio,
+            class_token_depth=class_token_depth,
+            class_attention_depth=class_attention_depth,
+            residual_scaling=residual_scaling,
+            init_values=init_values,
+            pre_norm=pre_norm,
+            talking_heads=talking_heads,
+            drop_path_rate=drop_path_rate,
+            include_top=include_top,
+            input_shape=input_shape,
+            pooling=pooling,
+            classes=classes,
+            classifier_activation=classifier_activation,
+            include_preprocessing=include_preprocessing,
+        )
         if residual_scaling == "fixup":
             _start_as_fixup(self)
         if weights is not None:
             load_weights(self, weights)
-
-    def get_config(self):
-        return {
-            "embed_dim": self.embed_dim,
-            "depth": self.depth,
-            "num_heads": self.num_heads,
-            "patch_size": self.patch_size,
-            "mlp_ratio": self.mlp_ratio,
-            "class_token_depth": self.class_token_depth,
-            "class_attention_depth": self.class_attention_depth,
-            "residual_scaling": self.residual_scaling,
-            "init_values": self.init_values,
-            "pre_norm": self.pre_norm,
-            "talking_heads": self.talking_heads,
-            "drop_path_rate": self.drop_path_rate,
-            "include_top": self.include_top,
-            "input_shape": self.image_shape,
-            "pooling": self.pooling,
-            "classes": self.classes,
-            "classifier_activation": keras.saving.serialize_keras_object(
-                self.classifier_activation
-            ),
-            "include_preprocessing": self.include_preprocessing,
-            "grid_size": self.grid_size,
-            "dtype": keras.saving.serialize_keras_object(self.dtype_policy),
-            "name": self.name,
-        }
-
-    @classmethod
-    def from_config(cls, config, custom_objects=None):
-        return cls(
-            **{
-                key: keras.saving.deserialize_keras_object(
-                    value, custom_objects
-                )
-                for key, value in config.items()
-            }
-        )
 
 
 def _start_as_fixup(model):
@@ -431,8 +354,7 @@ def _start_as_fixup(model):
 
     Reference: Zhang et al., 2019, section 3 (arXiv 1901.09321).
     """
-    for i in range(model.depth):
-        block = model.get_layer(f"self_attention_block_{i}")
+    for block in model.self_attention_blocks:
         for first, last in (
             (block.attention.qkv, block.attention.proj),
             (block.mlp.fc1, block.mlp.fc2),
@@ -480,7 +402,7 @@ def _check_scaling(residual_scaling, init_values):
             f"residual_scaling must be one of {', '.join(RESIDUAL_SCALINGS)}. "
             f"Received: {residual_scaling!r}."
         )
-    is_needed = RESIDUAL_SCALINGS[residual_scaling] is None
+    is_needed = residual_scaling in ("scalar", "layer_scale")
     if is_needed != (init_values is not None):
         raise ValueError(
             'init_values is needed by "scalar" and "layer_scale", and by these '

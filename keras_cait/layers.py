@@ -13,6 +13,8 @@ from keras import ops
 
 LAYER_NORM_EPSILON = 1e-6
 
+Shape = tuple[int | None, ...]
+
 
 @keras.saving.register_keras_serializable(package="keras_cait")
 class PatchEmbedding(keras.layers.Layer):

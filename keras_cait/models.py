@@ -1,23 +1,20 @@
 """CaiT as a Keras model, and the ten variants of the paper."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 
-from keras_cait.blocks import (
-    ClassAttentionBlock,
-    SelfAttentionBlock,
-    layer_norm,
-)
-from keras_cait.layers import (
-    ClassToken,
-    PatchEmbedding,
-    PositionEmbedding,
-    kernel_initializer,
-    positive_int,
-)
-from keras_cait.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from keras_cait.blocks import SelfAttentionBlock, layer_norm
+from keras_cait.layers import Shape
 from keras_cait.pretrained import nearest_pretrained
+from keras_cait.transformer import (
+    VisionTransformer,
+    check_input_shape,
+    check_sizes,
+    embed_patches,
+    head,
+    read_patches,
+)
 from keras_cait.weights import load_pretrained, load_weights
 
 
@@ -50,15 +47,18 @@ VARIANTS = {
 
 
 @keras.saving.register_keras_serializable(package="keras_cait")
-class CaiT(keras.Model):
+class CaiT(VisionTransformer):
     """Class-Attention in Image Transformers, of any size.
 
-    Self-attention blocks run on the patches alone; a class token enters
-    afterwards, in class-attention blocks that only read the patches. Every
-    residual branch is scaled by LayerScale. The model is a Functional graph
-    of few layers, whose names are `patch_embedding`, `position_embedding`,
-    `self_attention_block_0` ..., `class_token`, `class_attention_block_0` ...,
-    `norm` and `head`: any intermediate is `model.get_layer(name).output`.
+    Self-attention blocks process the patches. A class token then reads them in
+    class-attention blocks, which do not change the patches. LayerScale scales
+    every residual branch.
+
+    The model is a Functional graph of few layers, named `patch_embedding`,
+    `position_embedding`, `self_attention_block_0` ..., `class_token`,
+    `class_attention_block_0` ..., `norm` and `head`. Any intermediate is
+    `model.get_layer(name).output`. `model.self_attention_blocks` and
+    `model.class_attention_blocks` are lists of the blocks.
 
     Args:
         embed_dim: int > 0. Width of a token.
@@ -67,41 +67,41 @@ class CaiT(keras.Model):
         patch_size: int > 0. Side of a patch in pixels.
         mlp_ratio: float > 0. Width of the MLPs over `embed_dim`.
         class_attention_depth: int > 0. Number of class-attention blocks.
-        init_values: float. Initial gamma of LayerScale; `None` chooses it by
-            depth as the paper: 0.1 up to 18 blocks, 1e-5 up to 24, then 1e-6.
-        drop_path_rate: float in [0, 1). Stochastic depth, the same in every
-            self-attention block, none in class attention.
-        include_top: bool. Whether the model ends with the classifier `head`.
-        weights: `None` (random initialisation) or the path of a file that
-            `load_weights` reads. Published weights come with the functions
-            of the variants, such as `CaiT_S24`.
+        init_values: initial gamma of LayerScale. `None` depends on the depth,
+            as in the paper: 0.1 up to 18 blocks, 1e-5 up to 24, 1e-6 beyond.
+        drop_path_rate: float in [0, 1). Stochastic depth of every
+            self-attention block. Class attention has none.
+        include_top: whether the model ends with the classifier `head`.
+        weights: `None` (random initialization) or the path of a file that
+            `load_weights` reads. The variants, such as `CaiT_S24`, have
+            pretrained weights.
         input_tensor: Keras tensor to use as the input, or `None`.
         input_shape: `(height, width, channels)`. Height and width are
-            multiples of the patch size, or `None` for images whose size is
+            multiples of the patch size, or `None` if the size of the images is
             only known when the model runs.
-        pooling: what the head, or without a head the caller, gets:
-            `"token"`, the class embedding `(batch, embed_dim)`; `"avg"`, the
-            mean of the patch tokens `(batch, embed_dim)`; `None` (only
-            without a head), all tokens `(batch, 1 + patches, embed_dim)`,
-            class token first. All after the last norm.
+        pooling: features of the head, or outputs without a head, all after the
+            last norm. `"token"`: the class token `(batch, embed_dim)`.
+            `"avg"`: the mean of the patch tokens `(batch, embed_dim)`. `None`
+            (only without a head): all tokens `(batch, 1 + patches,
+            embed_dim)`, class token first.
         classes: int > 0. Number of classes of the head.
-        classifier_activation: activation of the head; `None` gives logits.
-        include_preprocessing: bool. Whether the model takes RGB in 0...255
-            (uint8 or float) and normalises it with ImageNet's mean and
-            standard deviation; otherwise the input is normalised already.
-            With other than 3 channels, 0...255 is scaled to -1...1.
-        grid_size: pair of ints, the grid of the learned positions, for inputs
-            of unknown size. `None` takes it from `input_shape`; for unknown
-            sizes, that of a 224 x 224 image.
-        dtype: dtype or policy of all layers; `None` takes Keras' global one.
-        name: str. Name of the model.
+        classifier_activation: activation of the head. `None` returns logits.
+        include_preprocessing: whether the model takes RGB in 0...255 (uint8 or
+            float) and normalizes it with ImageNet's mean and standard
+            deviation. Otherwise it takes normalized images. With a number of
+            channels other than 3, it scales 0...255 to -1...1.
+        grid_size: grid `(rows, columns)` of the learned positions. `None` is
+            the grid of `input_shape`, or that of a 224 x 224 image if the size
+            is unknown.
+        dtype: dtype or policy of all layers. `None` is Keras' global policy.
+        name: name of the model.
 
     Returns:
-        A `keras.Model` of images `(batch, height, width, channels)` to
-        `(batch, classes)`, or to what `pooling` says.
+        A `keras.Model` from images `(batch, height, width, channels)` to
+        `(batch, classes)`, or to the features that `pooling` selects.
 
     Raises:
-        ValueError: an argument is out of its range, or two do not fit.
+        ValueError: an argument is out of range, or two do not fit.
 
     Example:
     >>> model = CaiT(192, depth=4, num_heads=4, input_shape=(64, 96, 3))
@@ -113,36 +113,38 @@ class CaiT(keras.Model):
 
     def __init__(
         self,
-        embed_dim,
-        depth,
-        num_heads,
-        patch_size=16,
-        mlp_ratio=4.0,
-        class_attention_depth=2,
-        init_values=None,
-        drop_path_rate=0.0,
-        include_top=True,
-        weights=None,
-        input_tensor=None,
-        input_shape=(224, 224, 3),
-        pooling="token",
-        classes=1000,
-        classifier_activation="softmax",
-        include_preprocessing=True,
-        grid_size=None,
-        dtype=None,
-        name=None,
+        embed_dim: int,
+        depth: int,
+        num_heads: int,
+        patch_size: int = 16,
+        mlp_ratio: float = 4.0,
+        class_attention_depth: int = 2,
+        init_values: float | None = None,
+        drop_path_rate: float = 0.0,
+        include_top: bool = True,
+        weights: Any = None,
+        input_tensor: Any = None,
+        input_shape: Shape = (224, 224, 3),
+        pooling: str | None = "token",
+        classes: int = 1000,
+        classifier_activation: Any = "softmax",
+        include_preprocessing: bool = True,
+        grid_size: tuple[int, int] | None = None,
+        dtype: Any = None,
+        name: str | None = None,
     ):
-        positive_int("patch_size", patch_size)
         if weights == "imagenet":
             raise ValueError(
-                "CaiT of any size has no published weights. Received: "
-                'weights="imagenet". Use a variant, such as '
+                "Only the variants have pretrained weights. Received: CaiT("
+                'weights="imagenet"). Use for example '
                 'CaiT_S24(weights="imagenet"), or the path of a file.'
             )
-        positive_int("depth", depth)
-        positive_int("class_attention_depth", class_attention_depth)
-        positive_int("classes", classes)
+        check_sizes(
+            depth=depth,
+            patch_size=patch_size,
+            class_attention_depth=class_attention_depth,
+            classes=classes,
+        )
         _check_pooling(pooling, include_top)
         if init_values is None:
             init_values = _init_values_by_depth(depth)
@@ -150,25 +152,22 @@ class CaiT(keras.Model):
 
         if input_tensor is None:
             check_input_shape(input_shape)
-            images = keras.Input(input_shape, name="images")
-            inputs = images
+            inputs = images = keras.Input(input_shape, name="images")
         else:
             images = input_tensor
-            inputs = keras.utils.get_source_inputs(images)
+            sources = keras.utils.get_source_inputs(images)
+            inputs = sources[0] if len(sources) == 1 else sources
             input_shape = tuple(images.shape[1:])
             check_input_shape(input_shape)
-        if grid_size is None and None in input_shape:
-            grid_size = (224 // patch_size, 224 // patch_size)
 
-        x = images
-        if include_preprocessing:
-            x = normalization(input_shape[-1])(x)
-        x = PatchEmbedding(
-            embed_dim, patch_size, dtype=policy, name="patch_embedding"
-        )(x)
-        patches = PositionEmbedding(
-            grid_size, dtype=policy, name="position_embedding"
-        )(x)
+        patches = embed_patches(
+            images,
+            embed_dim,
+            patch_size,
+            grid_size,
+            include_preprocessing,
+            policy,
+        )
         for i in range(depth):
             patches = SelfAttentionBlock(
                 num_heads,
@@ -178,15 +177,14 @@ class CaiT(keras.Model):
                 dtype=policy,
                 name=f"self_attention_block_{i}",
             )(patches)
-        token = ClassToken(dtype=policy, name="class_token")(patches)
-        for i in range(class_attention_depth):
-            token = ClassAttentionBlock(
-                num_heads,
-                mlp_ratio,
-                init_values,
-                dtype=policy,
-                name=f"class_attention_block_{i}",
-            )(token, patches)
+        token = read_patches(
+            patches,
+            class_attention_depth,
+            num_heads,
+            mlp_ratio,
+            init_values,
+            policy,
+        )
 
         norm = layer_norm("norm", policy)
         if pooling == "token":
@@ -202,70 +200,30 @@ class CaiT(keras.Model):
                 )([token, patches])
             )
         if include_top:
-            x = keras.layers.Dense(
-                classes,
-                activation=classifier_activation,
-                kernel_initializer=kernel_initializer(),
-                dtype=policy.variable_dtype,
-                name="head",
-            )(x)
+            x = head(x, classes, classifier_activation, policy)
 
-        super().__init__(inputs=inputs, outputs=x, name=name)
-        self.embed_dim = embed_dim
-        self.depth = depth
-        self.num_heads = num_heads
-        self.patch_size = patch_size
-        self.mlp_ratio = mlp_ratio
-        self.class_attention_depth = class_attention_depth
-        self.init_values = init_values
-        self.drop_path_rate = drop_path_rate
-        self.include_top = include_top
-        self.image_shape = tuple(input_shape)
-        self.pooling = pooling
-        self.classes = classes
-        self.classifier_activation = classifier_activation
-        self.include_preprocessing = include_preprocessing
-        self.grid_size = self.get_layer("position_embedding").grid_size
-        self.dtype_policy = policy  # by which compile() scales the loss
+        super().__init__(
+            inputs,
+            x,
+            policy,
+            name,
+            embed_dim=embed_dim,
+            depth=depth,
+            num_heads=num_heads,
+            patch_size=patch_size,
+            mlp_ratio=mlp_ratio,
+            class_attention_depth=class_attention_depth,
+            init_values=init_values,
+            drop_path_rate=drop_path_rate,
+            include_top=include_top,
+            input_shape=input_shape,
+            pooling=pooling,
+            classes=classes,
+            classifier_activation=classifier_activation,
+            include_preprocessing=include_preprocessing,
+        )
         if weights is not None:
             load_weights(self, weights)
-
-    def get_config(self):
-        fc1 = self.get_layer("self_attention_block_0").mlp.fc1
-        return {
-            "embed_dim": self.embed_dim,
-            "depth": self.depth,
-            "num_heads": self.num_heads,
-            "patch_size": self.patch_size,
-            "mlp_ratio": self.mlp_ratio,
-            "class_attention_depth": self.class_attention_depth,
-            "init_values": self.init_values,
-            "drop_path_rate": self.drop_path_rate,
-            "include_top": self.include_top,
-            "input_shape": self.image_shape,
-            "pooling": self.pooling,
-            "classes": self.classes,
-            "classifier_activation": keras.saving.serialize_keras_object(
-                self.classifier_activation
-            ),
-            "include_preprocessing": self.include_preprocessing,
-            "grid_size": self.grid_size,
-            "dtype": keras.saving.serialize_keras_object(self.dtype_policy),
-            "name": self.name,
-            "quantization_mode": fc1.quantization_mode,
-        }
-
-    @classmethod
-    def from_config(cls, config, custom_objects=None):
-        config = {
-            key: keras.saving.deserialize_keras_object(value, custom_objects)
-            for key, value in config.items()
-        }
-        quantization_mode = config.pop("quantization_mode", None)
-        model = cls(**config)
-        if quantization_mode is not None:  # by quantize(), before it was saved
-            model.quantize(quantization_mode)
-        return model
 
 
 VARIANT_DOCSTRING = """CaiT-{variant} of the paper.
@@ -376,35 +334,6 @@ def _init_values_by_depth(depth):
     if depth <= 18:
         return 0.1
     return 1e-5 if depth <= 24 else 1e-6
-
-
-def normalization(channels):
-    """From pixels in 0...255 to what the patch embedding expects."""
-    if channels == 3:
-        scale = [1 / (255 * std) for std in IMAGENET_STD]
-        offset = [
-            -mean / std
-            for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)
-        ]
-    else:
-        scale, offset = 1 / 127.5, -1.0
-    return keras.layers.Rescaling(
-        scale, offset, dtype="float32", name="normalization"
-    )
-
-
-def check_input_shape(shape):
-    if (
-        not isinstance(shape, list | tuple)
-        or len(shape) != 3
-        or shape[-1] is None
-        or any(s is not None and s < 1 for s in shape)
-    ):
-        raise ValueError(
-            "input_shape must be (height, width, channels), where height and "
-            f"width may be None. Received: input_shape={shape}. "
-            "For example (224, 224, 3) or (None, None, 3)."
-        )
 
 
 def _check_pooling(pooling, include_top):

@@ -6,6 +6,7 @@ import pytest
 
 import keras_cait
 from keras_cait import attention_maps
+from keras_cait.baselines import ViT
 from tests.helpers.models import randomise
 
 
@@ -60,15 +61,14 @@ def test_maps_are_the_scores_of_the_blocks(wide_pictures):
         model, [0, "self_attention_block_1", -1, "class_token"]
     )
     block_0, block_1, patches, token = features(wide_pictures)
-    for i in range(3):
-        block = model.get_layer(f"class_attention_block_{i}")
+    for i, block in enumerate(model.class_attention_blocks):
         token, scores = block(token, patches, return_attention_scores=True)
         scores = keras.ops.convert_to_numpy(scores)
         # Patch 7 lies in row 1, column 2 of the 2 x 5 grid.
         np.testing.assert_allclose(
             maps[:, i, :, 1, 2], scores[:, :, 0, 1 + 7], atol=1e-6
         )
-    _, scores = model.get_layer("self_attention_block_1")(
+    _, scores = model.self_attention_blocks[1](
         block_0, return_attention_scores=True
     )
     self_maps = attention_maps.self_attention_maps(model, wide_pictures, -2)
@@ -105,6 +105,20 @@ def test_maps_of_models_around_the_backbone(small_model, pictures):
     other_head = keras.Model(small_model.inputs, keras.layers.Dense(2)(token))
     np.testing.assert_array_equal(
         keras_cait.class_attention_maps(other_head, pictures), expected
+    )
+
+
+def test_maps_of_a_vit_leave_its_class_token_out(pictures):
+    model = randomise(
+        ViT(24, 2, 2, patch_size=8, input_shape=(32, 32, 3), classes=5)
+    )
+    maps = attention_maps.self_attention_maps(model, pictures, 0)
+    tokens = keras.Model(model.input, model.self_attention_blocks[0].input)
+    _, scores = model.self_attention_blocks[0](
+        tokens(pictures), return_attention_scores=True
+    )
+    np.testing.assert_allclose(
+        maps.reshape(2, 2, 16, 16), scores[:, :, 1:, 1:], atol=1e-6
     )
 
 

@@ -118,7 +118,7 @@ def test_with_all_choices_of_cait_it_is_cait(small_model, pictures):
 @pytest.mark.parametrize("entry", [1, 2])
 def test_class_token_enters_before_a_block(entry, pictures):
     model = randomise(TINY(class_token_depth=entry))
-    blocks = [model.get_layer(f"self_attention_block_{i}") for i in range(3)]
+    blocks = model.self_attention_blocks
     layers = ("normalization", "patch_embedding", "position_embedding")
     x = pictures
     for layer in [*map(model.get_layer, layers), *blocks[:entry]]:
@@ -201,8 +201,7 @@ def test_rezero_starts_as_the_identity():
 def test_fixup_starts_with_branches_and_head_of_zero(pictures):
     model = TINY(residual_scaling="fixup", classifier_activation=None)
     assert not np.asarray(model(pictures)).any()
-    for i in range(model.depth):
-        block = model.get_layer(f"self_attention_block_{i}")
+    for block in model.self_attention_blocks:
         for layer in (block.attention.qkv, block.mlp.fc1):
             # A normal of 0.02, cut at two deviations, times (2 * 3) ** -1/2.
             deviation = np.std(np.asarray(layer.kernel))

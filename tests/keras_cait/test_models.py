@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import keras_cait
-from keras_cait.models import IMAGENET_MEAN, IMAGENET_STD
+from keras_cait.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from tests.helpers.models import randomise, without_values
 
 SMALL = {"embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 8}
@@ -231,13 +231,23 @@ def test_int8(pictures, tmp_path, monkeypatch):
     model = small(depth=1)
     expected = outputs(model, pictures)
     model.quantize("int8")
-    fc1 = model.get_layer("self_attention_block_0").mlp.fc1
+    fc1 = model.self_attention_blocks[0].mlp.fc1
     assert fc1.quantization_mode == "int8"
     result = outputs(model, pictures)
     assert 0 < np.abs(result - expected).max() < 0.02 * np.ptp(expected)
     model.save(tmp_path / "int8.keras")
     loaded = keras.saving.load_model(tmp_path / "int8.keras")
     np.testing.assert_array_equal(outputs(loaded, pictures), result)
+
+
+def test_blocks_are_listed_in_order():
+    model = small(depth=12, class_attention_depth=3)
+    assert [block.name for block in model.self_attention_blocks] == [
+        f"self_attention_block_{i}" for i in range(12)
+    ]
+    assert [block.name for block in model.class_attention_blocks] == [
+        f"class_attention_block_{i}" for i in range(3)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -255,8 +265,7 @@ def test_int8(pictures, tmp_path, monkeypatch):
 def test_variants_regularise_as_published(variant, drop_path_rate, init_values):
     with without_values():
         model = getattr(keras_cait, f"CaiT_{variant}")(weights=None)
-    for i in range(model.depth):
-        block = model.get_layer(f"self_attention_block_{i}")
+    for block in model.self_attention_blocks:
         assert block.stochastic_depth.rate == drop_path_rate
         assert block.layer_scale_1.init_values == init_values
     assert model.name == f"cait_{variant.lower()}"

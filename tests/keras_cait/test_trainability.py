@@ -152,7 +152,7 @@ def test_stochastic_depth_is_uniform_and_not_in_class_attention():
     model = keras_cait.CaiT(
         24, 4, 2, patch_size=8, input_shape=(16, 16, 3), drop_path_rate=0.3
     )
-    blocks = [model.get_layer(f"self_attention_block_{i}") for i in range(4)]
+    blocks = model.self_attention_blocks
     assert [block.stochastic_depth.rate for block in blocks] == [0.3] * 4
     dropouts = [
         layer
