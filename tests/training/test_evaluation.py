@@ -13,7 +13,10 @@ from PIL import Image
 
 import keras_cait
 import training.evaluate as program
-from export.__main__ import main as export
+from export.inference_graph import InferenceModel
+from export.litert import convert
+from export.metadata import add_metadata
+from export.serving.model_folder import write_version
 from keras_cait.weights import CHECKPOINTS, save_checkpoint
 from tests.helpers.models import randomise
 from training.classifiers import Classifier, load_classifier
@@ -65,7 +68,8 @@ def kinds(tmp_path_factory):
     )
     model.save(folder / "model.keras")
     save_checkpoint(model, folder / "model.safetensors")
-    (folder / "labels.txt").write_text("".join(f"{i}\n" for i in range(10)))
+    labels = [str(i) for i in range(10)]
+    (folder / "labels.txt").write_text("\n".join(labels))
     (folder / "run/checkpoints/best").mkdir(parents=True)
     shutil.copy(folder / "model.keras", folder / "run")
     raw = keras_cait.CaiT.from_config(model.get_config())
@@ -74,11 +78,10 @@ def kinds(tmp_path_factory):
         tf.train.Checkpoint(model=weights).write(
             str(folder / f"run/checkpoints/ckpt-{step}")
         )
-    weights = ["--weights", str(folder / "model.keras")]
-    for command, output in (("saved-model", "saved"), ("litert", "m.tflite")):
-        assert (
-            export([command, *weights, "--output", str(folder / output)]) == 0
-        )
+    write_version(model, labels, folder / "saved", batch_sizes=(1,))
+    tflite = convert(InferenceModel(model))
+    tflite = add_metadata(tflite, labels, "cait", "digits", "1")
+    (folder / "m.tflite").write_bytes(tflite)
     raw.save(folder / "raw.keras")
     return folder
 
