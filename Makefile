@@ -1,7 +1,7 @@
 # make test         sets up .venv, checks the style and runs the tests: all on
 #                   TensorFlow, those of the numerics on JAX as well
 # make quickstart   trains, exports and verifies a small CaiT; see README.md
-# make docs         builds the site of docs/ in site/
+# make docs         builds the site in build/site/site/
 
 PYTHON ?= python3
 RUN ?= runs/quickstart
@@ -35,7 +35,7 @@ test: .venv/test
 	KERAS_BACKEND=jax $(BIN)/python -m pytest $(WORKERS) $(NUMERICS)
 
 docs: .venv/docs
-	$(BIN)/mkdocs build --strict
+	$(BIN)/python docs/site/build.py
 
 quickstart: $(RUN)/report.md
 	@echo "The report is $(RUN)/report.md (to start afresh, delete $(RUN))"
