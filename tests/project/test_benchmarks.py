@@ -43,7 +43,7 @@ def test_a_table_shows_every_number(tmp_path, capsys):
     results.show("A model, batch 1", rows)
     printed = capsys.readouterr().out
     for line in (
-        "|  | images/s | timm eager = 1 | % of a matrix product | peak MB |",
+        "| Run | images/s | timm eager = 1 | % of a matrix product | peak MB |",
         "| keras-cait, XLA | 12.3 |  | 182 | 1,234 |",
         "| timm eager | timm is not installed |  |  |  |",
     ):
