@@ -2,6 +2,7 @@
 #                   TensorFlow, those of the numerics on JAX as well
 # make quickstart   trains, exports and verifies a small CaiT; see README.md
 # make docs         builds the site in build/site/site/
+# make constraints  writes constraints.txt anew
 
 PYTHON ?= python3
 RUN ?= runs/quickstart
@@ -25,7 +26,7 @@ endif
 endif
 endif
 
-.PHONY: test quickstart docs
+.PHONY: test quickstart docs constraints
 .DELETE_ON_ERROR:
 
 test: .venv/test
@@ -36,6 +37,14 @@ test: .venv/test
 
 docs: .venv/docs
 	$(BIN)/python docs/site/build.py
+
+# The newest versions that fit together, for installing the same everywhere.
+constraints:
+	rm -rf build/constraints
+	$(PYTHON) -m venv build/constraints
+	build/constraints/bin/python -m pip install --quiet ".[test]"
+	build/constraints/bin/python -m pip freeze --exclude keras-cait \
+	  > constraints.txt
 
 quickstart: $(RUN)/report.md
 	@echo "The report is $(RUN)/report.md (to start afresh, delete $(RUN))"

@@ -1,9 +1,9 @@
-"""Fills the measured regions of README.md and docs/ from the results.
+"""Fills the generated regions of README.md, CONTRIBUTING.md and docs/.
 
 A region looks like this; the comment names a function of benchmarks/tables.py
 and its arguments:
 
-    <!-- measured: benchmark inference -->
+    <!-- generated: benchmark inference -->
     ...
     <!-- end -->
 """
@@ -30,8 +30,13 @@ from keras_cait.command_line import run
 from keras_cait.files import write_text
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-REGION = re.compile(r"(<!-- measured: (.+?) -->)(.*?)(<!-- end -->)", re.DOTALL)
+DOCUMENTS = (
+    *(ROOT / "README.md", ROOT / "CONTRIBUTING.md"),
+    *sorted((ROOT / "docs").glob("*.md")),
+)
+REGION = re.compile(
+    r"(<!-- generated: (.+?) -->)(.*?)(<!-- end -->)", re.DOTALL
+)
 
 # Each benchmark of docs/benchmarks.md, and the options to measure it with.
 BENCHMARKS = {
@@ -47,12 +52,12 @@ BENCHMARKS = {
 
 
 def fill(text: str) -> str:
-    """Fills the measured regions of a Markdown text.
+    """Fills the generated regions of a Markdown text.
 
     A region on one line stays on one line.
 
     Example:
-    >>> fill("<!-- measured: speed_limit --><!-- end -->")
+    >>> fill("<!-- generated: speed_limit --><!-- end -->")
     Traceback (most recent call last):
     ValueError: benchmarks/tables.py has no function 'speed_limit'.
     """
@@ -113,7 +118,7 @@ app = App(name="python -m benchmarks.report", help=__doc__)
 
 @app.default
 def main(*, measure: Annotated[bool, Parameter(negative=())] = False) -> None:
-    """Rewrites the tables and figures of README.md and docs/.
+    """Rewrites the generated tables and figures of the documents.
 
     Args:
         measure: Run all benchmarks first. It takes about an hour on 2 cores

@@ -1,9 +1,10 @@
-"""The measured tables of README.md and docs/, one function each.
+"""The generated tables of the documents, one function each.
 
 A Markdown file names the function and its arguments in a marked region, which
 `python -m benchmarks.report` fills.
 """
 
+import ast
 import configparser
 import re
 from collections.abc import Mapping
@@ -344,3 +345,36 @@ def percent(share: float) -> str:
     '96.9 %'
     """
     return f"{100 * share:.1f} %"
+
+
+def layout() -> str:
+    """The files of the packages, each with the first line of its docstring."""
+    lines = []
+    for package in ("keras_cait", "training", "export", "benchmarks"):
+        for path in sorted_tree(ROOT / package):
+            place = path.relative_to(ROOT)
+            indent = "  " * (len(place.parts) - 1)
+            source = path / "__init__.py" if path.is_dir() else path
+            name = f"{path.name}/" if path.is_dir() else path.name
+            lines.append(f"{indent}{name:<{26 - len(indent)}}{summary(source)}")
+        lines.append("")
+    return "```\n" + "\n".join(lines).rstrip() + "\n```"
+
+
+def sorted_tree(folder: Path) -> list[Path]:
+    """A package, its modules, then its subpackages, recursively."""
+    modules = sorted(
+        path for path in folder.glob("*.py") if path.name != "__init__.py"
+    )
+    packages = sorted(path.parent for path in folder.glob("*/__init__.py"))
+    return [
+        folder,
+        *modules,
+        *(path for package in packages for path in sorted_tree(package)),
+    ]
+
+
+def summary(path: Path) -> str:
+    """The first line of a module's docstring, without a period."""
+    text = ast.get_docstring(ast.parse(path.read_text())) or ""
+    return text.partition("\n")[0].rstrip(".")

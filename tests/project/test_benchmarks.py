@@ -60,14 +60,14 @@ def test_a_table_shows_every_number(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("path", report.DOCUMENTS, ids=lambda path: path.name)
-def test_measured_regions_are_those_of_the_results(path):
+def test_generated_regions_are_up_to_date(path):
     text = path.read_text()
-    assert text.count("<!-- measured:") == len(report.REGION.findall(text))
+    assert text.count("<!-- generated:") == len(report.REGION.findall(text))
     assert report.fill(text) == text, "Run: python -m benchmarks.report"
 
 
 def test_every_benchmark_is_on_the_page():
     page = (report.ROOT / "docs/benchmarks.md").read_text()
-    named = re.findall(r"<!-- measured: benchmark (\w+) -->", page)
+    named = re.findall(r"<!-- generated: benchmark (\w+) -->", page)
     stored = {path.stem for path in results.RESULTS.glob("*.json")}
     assert set(named) == set(report.BENCHMARKS) <= stored
