@@ -3,9 +3,11 @@
 import json
 import re
 
+import numpy as np
 import pytest
+import tensorflow as tf
 
-from benchmarks import inference, report, results
+from benchmarks import inference, report, results, rewrites
 from benchmarks.interleave import Timing, interleave
 
 
@@ -71,3 +73,15 @@ def test_every_benchmark_is_on_the_page():
     named = re.findall(r"<!-- generated: benchmark (\w+) -->", page)
     stored = {path.stem for path in results.RESULTS.glob("*.json")}
     assert set(named) == set(report.BENCHMARKS) <= stored
+
+
+def test_graphs_without_a_rewrite_compute_the_same(small_model, pictures):
+    functions = rewrites.functions_of_images(small_model)
+    logits = functions["all rewrites"](pictures)
+    for name, function in functions.items():
+        expected = logits
+        if name == "Keras model":
+            expected = tf.nn.softmax(logits)
+        np.testing.assert_allclose(
+            function(pictures), expected, rtol=1e-4, atol=1e-5, err_msg=name
+        )
