@@ -1,8 +1,7 @@
 # make test         sets up .venv, checks the style and runs the tests: all on
 #                   TensorFlow, those of the numerics on JAX as well
 # make quickstart   trains, exports and verifies a small CaiT; see README.md
-# make docs         builds the site in build/site/site/
-# make constraints  writes constraints.txt anew
+# make docs         builds the site of docs/ in site/
 
 PYTHON ?= python3
 RUN ?= runs/quickstart
@@ -26,7 +25,7 @@ endif
 endif
 endif
 
-.PHONY: test quickstart docs constraints
+.PHONY: test quickstart docs
 .DELETE_ON_ERROR:
 
 test: .venv/test
@@ -36,15 +35,7 @@ test: .venv/test
 	KERAS_BACKEND=jax $(BIN)/python -m pytest $(WORKERS) $(NUMERICS)
 
 docs: .venv/docs
-	$(BIN)/python docs/site/build.py
-
-# The newest versions that fit together, for installing the same everywhere.
-constraints:
-	rm -rf build/constraints
-	$(PYTHON) -m venv build/constraints
-	build/constraints/bin/python -m pip install --quiet ".[test]"
-	build/constraints/bin/python -m pip freeze --exclude keras-cait \
-	  > constraints.txt
+	$(BIN)/mkdocs build --strict
 
 quickstart: $(RUN)/report.md
 	@echo "The report is $(RUN)/report.md (to start afresh, delete $(RUN))"
@@ -71,7 +62,7 @@ $(RUN)/model.tflite: | $(RUN)/model.keras
 
 $(RUN)/verify.json: | $(RUN)/models/digits/1 $(RUN)/model.tflite
 	$(BIN)/python -m export verify $(RUN)/models/digits $(RUN)/model.tflite \
-	  --weights $(RUN)/model.keras --pictures $(RUN)/held_out --output $@
+	  --weights $(RUN)/model.keras --pictures $(RUN)/validation --output $@
 
 $(RUN)/report.md: | $(RUN)/verify.json
 	$(BIN)/python -m training.report $(RUN)

@@ -1,1 +1,0 @@
-"""Measurements of keras-cait and its baselines, and the tables made of them."""

@@ -25,29 +25,30 @@ def keras_cait_runner(
     import keras
     import tensorflow as tf
 
-    from training.data.datasets import Examples
     from training.data.mixup import smooth_one_hot
     from training.loop.callbacks import Meter
+    from training.loop.distillation import make_loss
+    from training.loop.model import build
     from training.loop.optimizers import make_optimizer
     from training.loop.strategies import make_strategy
     from training.loop.trainer import Trainer
     from training.recipes import RECIPES
-    from training.train import build, make_loss
 
     recipe = replace(
         RECIPES[f"{variant.lower()}-224"],
         global_batch_size=batch_size,
         precision="float32",
         **changes,
-    )
+    ).resolved()
     keras.config.set_dtype_policy(recipe.precision)
-    examples = Examples(1000, tuple(map(str, range(CLASSES))), None)
+    model, ema_model = build(recipe, CLASSES), build(recipe, CLASSES)
     trainer = Trainer(
         recipe,
         make_strategy("one"),
-        lambda: build(recipe, examples),
-        lambda model: make_optimizer(recipe, model, 1000),
-        lambda: make_loss(recipe, CLASSES),
+        model,
+        ema_model,
+        make_optimizer(recipe, model, 1000),
+        make_loss(recipe, CLASSES),
     )
     size = recipe.image_size
     images = tf.random.uniform((batch_size, size, size, 3), maxval=255.0)

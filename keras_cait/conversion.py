@@ -1,14 +1,10 @@
-"""Converts between our weights and reference tensors, by name.
+"""Reference tensors to our weights and back, by name, with numpy alone.
 
-Reference tensors have the names of timm's `cait.py` and of the official
-`cait_models.py`, and PyTorch's layouts: dense kernels `(out, in)`, convolution
+The reference names are those of timm's `cait.py` and of Facebook's
+`cait_models.py`, in PyTorch's layouts: dense kernels `(out, in)`, convolution
 kernels `(out, in, height, width)`.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Any
-
-import keras
 import numpy as np
 
 REFERENCE_WORDS = {
@@ -26,11 +22,14 @@ REFERENCE_WORDS = {
 }
 
 
-def reference_name(path: str) -> str:
-    """Returns the reference name of one of our weights.
+def reference_name(path):
+    """The reference name of one of our weights.
 
     Args:
-        path: `path` of a Keras variable of a `CaiT`.
+        path: str, `path` of a Keras variable of a `CaiT`.
+
+    Returns:
+        str.
 
     Example:
     >>> reference_name("self_attention_block_3/attention/qkv/kernel")
@@ -39,7 +38,7 @@ def reference_name(path: str) -> str:
     'blocks_token_only.0.gamma_2'
     """
     *layers, weight = path.split("/")
-    if layers[-1] == weight:  # class token and positions
+    if layers[-1] == weight:  # class token and positions are layers of one
         layers.pop()
     if weight == "gamma":
         is_scale = layers[-1].startswith("layer_scale_")
@@ -53,14 +52,14 @@ def reference_name(path: str) -> str:
     return ".".join(words)
 
 
-def to_reference(variables: Iterable[keras.Variable]) -> dict[str, np.ndarray]:
-    """Converts our weights to reference tensors.
+def to_reference(variables):
+    """Our weights under their reference names and in PyTorch's layouts.
 
     Args:
-        variables: Keras variables, such as `model.weights`.
+        variables: iterable of Keras variables, as `model.weights`.
 
     Returns:
-        NumPy arrays by reference name, in PyTorch's layouts.
+        dict of str to numpy array.
 
     Example:
     >>> model = CaiT(48, depth=1, num_heads=4, input_shape=(64, 96, 3))
@@ -76,21 +75,20 @@ def to_reference(variables: Iterable[keras.Variable]) -> dict[str, np.ndarray]:
     }
 
 
-def from_reference(
-    variables: Iterable[keras.Variable], tensors: Mapping[str, Any]
-) -> None:
+def from_reference(variables, tensors):
     """Fills our weights from reference tensors.
 
-    Names and shapes are checked first: either all weights change, or none.
+    All names and shapes are checked first, so that either every weight is
+    filled, or none.
 
     Args:
-        variables: Keras variables, such as `model.weights`.
-        tensors: reference tensors by name: NumPy arrays, or objects with a
-            `shape` that `np.asarray` reads. Each is read once, when its weight
-            is filled, so it can stay in a file until then.
+        variables: iterable of Keras variables, as `model.weights`.
+        tensors: mapping of reference names to numpy arrays, or to whatever has
+            a `shape` and can be read by `np.asarray`. Each is read once, when
+            its weight is filled, so that they may stay in a file.
 
     Raises:
-        ValueError: a tensor is missing, not needed, or of another shape.
+        ValueError: a tensor is missing, left over or of another shape.
 
     Example:
     >>> model = CaiT(48, depth=1, num_heads=4, input_shape=(64, 96, 3))
@@ -102,9 +100,9 @@ def from_reference(
     unknown = sorted(tensors.keys() - wanted.keys())
     if missing or unknown:
         raise ValueError(
-            "The tensors do not belong to this model. Missing: "
+            "The tensors are not those of this model. Missing: "
             f"{_listed(missing)}. Not in the model: {_listed(unknown)}. Build "
-            "the model with the variant, depth and head of the tensors."
+            "the variant, depth and head that the tensors were made for."
         )
     misfits = [
         f"{name} is {tuple(tensors[name].shape)}, expected {shape}"
@@ -113,44 +111,44 @@ def from_reference(
     ]
     if misfits:
         raise ValueError(
-            "The tensors belong to a model of another size: "
-            f"{_listed(misfits, '; ')}. Build the model with the sizes of the "
-            "tensors."
+            "The tensors are those of a model of another size: "
+            f"{_listed(misfits, '; ')}. Build the model with the arguments "
+            "that the tensors were made with."
         )
 
     for name, variable in wanted.items():
         array = _from_reference_layout(np.asarray(tensors[name]))
-        # The backend copies a transposed array. JAX would keep any other one,
-        # even if it is a view of a file that may change.
+        # The backend transposes while it copies. What is in its order already
+        # JAX would keep, even if it is a view of a file that may change.
         variable.assign(array.copy() if array.flags.c_contiguous else array)
 
 
-def _is_state(variable: keras.Variable) -> bool:
-    """Whether a variable is the state of a random generator."""
+def _is_state(variable):
+    """Whether a variable is the state of a random generator, not a weight."""
     return variable.path.endswith("seed_generator_state")
 
 
-def _listed(items: list[str], separator: str = ", ") -> str:
-    """Lists the first eight items."""
-    more = [f"... ({len(items)} in total)"] if len(items) > 8 else []
+def _listed(items, separator=", "):
+    """The first few of a list that may have hundreds."""
+    more = [f"... ({len(items)} in all)"] if len(items) > 8 else []
     return separator.join([*items[:8], *more]) or "none"
 
 
-# Axis permutations by kernel rank. Other weights keep their layout.
+# Of the axes of kernels, by their number; other weights stay as they are.
 TO_REFERENCE = {2: (1, 0), 4: (3, 2, 0, 1)}
 FROM_REFERENCE = {2: (1, 0), 4: (2, 3, 1, 0)}
 
 
-def _to_reference_layout(array: np.ndarray) -> np.ndarray:
+def _to_reference_layout(array):
     """(in, out) -> (out, in); (height, width, in, out) -> (out, in, h, w)."""
     return array.transpose(TO_REFERENCE.get(array.ndim, range(array.ndim)))
 
 
-def _from_reference_layout(array: np.ndarray) -> np.ndarray:
+def _from_reference_layout(array):
     return array.transpose(FROM_REFERENCE.get(array.ndim, range(array.ndim)))
 
 
-def _reference_shape(variable: keras.Variable) -> tuple[int, ...]:
+def _reference_shape(variable):
     shape = variable.shape
     return tuple(
         shape[axis] for axis in TO_REFERENCE.get(len(shape), range(len(shape)))

@@ -32,6 +32,7 @@ class Dataset:
         read: function of an index to image and label.
         name: function of an index to the example's name in messages.
         files: the image files of a folder, otherwise empty.
+        labels: the labels of the files.
     """
 
     class_names: tuple[str, ...]
@@ -39,6 +40,7 @@ class Dataset:
     read: Callable[[int], tuple[bytes | np.ndarray, int | np.ndarray]]
     name: Callable[[int], str] = str
     files: tuple[Path, ...] = ()
+    labels: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return self.count
@@ -126,7 +128,7 @@ def _folder(path: Path, split: str) -> Dataset:
         split == "validation" or (path / "train").is_dir()
     )
     root = path
-    if validation is not None and is_split:
+    if is_split:
         root = validation if split == "validation" else path / "train"
     if not root.is_dir():
         raise ValueError(f"There is no folder {str(root)!r}.")
@@ -158,6 +160,7 @@ def _folder(path: Path, split: str) -> Dataset:
         lambda index: (files[index].read_bytes(), labels[index]),
         lambda index: str(files[index]),
         tuple(files),
+        tuple(labels),
     )
 
 

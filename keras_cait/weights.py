@@ -4,7 +4,6 @@ import logging
 import math
 import re
 from collections.abc import Mapping
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ Tensors = Mapping[str, Any]
 Grid = tuple[int, int]
 
 
-def load_weights(model: keras.Model, path: str | PathLike[str]) -> keras.Model:
+def load_weights(model: keras.Model, path: str | Path) -> keras.Model:
     """Loads the weights of a file into a model.
 
     Everything is checked before the first weight changes. Positions of another
@@ -63,7 +62,7 @@ def load_weights(model: keras.Model, path: str | PathLike[str]) -> keras.Model:
 
 
 def save_weights(
-    model: keras.Model, path: str | PathLike[str], overwrite: bool = True
+    model: keras.Model, path: str | Path, overwrite: bool = True
 ) -> None:
     """Saves the weights of a model as `.safetensors` with timm's names.
 
@@ -187,7 +186,7 @@ def _load(model: keras.Model, path: Path, with_head: bool) -> keras.Model:
             'Only the variants, such as CaiT_S24, have weights="imagenet".'
         )
     if not path.is_file():
-        raise ValueError(f"There is no file {str(path)!r}.")
+        raise ValueError(f"There is no weights file {str(path)!r}.")
     try:
         if is_h5:
             _load_h5(model, path)

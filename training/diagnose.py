@@ -1,13 +1,15 @@
-"""What goes on inside a trained model, layer by layer, as a report.
+"""Reports what happens inside a trained model, layer by layer.
 
-python -m training.diagnose runs/digits --data digits
-python -m training.diagnose S24 --data imagenet2012 --data-dir DIR
+python -m training.diagnose --model runs/digits --data digits
+python -m training.diagnose --model S24 --data imagenet2012 --data-dir DIR
 """
 
 import json
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Annotated, Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -18,57 +20,72 @@ matplotlib.use("Agg")
 
 import numpy as np
 import tensorflow as tf
-import tyro
+from cyclopts import App, Parameter
 from keras import ops
 from matplotlib import pyplot as plt
 
 import keras_cait
 from keras_cait.baselines import ViT
-from keras_cait.models import VARIANTS
-from training.classifiers import load_keras_model
-from training.command import run
+from keras_cait.command_line import (
+    BatchSize,
+    Data,
+    DataDir,
+    ImageSize,
+    ModelSource,
+    Variant,
+    run,
+)
+from keras_cait.files import write_text
+from keras_cait.loading import load_model
 from training.data.datasets import load
-from training.data.pipeline import centre_crop, evaluation_batches
-from training.loop.checkpoints import write_whole
+from training.data.pipeline import (
+    center_crop,
+    evaluation_batches,
+    naming_unreadable,
+)
+from training.loop.checkpoints import restore_raw_weights
 
 
-def diagnose(model, batches):
+def diagnose(
+    model: keras.Model,
+    batches: Iterable[tuple[tf.Tensor, tf.Tensor, tf.Tensor]],
+) -> list[dict[str, Any]]:
     """Norms, gradients, gammas and attention of every block.
 
     Args:
         model: `CaiT` or `ViT` with a head.
-        batches: iterable of `(images, labels, weights)`, as of
-            `evaluation_batches`; the weight of padding is 0.
+        batches: `(images, labels, weights)`, as of `evaluation_batches`;
+            padding has weight 0.
 
     Returns:
-        List of dicts, one for each block, those of self-attention first, with
+        One dict per block, self-attention first, with
 
-        - `block`, its name;
-        - `activation`: root mean square of what leaves the block;
-        - `attention_share`, `mlp_share`: size of a branch, scaled, over the
-          size of what it is added to;
-        - `activation_gradient`: norm of the gradient of an image's loss by
-          what leaves the block, root mean square over the images;
-        - `attention_gradient`, `mlp_gradient`: norm of the gradient of the
-          mean loss by the weights of each of the two (norms and gammas are
-          left out);
-        - `gammas_1`, `gammas_2`: the 5th, 50th and 95th percentile of the
-          sizes of LayerScale's gammas; `None` without;
-        - `distance`, in self-attention: for each head the mean distance from
-          a patch to those that it attends to, in patches, weighted by the
-          sizes of the scores; scores of a class token are left out;
-        - `entropy`, in class attention: for each head the entropy of the
-          scores over that of equal scores, 0...1.
+        - `block`: its name;
+        - `activation`: root mean square of the block's output;
+        - `attention_share`, `mlp_share`: size of a scaled branch over that of
+          the stream that it is added to;
+        - `activation_gradient`: norm of the gradient of one image's loss with
+          respect to the block's output, root mean square over the images;
+        - `attention_gradient`, `mlp_gradient`: norm of the gradient of the mean
+          loss with respect to the weights of each branch (without norms and
+          gammas);
+        - `gammas_1`, `gammas_2`: 5th, 50th and 95th percentile of the sizes of
+          LayerScale's gammas; `None` without LayerScale;
+        - `distance` (self-attention): per head, the mean distance from a patch
+          to the patches that it attends to, in patches, weighted by the sizes
+          of the scores, without those of a class token;
+        - `entropy` (class attention): per head, the entropy of the scores over
+          that of uniform scores, 0...1.
 
     Raises:
-        ValueError: the model is another, or pictures have many labels.
+        ValueError: the model is another one, or images have many labels.
 
     Reference: Touvron et al., 2021, section 2 and figures 3 and 6;
     Dosovitskiy et al., 2020, figure 7 (arXiv 2010.11929).
     """
     if not isinstance(model, keras_cait.CaiT | ViT) or not model.include_top:
         raise ValueError(
-            "Expected a CaiT or ViT with a head. Received: "
+            "Expected a CaiT or ViT with a head. Got "
             f"{type(model).__name__} {model.name!r}."
         )
     config = {**model.get_config(), "classifier_activation": None}
@@ -91,8 +108,8 @@ def diagnose(model, batches):
     for images, labels, weights in batches:
         if labels.ndim != 1:
             raise ValueError(
-                "A loss needs one label a picture, and those of this data set "
-                "have any number. Choose another --data."
+                "A loss needs one label per image; images of this dataset have "
+                "any number. Choose another --data."
             )
         count += float(tf.reduce_sum(weights))
         with tf.GradientTape() as tape:
@@ -114,7 +131,7 @@ def diagnose(model, batches):
         for block, *tensors, total in zip(
             blocks, inputs, outputs, by_outputs, sums, strict=True
         ):
-            for name, value in of_images(block, grid, *tensors).items():
+            for name, value in measure_block(block, grid, *tensors).items():
                 shares = tf.reshape(weights, (-1,) + (1,) * (value.ndim - 1))
                 value = np.sum(value * shares.numpy(), axis=0)
                 total[name] = total.get(name, 0.0) + value
@@ -150,12 +167,18 @@ def diagnose(model, batches):
     return rows
 
 
-def is_block(layer):
+def is_block(layer: keras.layers.Layer) -> bool:
     return layer.name.startswith(("self_attention", "class_attention"))
 
 
-def of_images(block, grid, inputs, output, gradient):
-    """Figures of a block by image: arrays `(batch,)` or `(batch, heads)`."""
+def measure_block(
+    block: keras.layers.Layer,
+    grid: tuple[int, int],
+    inputs: tf.Tensor | list[tf.Tensor],
+    output: tf.Tensor,
+    gradient: tf.Tensor,
+) -> dict[str, np.ndarray]:
+    """A block's measures per image: arrays `(batch,)` or `(batch, heads)`."""
     *token, patches = inputs if isinstance(inputs, list) else [inputs]
     stream = token[0] if token else patches
     branch, scores = block.attention(
@@ -180,12 +203,12 @@ def of_images(block, grid, inputs, output, gradient):
     return found
 
 
-def mean_square(tensor):
+def mean_square(tensor: tf.Tensor) -> np.ndarray:
     return tf.reduce_mean(tf.cast(tensor, tf.float32) ** 2, axis=(1, 2)).numpy()
 
 
-def entropy(scores):
-    """Entropy of scores over that of equal ones: `(..., keys)` to `(...)`.
+def entropy(scores: np.ndarray) -> np.ndarray:
+    """Entropy of scores over that of uniform ones: `(..., keys)` to `(...)`.
 
     Example:
     >>> entropy(np.array([[0.25] * 4, [1.0, 0, 0, 0]])).tolist()
@@ -195,13 +218,13 @@ def entropy(scores):
     return abs(np.sum(scores * logarithms, axis=-1)) / np.log(scores.shape[-1])
 
 
-def distance(scores, grid):
+def distance(scores: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """Mean distance of attention, in patches.
 
     Args:
         scores: array `(batch, heads, tokens, tokens)`; a class token, if there
             is one, comes first.
-        grid: pair of ints, rows and columns of patches.
+        grid: rows and columns of patches.
 
     Returns:
         Array `(batch, heads)`.
@@ -218,8 +241,10 @@ def distance(scores, grid):
     return means.mean(axis=-1)
 
 
-def norm_of(path, model, gradients, count):
-    """Norm of the mean gradient by the weights under a path."""
+def norm_of(
+    path: str, model: keras.Model, gradients: list[tf.Tensor], count: float
+) -> float:
+    """Norm of the mean gradient with respect to the weights under a path."""
     squares = [
         float(tf.reduce_sum(tf.cast(gradient, tf.float32) ** 2))
         for variable, gradient in zip(
@@ -230,18 +255,18 @@ def norm_of(path, model, gradients, count):
     return sum(squares) ** 0.5 / count
 
 
-def gammas(scale):
-    """Percentiles of the sizes of what multiplies a branch."""
+def gammas(scale: keras.layers.Layer) -> list[float] | None:
+    """Percentiles of the sizes of the multipliers of a branch."""
     if not hasattr(scale, "gamma"):
         return None
     sizes = np.abs(ops.convert_to_numpy(scale.gamma))
     return np.percentile(sizes, (5, 50, 95)).tolist()
 
 
-def figures(rows, folder):
+def figures(rows: Sequence[dict[str, Any]], folder: Path) -> None:
     """Draws the rows of `diagnose`: `norms.png`, `gammas.png`, `attention.png`.
 
-    Blocks of class attention stand to the right of a dotted line.
+    Class-attention blocks are to the right of a dotted line.
     """
     places = np.arange(len(rows))
     names = [
@@ -275,15 +300,15 @@ def figures(rows, folder):
 
     drawing, axes = plt.subplots(2, 2, figsize=(9, 6.4), layout="constrained")
     axes[0, 0].plot(places, values("activation"), "o-")
-    panel(axes[0, 0], "What leaves a block", "root mean square")
+    panel(axes[0, 0], "Output of a block", "root mean square")
     for key, label in (("attention", "attention"), ("mlp", "MLP")):
         shares = 100 * np.array(values(f"{key}_share"))
         axes[0, 1].plot(places, shares, "o-", label=label)
         axes[1, 1].plot(places, values(f"{key}_gradient"), "o-", label=label)
-    panel(axes[0, 1], "A branch over what it is added to", "share / %")
+    panel(axes[0, 1], "Branch over the stream it is added to", "share / %")
     axes[1, 0].plot(places, values("activation_gradient"), "o-")
-    panel(axes[1, 0], "Gradient by what leaves a block", "norm", log=True)
-    panel(axes[1, 1], "Gradient by the weights", "norm", log=True)
+    panel(axes[1, 0], "Gradient of a block's output", "norm", log=True)
+    panel(axes[1, 1], "Gradient of the weights", "norm", log=True)
     for one in axes[:, 1]:
         one.legend(frameon=False)
     save(drawing, "norms.png")
@@ -327,15 +352,17 @@ def figures(rows, folder):
     save(drawing, "attention.png")
 
 
-def text(rows, name, data, count):
+def text(
+    rows: Sequence[dict[str, Any]], name: str, data: str, count: int
+) -> str:
     """The report, in Markdown."""
     lines = [
         f"# Inside {name}\n",
-        f"On {count} held-out images of {data}, without augmentation. Blocks "
-        "of class attention are marked c.\n",
+        f"Measured on {count} validation images of {data}, without "
+        "augmentation. Class-attention blocks are marked c.\n",
         "![Norms](norms.png)\n",
-        "The gradient by what leaves a block is that of the loss of one image, "
-        "the one by the weights that of the mean loss.\n",
+        "The gradient of a block's output is that of one image's loss, the "
+        "gradient of the weights that of the mean loss.\n",
     ]
     if any(row["gammas_1"] for row in rows):
         lines += [
@@ -345,94 +372,95 @@ def text(rows, name, data, count):
         ]
     lines += [
         "![Attention](attention.png)\n",
-        "Each dot is a head, each bar the mean of the heads of a block: how "
-        "far a patch looks, and how evenly the class token does (1 is equal "
-        "attention to all).\n",
-        "| block | activation | attention share | MLP share | gradient by "
-        "activation | by attention | by MLP | gamma 1 | gamma 2 |",
+        "Each dot is a head, each bar the mean over a block's heads: how far a "
+        "patch looks, and how evenly the class token does (1 is uniform "
+        "attention).\n",
+        "| block | activation | attention share | MLP share | gradient of "
+        "activation | of attention | of MLP | gamma 1 | gamma 2 |",
         "|" + "---|" * 9,
     ]
+    values = [
+        "activation",
+        "attention_share",
+        "mlp_share",
+        "activation_gradient",
+        "attention_gradient",
+        "mlp_gradient",
+    ]
     for row in rows:
-        cells = [
-            row["block"],
-            *(
-                f"{row[key]:.3g}"
-                for key in (
-                    *("activation", "attention_share", "mlp_share"),
-                    *("activation_gradient", "attention_gradient"),
-                    "mlp_gradient",
-                )
-            ),
-            *(
-                f"{row[key][1]:.3g}" if row[key] else ""
-                for key in ("gammas_1", "gammas_2")
-            ),
+        medians = [
+            f"{row[key][1]:.3g}" if row[key] else ""
+            for key in ("gammas_1", "gammas_2")
         ]
+        cells = [row["block"], *(f"{row[key]:.3g}" for key in values), *medians]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def command(
-    model: tyro.conf.Positional[str],
-    data: str = "imagenet2012",
-    data_dir: Path | None = None,
-    output: Path | None = None,
-    images: int = 256,
-    batch_size: int = 32,
-    crop_ratio: float = 1.0,
-    raw: bool = False,
-):
-    """Writes report.md, its figures and diagnostics.json.
+app = App(name="python -m training.diagnose", help=__doc__, version_flags=[])
 
-    Args:
-        model: A .keras or .safetensors file, the folder of a training run, or
-            the name of a variant, such as S24, for its published weights.
-        data: As for training.train, of which held-out pictures are taken.
-        data_dir: Where TensorFlow Datasets keeps its files.
-        output: Folder for the report; by default diagnostics/MODEL.
-        images: Number of pictures, spread over the held-out ones.
-        batch_size: Images of a batch.
-        crop_ratio: Share of the shorter side that is kept.
-        raw: Of a training run, the weights of the last step instead of the
-            averaged ones.
-    """
-    if model in VARIANTS:
-        loaded = getattr(keras_cait, f"CaiT_{model}")(weights="imagenet")
-    else:
-        loaded = load_keras_model(model, raw=raw)
-    examples = load(data, "held_out", data_dir)
+
+@app.default
+def report(
+    *,
+    model: ModelSource,
+    data: Data = "imagenet2012",
+    data_dir: DataDir = None,
+    output: Annotated[
+        Path | None,
+        Parameter(help="Folder of the report. Default: diagnostics/MODEL."),
+    ] = None,
+    images: Annotated[
+        int,
+        Parameter(help="Number of images, spread over the validation split."),
+    ] = 256,
+    variant: Variant = None,
+    image_size: ImageSize = None,
+    batch_size: BatchSize = 32,
+    crop_ratio: Annotated[
+        float, Parameter(help="Share of the images' shorter side to keep.")
+    ] = 1.0,
+    raw: Annotated[
+        bool,
+        Parameter(
+            negative=(),
+            help="Use the weights of a run's last step, not its EMA weights.",
+        ),
+    ] = False,
+) -> None:
+    """Writes report.md, its figures and diagnostics.json."""
+    for name, number in (("images", images), ("batch-size", batch_size)):
+        if number < 1:
+            raise ValueError(f"--{name} must be at least 1. Got {number}.")
+    loaded = load_model(model, variant=variant, image_size=image_size)
+    if raw:
+        restore_raw_weights(loaded, model)
+    examples = load(data, "validation", data_dir)
     count = min(images, examples.count)
     spread = replace(
         examples,
         count=count,
         read=lambda i: examples.read(i * examples.count // count),
+        name=lambda i: examples.name(i * examples.count // count),
     )
-    batches = evaluation_batches(
-        spread, centre_crop(loaded.input.shape[1:3], crop_ratio), batch_size
-    )
-    rows = diagnose(loaded, batches)
-    name = model if model in VARIANTS else Path(model).stem
+    transform = center_crop(loaded.input.shape[1:3], crop_ratio)
+    with naming_unreadable(spread, transform):
+        rows = diagnose(
+            loaded, evaluation_batches(spread, transform, batch_size)
+        )
+    name = Path(model).stem
     output = output or Path("diagnostics") / name
     output.mkdir(parents=True, exist_ok=True)
     result = {"model": name, "data": data, "images": count, "blocks": rows}
-    write_whole(
-        output / "diagnostics.json", json.dumps(result, indent=1) + "\n"
-    )
+    write_text(output / "diagnostics.json", json.dumps(result, indent=1) + "\n")
     figures(rows, output)
-    write_whole(output / "report.md", text(rows, name, data, count))
+    write_text(output / "report.md", text(rows, name, data, count))
     print(f"The report is {output / 'report.md'}")
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line: `argv`, or that of the process."""
-    run(
-        lambda: tyro.cli(
-            command,
-            prog="python -m training.diagnose",
-            description=__doc__,
-            args=argv,
-        )
-    )
+    run(app, argv)
 
 
 if __name__ == "__main__":

@@ -1,40 +1,70 @@
-"""Accuracy of models on a data set, beside what is published of them.
+"""Measures the accuracy of models, beside the published figures.
 
-python -m training.evaluate --variant S24 --data imagenet2012 --data-dir DIR
+python -m training.evaluate --model S24 --data imagenet2012 --data-dir DIR
 python -m training.evaluate --all --data imagenet2012_real --data-dir DIR
-python -m training.evaluate --weights runs/digits --data digits
+python -m training.evaluate --model runs/digits --data digits
 """
 
 import json
 import os
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
 import tensorflow as tf
-import tyro
+from cyclopts import App, Parameter
 
-from keras_cait.models import VARIANTS
-from keras_cait.weights import CHECKPOINTS, nearest_checkpoint
-from training.classifiers import load_classifier, published
-from training.command import run
-from training.data.datasets import load
-from training.data.pipeline import centre_crop, evaluation_batches
-from training.loop.strategies import is_chief, lost_workers, make_strategy
-from training.metrics import Answers, answers, joined, metrics
+from keras_cait.command_line import (
+    BatchSize,
+    Data,
+    DataDir,
+    ImageSize,
+    Precision,
+    Variant,
+    run,
+)
+from keras_cait.files import atomically, sha256, write_text
+from keras_cait.litert import LiteRTModel
+from keras_cait.loading import (
+    Classifier,
+    classifier,
+    load_classifier,
+    load_model,
+    published,
+    saved_model_folder,
+)
+from keras_cait.pretrained import PRETRAINED
+from training.data.datasets import Examples, load
+from training.data.pipeline import (
+    center_crop,
+    evaluation_batches,
+    naming_unreadable,
+)
+from training.loop.checkpoints import restore_raw_weights
+from training.loop.interruption import lost_workers
+from training.loop.strategies import is_chief, make_strategy
+from training.metrics import (
+    Predictions,
+    calibration_error,
+    join,
+    predictions,
+    top_k,
+)
+from training.options import StrategyName
 
-# Top-1 and top-5 in percent that timm measured of the published models, by
-# data set; those of imagenet2012 are in CHECKPOINTS. From results-imagenet-
-# real.csv and results-imagenetv2-matched-frequency.csv of
-# huggingface/pytorch-image-models.
+# timm's top-1 and top-5 of the published models in percent, by dataset; those
+# on imagenet2012 are in PRETRAINED. From results-imagenet-real.csv and
+# results-imagenetv2-matched-frequency.csv of huggingface/pytorch-image-models.
 MEASURED = {
     "imagenet2012": {
         key: (row.measured_top_1, row.measured_top_5)
-        for key, row in CHECKPOINTS.items()
+        for key, row in PRETRAINED.items()
     },
     "imagenet2012_real": {
         ("XXS24", 224): (85.240, 96.714),
@@ -63,42 +93,101 @@ MEASURED = {
 }
 
 
-@lost_workers()
-def measure(
-    classifier,
-    examples,
-    settings,
-    path,
-    batch_size=64,
-    strategy=None,
-    save_seconds=60.0,
-):
-    """Evaluates a classifier, or goes on with an interrupted evaluation.
+def load_for_evaluation(
+    source: str,
+    precision: Precision = "float32",
+    image_size: int | None = None,
+    variant: str | None = None,
+    raw: bool = False,
+) -> Classifier:
+    """Loads a model of any kind, compiled where possible.
 
     Args:
-        classifier: `training.classifiers.Classifier`.
-        examples: `training.data.Examples`.
-        settings: dict of what the result depends on; it is part of it.
-        path: path of the JSON file to write. Answers so far are beside it.
-        batch_size: int. Images of a batch, over all devices.
-        strategy: `tf.distribute.Strategy` in whose scope the classifier was
-            made; `None` is one device. Workers share the folder of the file.
-        save_seconds: float. Seconds between savings of the answers so far.
-
-    Returns:
-        dict: the settings, `metrics`, and `images_per_second` of the model
-        without the reading of pictures and without the first batch.
+        source: as of `keras_cait.loading.load_classifier`.
+        precision: dtype policy; exported files have their own.
+        image_size, variant: as of `load_classifier`.
+        raw: use the weights of a run's last step instead of its EMA weights.
 
     Raises:
-        ValueError: the file is of other settings or weights, or the batch
-            does not divide into the devices.
+        ValueError: as of `load_classifier`; or `raw` is asked of something that
+            is not a run, or at another size.
+    """
+    if raw:
+        if image_size:
+            raise ValueError("--raw needs the run's own image size.")
+        model = load_model(source, precision=precision)
+        restore_raw_weights(model, source)
+        loaded = classifier(model, sha256(Path(source) / "model.keras"))
+    else:
+        is_own = precision == "float32" and is_exported(source)
+        loaded = load_classifier(
+            source,
+            variant=variant,
+            image_size=image_size,
+            precision=None if is_own else precision,
+        )
+    return replace(loaded, predict=compiled(loaded.predict))
+
+
+def is_exported(source: str) -> bool:
+    """Whether a source is a SavedModel or a `.tflite` file."""
+    path = Path(source)
+    if published(source) or (path / "model.keras").is_file():
+        return False
+    return path.suffix == ".tflite" or saved_model_folder(path) is not None
+
+
+def compiled(predict: Callable) -> Callable:
+    """A function of tensors, as a graph; LiteRT has its own."""
+    if isinstance(predict, LiteRTModel):
+        return lambda images: tf.constant(predict(images.numpy()))
+    return tf.function(predict)
+
+
+@lost_workers()
+def measure(
+    classifier: Classifier,
+    examples: Examples,
+    settings: dict[str, Any],
+    path: Path,
+    batch_size: int = 64,
+    strategy: tf.distribute.Strategy | None = None,
+    save_seconds: float = 60.0,
+) -> dict[str, Any]:
+    """Evaluates a classifier, or resumes an interrupted evaluation.
+
+    Args:
+        classifier: the model.
+        examples: the dataset.
+        settings: what the result depends on, which becomes part of it.
+        path: JSON file to write. Predictions so far are saved beside it.
+        batch_size: images per batch, over all devices.
+        strategy: strategy in whose scope the classifier was loaded; `None` is
+            one device. Workers share the folder of the file.
+        save_seconds: seconds between savings of the predictions so far.
+
+    Returns:
+        The settings; `top1`, `top5` and `ece` in 0...1; `images` with a label;
+        `images_per_second` of the model, without reading images and without the
+        first batch; versions.
+
+    Raises:
+        ValueError: the file is the result of other settings or weights, the
+            batch does not divide into the devices, the classes differ, or
+            images cannot be read.
     """
     strategy = strategy or make_strategy("one")
     devices = strategy.num_replicas_in_sync
     if batch_size % devices:
         raise ValueError(
-            "batch_size must divide into the devices. Received: "
-            f"batch_size={batch_size} for {devices} devices."
+            f"The batch size must be a multiple of the {devices} devices. Got "
+            f"{batch_size}."
+        )
+    if classifier.classes != len(examples.class_names):
+        raise ValueError(
+            f"The model has {classifier.classes} classes, but "
+            f"{settings['data']} has {len(examples.class_names)}. Evaluate on "
+            "a dataset with the classes that it was trained on."
         )
     settings = {**settings, "weights": classifier.identity}
     unfinished = path.with_suffix(".unfinished.npz")
@@ -111,41 +200,38 @@ def measure(
     if unfinished.exists():
         with np.load(unfinished) as file:
             check_settings(settings, json.loads(str(file["settings"])), path)
-            found.append(Answers(*(file[name] for name in Answers._fields)))
-    done = sum(len(part.right) for part in found)
+            found.append(Predictions(*(file[k] for k in Predictions._fields)))
+    done = sum(len(part.correct) for part in found)
     saved = time.perf_counter()
     seconds, timed = 0.0, 0
-    transform = centre_crop(classifier.size, settings["crop_ratio"])
+    transform = center_crop(classifier.image_size, settings["crop_ratio"])
     batches = strategy.distribute_datasets_from_function(
         lambda context: evaluation_batches(
             examples, transform, batch_size, context, done
         )
     )
-    for step, (images, *known) in enumerate(batches):
-        start = time.perf_counter()
-        answered = strategy.run(classifier.predict, args=(images,))
-        probabilities, labels, weights = (
-            strategy.gather(values, axis=0).numpy()
-            for values in (answered, *known)
-        )
-        known_classes = len(examples.class_names)
-        if probabilities.shape[-1] != known_classes:
-            raise ValueError(
-                f"The model tells {probabilities.shape[-1]} classes apart, but "
-                f"{settings['data']} has {known_classes}. Evaluate on pictures "
-                "of the classes that it was trained on."
+    with naming_unreadable(examples, transform):
+        for step, (images, *known) in enumerate(batches):
+            start = time.perf_counter()
+            outputs = strategy.run(classifier.predict, args=(images,))
+            probabilities, labels, weights = (
+                strategy.gather(values, axis=0).numpy()
+                for values in (outputs, *known)
             )
-        real = weights > 0  # the last batch is padded
-        if step:
-            seconds += time.perf_counter() - start
-            timed += int(real.sum())
-        found.append(answers(probabilities[real], labels[real]))
-        if chief and time.perf_counter() - saved >= save_seconds:
-            saved = time.perf_counter()
-            save_answers(joined(found), settings, unfinished)
+            real = weights > 0  # the last batch is padded
+            if step:
+                seconds += time.perf_counter() - start
+                timed += int(real.sum())
+            found.append(predictions(probabilities[real], labels[real]))
+            if chief and time.perf_counter() - saved >= save_seconds:
+                saved = time.perf_counter()
+                save(join(found), settings, unfinished)
+    everything = join(found)
     result = {
         **settings,
-        **metrics(joined(found)),
+        **top_k(everything),
+        "ece": calibration_error(everything),
+        "images": int(everything.labeled.sum()),
         "images_per_second": timed / seconds if timed else None,
         "batch_size": batch_size,
         "devices": devices,
@@ -153,21 +239,20 @@ def measure(
         "tensorflow": tf.__version__,
     }
     if chief:
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(result, indent=2) + "\n")
-        partial.rename(path)
+        write_text(path, json.dumps(result, indent=2) + "\n")
         unfinished.unlink(missing_ok=True)
     return result
 
 
-def save_answers(found, settings, path):
-    """Writes the answers so far, in a file that is never there in part."""
-    partial = path.with_suffix(".partial.npz")
-    np.savez(partial, settings=json.dumps(settings), **found._asdict())
-    partial.rename(path)
+def save(found: Predictions, settings: dict[str, Any], path: Path) -> None:
+    """Writes the predictions so far, to resume from."""
+    with atomically(path) as unfinished:
+        np.savez(unfinished, settings=json.dumps(settings), **found._asdict())
 
 
-def check_settings(ours, theirs, path):
+def check_settings(
+    ours: dict[str, Any], theirs: dict[str, Any], path: Path
+) -> None:
     differing = [
         f"{name} {theirs.get(name)!r} (now {value!r})"
         for name, value in ours.items()
@@ -175,39 +260,38 @@ def check_settings(ours, theirs, path):
     ]
     if differing:
         raise ValueError(
-            f"{path} is of another evaluation: {', '.join(differing)}. Choose "
-            "another --output, or delete it."
+            f"{path} belongs to another evaluation: {', '.join(differing)}. "
+            "Choose another --output, or delete it."
         )
 
 
-def table(results):
-    """Results as a Markdown table, beside what timm and the authors publish.
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """Results as a Markdown table, beside the figures of timm and the authors.
 
     Args:
-        results: list of dicts, as of `measure`.
+        results: as of `measure`.
 
     Returns:
-        str. Figures in percent; differences in points.
+        Percent, and differences in points.
     """
     rows = [
-        "| model | data | images | top-1 | timm | difference | authors "
+        "| model | dataset | images | top-1 | timm | difference | authors "
         "| top-5 | timm | difference | ECE | images/s |",
         "|" + "---|" * 12,
     ]
     for result in results:
-        key = tuple(result["checkpoint"] or ())
+        key = tuple(result["published"] or ())
         timm = MEASURED.get(result["data"], {}).get(key, (None, None))
         authors = None
         if key and result["data"] == "imagenet2012":
-            authors = CHECKPOINTS[key].published_top_1
-        top1, top5 = 100 * result["top1"], 100 * result["top5"]
+            authors = PRETRAINED[key].published_top_1
         cells = [
             result["model"],
             result["data"],
             f"{result['images']:,}",
-            *beside(top1, timm[0]),
-            "" if authors is None else f"{authors:.1f}",
-            *beside(top5, timm[1]),
+            *beside(100 * result["top1"], timm[0]),
+            number(authors, ".1f"),
+            *beside(100 * result["top5"], timm[1]),
             f"{100 * result['ece']:.2f}",
             number(result["images_per_second"], ".1f"),
         ]
@@ -215,121 +299,110 @@ def table(results):
     return "\n".join(rows)
 
 
-def beside(ours, theirs):
+def beside(ours: float, theirs: float | None) -> list[str]:
     """Our figure, another one and the difference, as text."""
     difference = None if theirs is None else ours - theirs
-    return (
-        f"{ours:.3f}",
+    return [
+        number(ours, ".3f"),
         number(theirs, ".3f"),
         number(difference, "+.3f"),
-    )
+    ]
 
 
-def number(value, form):
+def number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def command(
-    weights: str = "imagenet",
-    variant: Literal[tuple(VARIANTS)] = "S24",
-    image_size: int | None = None,
-    all: bool = False,
-    data: str = "imagenet2012",
-    data_dir: Path | None = None,
-    output: Path = Path("evaluation"),
-    batch_size: int = 64,
-    crop_ratio: float = 1.0,
-    precision: Literal[
-        "float32", "mixed_bfloat16", "mixed_float16"
-    ] = "float32",
-    raw: bool = False,
-    strategy: Literal["auto", "one", "mirrored", "workers", "tpu"] = "auto",
-):
-    """Evaluates models; an evaluation that was interrupted goes on.
+app = App(name="python -m training.evaluate", help=__doc__, version_flags=[])
 
-    Args:
-        weights: A .keras, .safetensors or .tflite file, the folder of a
-            training run or of a SavedModel, or `imagenet`, the published
-            weights of a variant.
-        variant: Variant of the published weights.
-        image_size: Of the published weights, those of the nearest size; by
-            default the smallest.
-        all: Evaluate all ten published models.
-        data: As for training.train, of which the held-out pictures are taken;
-            imagenet2012, imagenet2012_real (its pictures may have any number
-            of labels) and imagenet_v2 are compared with published figures.
-        data_dir: Where TensorFlow Datasets keeps its files.
-        output: Folder for the results: a JSON file for each model and set.
-        batch_size: Images of a batch.
-        crop_ratio: Share of the shorter side that is kept.
-        precision: Dtype policy. The authors advise float32 for M48.
-        raw: Of a training run, the weights of the last step instead of the
-            averaged ones.
-        strategy: Devices, as for training.train; the batch is over all.
+
+@app.default
+def evaluate(
+    *,
+    model: Annotated[
+        list[str] | None,
+        Parameter(
+            negative=(),
+            help="Published model (S24, or S24-384 at another size), run "
+            "folder, .keras file, weights file, SavedModel or .tflite file. "
+            "May be repeated.",
+        ),
+    ] = None,
+    all: Annotated[
+        bool, Parameter(negative=(), help="Evaluate all published models.")
+    ] = False,
+    data: Data = "imagenet2012",
+    data_dir: DataDir = None,
+    output: Annotated[
+        Path,
+        Parameter(help="Folder for a JSON file per model, and table.md."),
+    ] = Path("evaluation"),
+    variant: Variant = None,
+    image_size: ImageSize = None,
+    batch_size: BatchSize = 64,
+    crop_ratio: Annotated[
+        float, Parameter(help="Share of the images' shorter side to keep.")
+    ] = 1.0,
+    precision: Precision = "float32",
+    raw: Annotated[
+        bool,
+        Parameter(
+            negative=(),
+            help="Use the weights of a run's last step, not its EMA weights.",
+        ),
+    ] = False,
+    strategy: StrategyName = "auto",
+) -> None:
+    """Evaluates models, or resumes interrupted evaluations.
+
+    The images are those of the dataset's validation split. Results on
+    imagenet2012, imagenet2012_real (any number of labels per image) and
+    imagenet_v2 are shown beside the published ones. The authors
+    advise float32 for M48; exported files have their own precision.
     """
+    if bool(model) == all:
+        raise ValueError("Give --model MODEL (may be repeated), or --all.")
     if batch_size < 1:
-        raise ValueError(
-            f"--batch-size must be at least 1. Received: {batch_size}."
-        )
-    strategy = make_strategy(strategy)
-    examples = load(data, "held_out", data_dir)
+        raise ValueError(f"--batch-size must be at least 1. Got {batch_size}.")
+    sources = model or [f"{name}-{size}" for name, size in PRETRAINED]
+    devices = make_strategy(strategy)
+    examples = load(data, "validation", data_dir)
     output.mkdir(parents=True, exist_ok=True)
-    models = [(weights, None)]
-    if weights == "imagenet":
-        size = image_size or VARIANTS[variant].image_size
-        models = [(None, nearest_checkpoint(variant, (size, size)))]
-    if all:
-        models = [(None, checkpoint) for checkpoint in CHECKPOINTS.values()]
-    results = []
-    for path, checkpoint in models:
-        with strategy.scope():
-            if checkpoint:
-                classifier = published(checkpoint, precision)
-                name = f"CaiT-{checkpoint.variant} {checkpoint.image_size}"
-            else:
-                classifier = load_classifier(path, precision, raw)
-                name = f"{path} raw" if raw else path
+    for source in sources:
+        with devices.scope():
+            loaded = load_for_evaluation(
+                source, precision, image_size, variant, raw
+            )
+        row = published(source)
+        name = f"{row.variant}-{row.image_size}" if row else source
+        if image_size:
+            name += f" at {image_size}"
+        if raw:
+            name += " raw"
         settings = {
             "model": name,
-            "checkpoint": checkpoint
-            and [checkpoint.variant, checkpoint.image_size],
+            "published": row and [row.variant, row.image_size],
             "data": data,
             "crop_ratio": crop_ratio,
-            "image_size": list(classifier.size),
+            "image_size": list(loaded.image_size),
             "precision": precision,
         }
-        file = "".join(
-            c if c.isalnum() else "_" for c in f"{data} {name} {precision}"
-        )
-        results.append(
-            measure(
-                classifier,
-                examples,
-                settings,
-                output / f"{file}.json",
-                batch_size,
-                strategy,
-            )
-        )
-        print(table(results[-1:]))
-    if is_chief(strategy):
-        all_results = [
+        words = f"{data} {name} {precision}"
+        file = "".join(c if c.isalnum() else "_" for c in words)
+        path = output / f"{file}.json"
+        result = measure(loaded, examples, settings, path, batch_size, devices)
+        print(table([result]))
+    if is_chief(devices):
+        results = [
             json.loads(file.read_text())
             for file in sorted(output.glob("*.json"))
         ]
-        (output / "table.md").write_text(table(all_results) + "\n")
+        write_text(output / "table.md", table(results) + "\n")
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line: `argv`, or that of the process."""
-    run(
-        lambda: tyro.cli(
-            command,
-            prog="python -m training.evaluate",
-            description=__doc__,
-            args=argv,
-        )
-    )
+    run(app, argv)
 
 
 if __name__ == "__main__":

@@ -1,84 +1,115 @@
-"""Accuracy and calibration."""
+"""Accuracy, calibration and confusion of predictions, in NumPy."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 
-class Answers(NamedTuple):
-    """What a model answered to pictures, one row each.
+class Predictions(NamedTuple):
+    """A model's predictions for images, compared with their labels.
 
     Attributes:
-        right: bool array `(pictures, k)`. Whether the class of each of the k
-            highest probabilities, highest first, is a label of the picture.
-        labelled: bool array `(pictures,)`. Whether it has a label at all; in
-            ImageNet-ReaL some have none, and do not count.
-        confidence: float32 array `(pictures,)`. Highest probability.
+        correct: bool array `(images, k)`. Whether each of the k most probable
+            classes, best first, is a label of the image.
+        labeled: bool array `(images,)`. Whether the image has a label at all;
+            in ImageNet-ReaL, some have none and do not count.
+        confidence: float32 array `(images,)`. Highest probability.
     """
 
-    right: np.ndarray
-    labelled: np.ndarray
+    correct: np.ndarray
+    labeled: np.ndarray
     confidence: np.ndarray
 
 
-def answers(probabilities, labels, k=5):
+def predictions(
+    probabilities: np.ndarray, labels: np.ndarray, k: int = 5
+) -> Predictions:
     """Compares probabilities with labels.
 
     Args:
-        probabilities: array `(pictures, classes)`.
-        labels: int array `(pictures,)`; or `(pictures, classes)` of 0 and 1,
-            where a picture has any number of labels.
-        k: int. How many of the classes to keep.
-
-    Returns:
-        `Answers`.
+        probabilities: array `(images, classes)`.
+        labels: int array `(images,)`; or `(images, classes)` of 0 and 1, where
+            an image has any number of labels.
+        k: how many of the classes to keep.
 
     Example:
-    >>> answers(np.array([[0.1, 0.7, 0.2]]), np.array([2])).right.tolist()
-    [[False, True, False]]
+    >>> predictions(np.array([[0.1, 0.7, 0.2]]), np.array([2])).correct
+    array([[False,  True, False]])
     """
     probabilities, labels = np.asarray(probabilities), np.asarray(labels)
     best = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
     if labels.ndim == 1:
-        right = best == labels[:, None]
-        labelled = np.ones(len(labels), bool)
+        correct = best == labels[:, None]
+        labeled = np.ones(len(labels), bool)
     else:
-        right = np.take_along_axis(labels, best, axis=1) > 0
-        labelled = labels.any(axis=1)
-    return Answers(right, labelled, probabilities.max(axis=1))
+        correct = np.take_along_axis(labels, best, axis=1) > 0
+        labeled = labels.any(axis=1)
+    return Predictions(correct, labeled, probabilities.max(axis=1))
 
 
-def metrics(found, bins=15):
-    """Top-1, top-5 and calibration, over the pictures that have a label.
+def join(parts: Sequence[Predictions]) -> Predictions:
+    """Concatenates the predictions of several batches."""
+    return Predictions(*map(np.concatenate, zip(*parts, strict=True)))
 
-    A picture is right if any of its labels is among the first 1 or 5: the
-    metric of ImageNet-ReaL, and the usual one where there is one label.
 
-    Args:
-        found: `Answers`.
-        bins: int. Intervals of confidence for the calibration error.
+def top_k(found: Predictions) -> dict[str, float]:
+    """Top-1 and top-5 accuracy over the labeled images, in 0...1.
 
-    Returns:
-        dict of `top1`, `top5` and `ece`, in 0...1, and `images`. `ece` is the
-        mean of |accuracy - confidence| over intervals of equal width, weighted
-        by their pictures.
+    An image counts as correct if any of its labels is among the first 1 or 5:
+    the metric of ImageNet-ReaL, and the usual one with one label per image.
 
-    Reference: Beyer et al., 2020 (ReaL, arXiv 2006.07159); Guo et al., 2017
-    (ECE, arXiv 1706.04599).
+    Example:
+    >>> found = predictions(np.array([[0.1, 0.7, 0.2]]), np.array([2]))
+    >>> top_k(found)
+    {'top1': 0.0, 'top5': 1.0}
+
+    Reference: Beyer et al., 2020 (ReaL, arXiv 2006.07159).
     """
-    right, confidence = (
-        array[found.labelled] for array in (found.right, found.confidence)
-    )
-    # The intervals are (0, 1/15], (1/15, 2/15], ...
-    places = np.ceil(confidence * bins).astype(int) - 1
-    gaps = np.bincount(places.clip(0), right[:, 0] - confidence, bins)
+    correct = found.correct[found.labeled]
     return {
-        "top1": float(right[:, 0].mean()),
-        "top5": float(right.any(axis=1).mean()),
-        "ece": float(np.abs(gaps).sum() / len(right)),
-        "images": len(right),
+        "top1": float(correct[:, 0].mean()),
+        "top5": float(correct.any(axis=1).mean()),
     }
 
 
-def joined(parts):
-    return Answers(*map(np.concatenate, zip(*parts, strict=True)))
+def calibration_error(found: Predictions, bins: int = 15) -> float:
+    """Expected calibration error (ECE) over the labeled images, in 0...1.
+
+    The mean of |accuracy - confidence| over intervals of equal width, weighted
+    by their number of images.
+
+    Args:
+        found: predictions.
+        bins: number of intervals.
+
+    Example:
+    >>> sure = Predictions(np.array([[True]]), np.ones(1, bool), np.ones(1))
+    >>> calibration_error(sure)
+    0.0
+
+    Reference: Guo et al., 2017 (arXiv 1706.04599).
+    """
+    correct = found.correct[found.labeled, 0]
+    confidence = found.confidence[found.labeled]
+    # The intervals are (0, 1/15], (1/15, 2/15], ...
+    places = np.ceil(confidence * bins).astype(int) - 1
+    gaps = np.bincount(places.clip(0), correct - confidence, bins)
+    return float(np.abs(gaps).sum() / len(correct))
+
+
+def confusion_matrix(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Counts of images: labels in rows, predictions in columns.
+
+    Args:
+        scores: array `(images, classes)` of logits or probabilities.
+        labels: int array `(images,)`.
+
+    Example:
+    >>> confusion_matrix(np.array([[0.9, 0.1], [0.8, 0.2]]), np.array([0, 1]))
+    array([[1, 0],
+           [1, 0]])
+    """
+    classes = scores.shape[-1]
+    places = classes * labels + scores.argmax(axis=-1)
+    return np.bincount(places, minlength=classes**2).reshape(classes, classes)

@@ -1,39 +1,75 @@
-"""Prepares a data set of TensorFlow Datasets for random access.
+"""Prepares a dataset of TensorFlow Datasets for random access.
 
 python -m training.prepare imagenet2012 --data-dir DIR --manual-dir DIR
 
-ImageNet cannot be downloaded without an account: put its two archives, as
-https://image-net.org gives them, into the folder of --manual-dir.
+ImageNet cannot be downloaded without an account: download its two archives from
+https://image-net.org into the folder of --manual-dir.
 """
 
-import argparse
+import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
-import tensorflow_datasets as tfds
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-from training.command import run
+from cyclopts import App, Parameter
 
-# Name, bytes and what it is. Sizes: https://image-net.org.
+from keras_cait.command_line import run
+
+# Name, bytes and content. Sizes: https://image-net.org.
 ARCHIVES = (
     ("ILSVRC2012_img_train.tar", 147_897_477_120, "training images"),
     ("ILSVRC2012_img_val.tar", 6_744_924_160, "validation images"),
 )
 
+app = App(name="python -m training.prepare", help=__doc__, version_flags=[])
 
-def prepare(name, data_dir, manual_dir=None):
-    """Writes a data set as array records.
+
+@app.default
+def prepare(
+    name: Annotated[
+        str,
+        Parameter(
+            help="Dataset of TensorFlow Datasets, such as imagenet2012 or "
+            "cifar10."
+        ),
+    ],
+    /,
+    *,
+    data_dir: Annotated[
+        Path,
+        Parameter(help="Folder in which TensorFlow Datasets keeps its files."),
+    ],
+    manual_dir: Annotated[
+        Path | None,
+        Parameter(help="Folder of archives that cannot be downloaded."),
+    ] = None,
+) -> None:
+    """Writes a dataset as array records.
 
     Args:
-        name: str. Name in TensorFlow Datasets.
-        data_dir: path. Where its files are to be.
-        manual_dir: path. Where archives are that cannot be downloaded.
+        name: name in TensorFlow Datasets.
+        data_dir: folder in which TensorFlow Datasets keeps its files.
+        manual_dir: folder of archives that cannot be downloaded.
 
     Raises:
-        ValueError: an archive of ImageNet is missing.
+        ValueError: there is no such dataset, or an archive of ImageNet is
+            missing.
     """
+    import tensorflow_datasets as tfds
+
     if name == "imagenet2012":
         check_archives(manual_dir)
-    builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    try:
+        builder = tfds.builder(
+            name, data_dir=data_dir, file_format="array_record"
+        )
+    except tfds.core.DatasetNotFoundError:
+        raise ValueError(
+            f"TensorFlow Datasets has no dataset {name!r}. See "
+            "https://www.tensorflow.org/datasets/catalog."
+        ) from None
     builder.download_and_prepare(
         download_config=tfds.download.DownloadConfig(
             manual_dir=manual_dir, try_download_gcs=False
@@ -44,41 +80,38 @@ def prepare(name, data_dir, manual_dir=None):
     print(f"Prepared {builder.data_path}")
 
 
-def check_archives(folder):
-    """Looks at names and sizes first: preparing takes hours."""
+def check_archives(folder: Path | None) -> None:
+    """Checks names and sizes of ImageNet's archives: preparing takes hours.
+
+    Raises:
+        ValueError: an archive is missing.
+    """
     folder = Path(folder or ".")
     missing = [
-        f"{name} ({what}, {size:,} bytes)"
-        for name, size, what in ARCHIVES
+        f"{name} ({content}, {size:,} bytes)"
+        for name, size, content in ARCHIVES
         if not (folder / name).is_file()
     ]
     if missing:
         raise ValueError(
-            f"In {str(folder.resolve())!r} is no {' and no '.join(missing)}. "
-            "Download from https://image-net.org (ILSVRC 2012, task 1 and 2), "
-            "leave the archives packed, and give their folder: --manual-dir."
+            f"{str(folder.resolve())!r} does not contain "
+            f"{' or '.join(missing)}. Download them from https://image-net.org "
+            "(ILSVRC 2012, task 1 and 2), leave them packed, and give their "
+            "folder: --manual-dir DIR."
         )
     for name, size, _ in ARCHIVES:
         found = (folder / name).stat().st_size
         if found != size:
             print(
                 f"{folder / name} has {found:,} bytes, the official archive "
-                f"{size:,}: it is cut off, or a part of ImageNet."
+                f"{size:,}: it is truncated, or a subset of ImageNet."
             )
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(
-        prog="python -m training.prepare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("name", help="such as imagenet2012, cifar10")
-    parser.add_argument("--data-dir", required=True, type=Path)
-    parser.add_argument("--manual-dir", type=Path)
-    arguments = parser.parse_args(argv)
-    prepare(arguments.name, arguments.data_dir, arguments.manual_dir)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line: `argv`, or that of the process."""
+    run(app, argv)
 
 
 if __name__ == "__main__":
-    run(main)
+    main()

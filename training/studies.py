@@ -1,11 +1,10 @@
-"""The paper's studies, each a table and a figure of many small trainings.
+"""Runs the paper's studies: tables and figures of many small trainings.
 
 python -m training.studies depth --output studies/depth
 python -m training.studies class-token --scale imagenet --data-dir DIR
 
-A study is a grid of models, trained with the same recipe and several seeds. The
-same command goes on where an interrupted study stopped: a finished training is
-not run again.
+A study is a grid of models, each trained with the same recipe and several
+seeds. Run the same command again to resume it; finished trainings are kept.
 """
 
 import gc
@@ -15,11 +14,12 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -30,25 +30,29 @@ matplotlib.use("Agg")
 
 import numpy as np
 import tensorflow as tf
-import tyro
+from cyclopts import App, Parameter
 from matplotlib import pyplot as plt
 
 from keras_cait.baselines import SIZES, ResidualBlock, ViT
-from training.command import run
+from keras_cait.command_line import DataDir, run
+from keras_cait.files import write_text
 from training.data.datasets import load
 from training.data.pipeline import (
-    evaluation_batches,
     evaluation_transform,
+    naming_unreadable,
     steps_per_epoch,
     training_data,
+    validation_data,
 )
-from training.loop.checkpoints import Checkpoints, write_whole
+from training.loop.checkpoints import Checkpoints
 from training.loop.distillation import make_loss
+from training.loop.interruption import lost_workers
 from training.loop.optimizers import make_optimizer
 from training.loop.stacking import Stack, stacked
-from training.loop.strategies import is_chief, lost_workers, make_strategy
+from training.loop.strategies import is_chief, make_strategy
 from training.loop.trainer import Trainer
-from training.recipes import RECIPES, Recipe
+from training.options import StrategyName
+from training.recipes import QUICKSTART, RECIPES, Recipe
 
 
 @dataclass(frozen=True)
@@ -56,21 +60,20 @@ class Cell:
     """One model of a study and how it is trained.
 
     Attributes:
-        row, column: str. Where it stands in the table.
-        model: dict, arguments of `keras_cait.baselines.ViT`.
-        recipe: `Recipe`; of its fields, those of the model are not used.
-        paper: float. Top-1 in percent of the paper; `None` where the source
-            at hand gives none.
+        row, column: its place in the table.
+        model: arguments of `keras_cait.baselines.ViT`.
+        recipe: the recipe; its fields of the model are not used.
+        paper: the paper's top-1 in percent; `None` where it is not known.
     """
 
     row: str
     column: str
-    model: dict
+    model: dict[str, Any]
     recipe: Recipe
     paper: float | None = None
 
     @property
-    def name(self):
+    def name(self) -> str:
         words = f"{self.row} {self.column}"
         return "".join(c if c.isalnum() else "_" for c in words)
 
@@ -80,24 +83,24 @@ class Scale:
     """The setting of all studies.
 
     Attributes:
-        recipe: `Recipe`.
-        model: dict, arguments of `ViT` that all models share.
-        depths: tuple of int, numbers of blocks of the study of depth.
-        drop_path_rates: tuple of float, stochastic depth for each of them.
-        seeds: int. Trainings of each model, with seeds 0, 1, ...
-        paper: dict of rows to the paper's top-1 for each of the depths.
+        recipe: the recipe of all trainings.
+        model: arguments of `ViT` that all models share.
+        depths: numbers of blocks in the study of depth.
+        drop_path_rates: stochastic depth for each of them.
+        seeds: trainings of each model, with seeds 0, 1, ...
+        paper: the paper's top-1 for each of the depths, by row.
     """
 
     recipe: Recipe
-    model: dict
-    depths: tuple
-    drop_path_rates: tuple
+    model: dict[str, Any]
+    depths: tuple[int, ...]
+    drop_path_rates: tuple[float, ...]
     seeds: int = 1
-    paper: dict = field(default_factory=dict)
+    paper: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
 
-# Table 1 of the paper: DeiT-S of 12, 18, 24 and 36 blocks, top-1 in percent of
-# ImageNet-1k, and the rates of stochastic depth that it was adjusted to.
+# Table 1 of the paper: top-1 in percent on ImageNet-1k of DeiT-S with 12, 18,
+# 24 and 36 blocks.
 PAPER = {
     "pre-norm": (79.9, 80.7, 81.0, 81.9),
     "pre-norm, stochastic depth 0.05": (79.9, 80.1, 78.9, 78.9),
@@ -108,10 +111,11 @@ PAPER = {
 }
 
 SCALES = {
-    # 4 patches of 14 pixels, and a rate at which depth is hard: at a sixth of
-    # it all scalings learn alike.
+    # 4 patches of 14 pixels, and a learning rate at which depth is hard: at a
+    # sixth of it, all scalings learn equally well.
     "digits": Scale(
-        Recipe(
+        replace(
+            QUICKSTART,
             epochs=4,
             global_batch_size=50,
             learning_rate=0.1,
@@ -125,7 +129,9 @@ SCALES = {
             evaluation_epochs=4,
         ),
         {
-            **{"embed_dim": 32, "num_heads": 4, "patch_size": 14},
+            "embed_dim": 32,
+            "num_heads": 4,
+            "patch_size": 14,
             "input_shape": (28, 28, 3),
         },
         depths=(12, 24, 36),
@@ -135,22 +141,23 @@ SCALES = {
     ),
     "imagenet": Scale(
         # The baseline's 79.9 is DeiT-S after 300 epochs (arXiv 2012.12877).
-        replace(RECIPES["s24-224"], epochs=300),
+        replace(RECIPES["s24-224"].resolved(), epochs=300),
         {"embed_dim": 384, "num_heads": SIZES["S"]["num_heads"]},
         depths=(12, 18, 24, 36),
+        # The paper adapts stochastic depth to the number of blocks.
         drop_path_rates=(0.05, 0.1, 0.2, 0.25),
         paper=PAPER,
     ),
 }
 
 
-def layer_scale(depth):
-    """The paper's choice: the deeper, the closer to 0."""
+def layer_scale(depth: int) -> dict[str, Any]:
+    """The paper's choice: the deeper the model, the closer to 0."""
     start = 0.1 if depth <= 18 else 1e-5 if depth <= 24 else 1e-6
     return {"residual_scaling": "layer_scale", "init_values": start}
 
 
-def depth(scale):
+def depth(scale: Scale) -> list[Cell]:
     """Table 1: depth and residual scaling, convergence failures included."""
     cells = []
     for i, (blocks, rate) in enumerate(
@@ -164,14 +171,14 @@ def depth(scale):
             "scalar": {"residual_scaling": "scalar", "init_values": start},
             "LayerScale": layer_scale(blocks),
         }
-        # Figure 2 (b): as their authors meant them.
+        # Figure 2 (b): as their authors proposed them.
         for row in ("ReZero", "Fixup"):
             rows[f"{row}, no norm, no warm-up"] = {
                 **rows[row],
                 "pre_norm": False,
                 "warmup": False,
             }
-        if rate > 0.05:  # else it is the first row
+        if rate > 0.05:  # otherwise it is the first row
             rows["pre-norm, stochastic depth 0.05"] = {"drop_path_rate": 0.05}
         cells += [
             cell(
@@ -187,8 +194,8 @@ def depth(scale):
     return cells
 
 
-def class_token(scale):
-    """Table 2: where the class token enters, or average pooling, or CaiT."""
+def class_token(scale: Scale) -> list[Cell]:
+    """Table 2: the class token's entry, average pooling, or class attention."""
     rows = {
         f"before block {entry}": {"class_token_depth": entry}
         for entry in (0, 2, 4, 8, 10, 11)
@@ -201,8 +208,8 @@ def class_token(scale):
     return one_column(scale, 12, rows)
 
 
-def layerscale_init(scale):
-    """Initial gammas of LayerScale, at the least and the largest depth."""
+def layerscale_init(scale: Scale) -> list[Cell]:
+    """Initial gammas of LayerScale, at the smallest and the largest depth."""
     return [
         cell(
             scale,
@@ -220,8 +227,8 @@ def layerscale_init(scale):
     ]
 
 
-def talking_heads(scale):
-    """The path from DeiT-S to CaiT, whose last step is the talking heads."""
+def talking_heads(scale: Scale) -> list[Cell]:
+    """From DeiT-S to CaiT step by step; talking heads come last."""
     blocks = scale.depths[-2]
     rows, options = {}, {}
     for row, change in (
@@ -235,7 +242,7 @@ def talking_heads(scale):
     return one_column(scale, blocks, rows)
 
 
-def class_attention_depth(scale):
+def class_attention_depth(scale: Scale) -> list[Cell]:
     """CaiT with more or fewer class-attention blocks."""
     blocks = scale.depths[0]
     cait = {**layer_scale(blocks), "talking_heads": True}
@@ -252,7 +259,9 @@ def class_attention_depth(scale):
     )
 
 
-def one_column(scale, blocks, rows):
+def one_column(
+    scale: Scale, blocks: int, rows: dict[str, dict[str, Any]]
+) -> list[Cell]:
     rates = dict(zip(scale.depths, scale.drop_path_rates, strict=True))
     return [
         cell(
@@ -267,14 +276,21 @@ def one_column(scale, blocks, rows):
     ]
 
 
-def cell(scale, row, column, paper=None, warmup=True, **model):
+def cell(
+    scale: Scale,
+    row: str,
+    column: str,
+    paper: float | None = None,
+    warmup: bool = True,
+    **model: Any,
+) -> Cell:
     recipe = scale.recipe
     if not warmup:
         recipe = replace(recipe, warmup_epochs=0.0)
     return Cell(row, column, scale.model | model, recipe, paper)
 
 
-STUDIES = {
+STUDIES: dict[str, Callable[[Scale], list[Cell]]] = {
     "depth": depth,
     "class-token": class_token,
     "layerscale-init": layerscale_init,
@@ -284,61 +300,70 @@ STUDIES = {
 
 
 @lost_workers()
-def train(cell, seed, folder, data_dir=None, strategy=None, save_seconds=600.0):
-    """Trains one cell with one seed, unless it is finished already.
+def train(
+    cell: Cell,
+    seed: int,
+    folder: Path,
+    data_dir: Path | None = None,
+    strategy: tf.distribute.Strategy | None = None,
+    save_seconds: float = 600.0,
+) -> dict[str, Any]:
+    """Trains one cell with one seed, unless its result exists.
 
     Args:
-        cell: `Cell`.
-        seed: int.
-        folder: path. The result is `NAME-SEED.json` in it; checkpoints are
-            beside it until the training is finished.
-        data_dir: path, where TensorFlow Datasets keeps its files.
-        strategy: `tf.distribute.Strategy`; `None` is one device.
-        save_seconds: float. Seconds between checkpoints, at an epoch's end.
+        cell: the cell.
+        seed: the seed of the recipe.
+        folder: gets the result, `NAME-SEED.json`, and checkpoints until the
+            training is finished.
+        data_dir: folder in which TensorFlow Datasets keeps its files.
+        strategy: devices; `None` is one.
+        save_seconds: seconds between checkpoints, at the end of an epoch.
 
     Returns:
-        dict: the cell, and in 0...1 `top1` of the averaged weights and
-        `raw_top1` on the held-out images; `loss` and `accuracy` in the last
-        epoch of training; `failed_at_step`, `None` unless loss or gradient
-        were not finite, which ends the training with both top-1 `None`;
-        `gammas`, the mean size of what multiplies the two branches of each
-        block; `minutes` since the last start; versions.
+        The cell; `top1` of the EMA weights and `raw_top1` on the validation
+        images, in 0...1; `loss` and `accuracy` of the last epoch of training;
+        `failed_at_step`, `None` unless a loss or gradient was not finite, which
+        ends the training with both top-1 `None`; `gammas`, the mean size of the
+        multipliers of each block's two branches; `minutes` since the last
+        start; versions.
 
     Raises:
-        ValueError: the result is that of another cell.
+        ValueError: the file is the result of another cell.
     """
     path = folder / f"{cell.name}-{seed}.json"
     recipe = replace(cell.recipe, seed=seed)
-    setting = json.loads(
-        json.dumps({"model": cell.model, "recipe": asdict(recipe)})
-    )
+    values = asdict(recipe)
+    del values["variant"]  # the architecture is the cell's
+    setting = json.loads(json.dumps({"model": cell.model, "recipe": values}))
     if path.exists():
         result = json.loads(path.read_text())
         if any(result[key] != value for key, value in setting.items()):
             raise ValueError(
-                f"{path} is the result of another setting. Choose another "
+                f"{path} is the result of other settings. Choose another "
                 "--output, or delete it."
             )
         return result
     began = time.perf_counter()
     strategy = strategy or make_strategy("one")
     keras.backend.clear_session()
-    gc.collect()  # graphs of the cell before
+    gc.collect()  # the graphs of the previous cell
     keras.utils.set_random_seed(seed)
     keras.config.set_dtype_policy(recipe.precision)
     examples = load(recipe.data, "train", data_dir)
-    held_out = load(recipe.data, "held_out", data_dir)
+    validation = load(recipe.data, "validation", data_dir)
     classes = len(examples.class_names)
     steps = steps_per_epoch(examples, recipe)
-    trainer = Trainer(
-        recipe,
-        strategy,
-        lambda: stacked(
+
+    def build() -> keras.Model:
+        return stacked(
             ViT(**cell.model, classes=classes, classifier_activation=None)
-        ),
-        lambda model: make_optimizer(recipe, model, steps),
-        lambda: make_loss(recipe, classes),
-    )
+        )
+
+    with strategy.scope():
+        model, ema_model = build(), build()
+        loss = make_loss(recipe, classes)
+        optimizer = make_optimizer(recipe, model, steps)
+    trainer = Trainer(recipe, strategy, model, ema_model, optimizer, loss)
     unfinished = folder / f"{cell.name}-{seed}"
     unfinished.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(trainer.state, unfinished, is_chief(strategy), 1)
@@ -365,40 +390,34 @@ def train(cell, seed, folder, data_dir=None, strategy=None, save_seconds=600.0):
         "loss": finite(means["loss"]),
         "accuracy": finite(means["accuracy"]),
         "failed_at_step": None,
-        "gammas": gammas(trainer.average),
+        "gammas": gammas(ema_model),
         **setting,
     }
     if trainer.nonfinite >= 0:
         result["failed_at_step"] = trainer.nonfinite
     else:
-        accuracy = trainer.evaluate(
-            strategy.distribute_datasets_from_function(
-                lambda context: evaluation_batches(
-                    held_out,
-                    evaluation_transform(recipe),
-                    recipe.global_batch_size,
-                    context,
-                )
+        with naming_unreadable(validation, evaluation_transform(recipe)):
+            accuracy = trainer.evaluate(
+                validation_data(recipe, strategy, validation)
             )
-        )
         result["top1"] = accuracy["val_accuracy"]
         result["raw_top1"] = accuracy["val_raw_accuracy"]
     result["minutes"] = (time.perf_counter() - began) / 60
     result["keras"] = keras.__version__
     result["tensorflow"] = tf.__version__
     if is_chief(strategy):
-        write_whole(path, json.dumps(result, indent=2) + "\n")
+        write_text(path, json.dumps(result, indent=2) + "\n")
         shutil.rmtree(unfinished)
     return result
 
 
-def finite(value):
+def finite(value: float) -> float | None:
     """The value, or `None`, which JSON can hold."""
     return value if math.isfinite(value) else None
 
 
-def gammas(model):
-    """Mean size of what multiplies the branches: a pair for each block."""
+def gammas(model: keras.Model) -> list[list[float]] | None:
+    """Mean size of the multipliers of the branches, a pair per block."""
     pairs = []
     for layer in model.layers:
         if isinstance(layer, Stack):
@@ -416,25 +435,26 @@ def gammas(model):
     return pairs or None
 
 
-def grid(results):
-    """Results by row and column, in the order in which they come."""
-    found = {}
+def grid(
+    results: Iterable[dict[str, Any]],
+) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Results by row and column, in their order."""
+    found: dict[str, dict[str, list]] = {}
     for result in results:
         row = found.setdefault(result["row"], {})
         row.setdefault(result["column"], []).append(result)
     return found
 
 
-def table(cells, results):
+def table(cells: Sequence[Cell], results: Iterable[dict[str, Any]]) -> str:
     """A Markdown table: top-1 in percent, mean and deviation over seeds.
 
-    Args:
-        cells: list of `Cell`.
-        results: list of dicts, as `train` returns them; some may be missing.
+    The paper's figure is in parentheses. A dagger counts failed trainings,
+    whose loss or gradient was not finite.
 
-    Returns:
-        str. Beside ours, in brackets, is the paper's figure; a dagger counts
-        trainings that failed, whose loss or gradient was not finite.
+    Args:
+        cells: all cells of the study.
+        results: results of `train`; some may be missing.
     """
     found = grid(results)
     columns = list(dict.fromkeys(cell.column for cell in cells))
@@ -454,7 +474,7 @@ def table(cells, results):
     return "\n".join(lines) + "\n"
 
 
-def described(results):
+def described(results: Sequence[dict[str, Any]]) -> str:
     """Mean and deviation of the trainings of one cell."""
     accuracies = [100 * r["top1"] for r in results if r["top1"] is not None]
     failed = len(results) - len(accuracies)
@@ -469,10 +489,10 @@ def described(results):
     return " ".join(words)
 
 
-def figure(study, results, path):
-    """Top-1 by column, a line for each row; or by row, if there is one column.
+def figure(study: str, results: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draws top-1 by column, with a line per row; or by row, of one column.
 
-    Every training is a dot, and a cross on the axis if it failed.
+    Every training is a dot, or a cross on the axis if it failed.
     """
     found = grid(results)
     columns = list(dict.fromkeys(r["column"] for r in results))
@@ -483,7 +503,7 @@ def figure(study, results, path):
     else:
         places, series = columns, found
     for i, (name, cells) in enumerate(series.items()):
-        # Side by side, so that none hides another.
+        # Side by side: none hides another.
         shift = 0.5 * ((i + 0.5) / len(series) - 0.5)
         line = []
         for place, trainings in cells.items():
@@ -501,24 +521,30 @@ def figure(study, results, path):
     axes.set_xticks(
         range(len(places)), places, **({} if len(columns) > 1 else slanted)
     )
-    axes.set(ylabel="top-1 of held-out images / %", title=study)
+    axes.set(ylabel="top-1 on validation images / %", title=study)
     axes.grid(axis="y", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     drawing.savefig(path, dpi=150)
     plt.close(drawing)
 
 
-def trainings(jobs, folder, data_dir=None, strategy=None, processes=1):
-    """Results of trainings, as they end.
+def trainings(
+    jobs: Sequence[tuple[Cell, int]],
+    folder: Path,
+    data_dir: Path | None = None,
+    strategy: tf.distribute.Strategy | None = None,
+    processes: int = 1,
+) -> Iterator[tuple[Cell, int, dict[str, Any]]]:
+    """Runs trainings and yields their results as they end.
 
     Args:
-        jobs: list of pairs of a `Cell` and a seed.
+        jobs: pairs of a cell and a seed.
         folder, data_dir, strategy: as for `train`.
-        processes: int. Trainings at a time; more than 1 are on CPU cores, a
-            core each, and small models are as fast on one as on two.
+        processes: trainings at a time. More than one run on the CPU, with one
+            core each: small models are just as fast on one as on two.
 
     Yields:
-        Triples of cell, seed and result.
+        Cell, seed and result.
     """
     if processes == 1:
         for cell, seed in jobs:
@@ -527,54 +553,54 @@ def trainings(jobs, folder, data_dir=None, strategy=None, processes=1):
     with ProcessPoolExecutor(
         processes, get_context("spawn"), on_one_core
     ) as pool:
-        under_way = {
+        running = {
             pool.submit(train, cell, seed, folder, data_dir): (cell, seed)
             for cell, seed in jobs
         }
         try:
-            for training in as_completed(under_way):
-                yield *under_way[training], training.result()
+            for training in as_completed(running):
+                yield *running[training], training.result()
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def on_one_core():
-    """Readies a process; Ctrl-C lets it end the training that it is at."""
+def on_one_core() -> None:
+    """Prepares a process; Ctrl-C lets it finish its current training."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
 
 
-def ablate(
-    study,
-    scale,
-    folder,
-    data_dir=None,
-    strategy=None,
-    seeds=None,
-    processes=1,
-):
-    """Runs a study, or goes on with it.
+def run_study(
+    study: str,
+    scale: Scale,
+    folder: Path,
+    data_dir: Path | None = None,
+    strategy: tf.distribute.Strategy | None = None,
+    seeds: int | None = None,
+    processes: int = 1,
+) -> list[dict[str, Any]]:
+    """Runs a study, or resumes it.
 
     Args:
-        study: str, a key of `STUDIES`.
-        scale: `Scale`.
-        folder: path. It ends up with a JSON file for each training,
-            `results.json` with all of them, `table.md` and `figure.png`,
-            which are written anew after each training.
-        data_dir: path, where TensorFlow Datasets keeps its files.
-        strategy: `tf.distribute.Strategy`; `None` is one device.
-        seeds: int. Trainings of each cell; `None` is that of the scale.
-        processes: int. Trainings at a time, as for `trainings`.
+        study: key of `STUDIES`.
+        scale: the setting.
+        folder: gets a JSON file per training; and `results.json` with all of
+            them, `table.md` and `figure.png`, rewritten after each training.
+        data_dir: folder in which TensorFlow Datasets keeps its files.
+        strategy: devices; `None` is one.
+        seeds: trainings of each cell; `None` is the scale's number.
+        processes: trainings at a time, as for `trainings`.
 
     Returns:
-        List of dicts, as `train` returns them.
+        The results of `train`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     cells = STUDIES[study](scale)
-    # All cells with the first seed come first: a table is soon there.
+    # The first seed of all cells comes first: a table is there soon.
     jobs = [(c, seed) for seed in range(seeds or scale.seeds) for c in cells]
-    found = {}
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    results: list[dict[str, Any]] = []
     for cell, seed, result in trainings(
         jobs, folder, data_dir, strategy, processes
     ):
@@ -585,44 +611,55 @@ def ablate(
         )
         names = ((c.name, seed) for c, seed in jobs)
         results = [found[name] for name in names if name in found]
-        write_whole(
+        write_text(
             folder / "results.json", json.dumps(results, indent=1) + "\n"
         )
-        write_whole(folder / "table.md", table(cells, results))
+        write_text(folder / "table.md", table(cells, results))
         figure(study, results, folder / "figure.png")
     return results
 
 
-def command(
-    study: tyro.conf.Positional[Literal[tuple(STUDIES)]],
-    output: Path | None = None,
-    scale: Literal[tuple(SCALES)] = "digits",
-    seeds: int | None = None,
-    data_dir: Path | None = None,
-    strategy: Literal["auto", "one", "mirrored", "workers", "tpu"] = "auto",
-    processes: int | None = None,
-):
-    """Runs a study of the paper, or goes on with it.
+app = App(name="python -m training.studies", help=__doc__, version_flags=[])
 
-    Args:
-        study: The study.
-        output: Folder of the results; by default `studies/STUDY-SCALE`.
-        scale: The paper's setting on ImageNet, or a small one on the digits.
-        seeds: Trainings of each model.
-        data_dir: Where TensorFlow Datasets keeps its files.
-        strategy: Devices, as for training.train.
-        processes: Trainings at a time, each on a CPU core of its own; by
-            default as many as there are cores on the digits, and else 1, on
-            the devices of the strategy.
-    """
+
+@app.default
+def studies(
+    study: Literal[tuple(STUDIES)],
+    /,
+    *,
+    output: Annotated[
+        Path | None,
+        Parameter(help="Folder of the results. Default: studies/STUDY-SCALE."),
+    ] = None,
+    scale: Annotated[
+        Literal[tuple(SCALES)],
+        Parameter(
+            help="Setting: a small one on the digits, or the paper's on "
+            "ImageNet."
+        ),
+    ] = "digits",
+    seeds: Annotated[
+        int | None,
+        Parameter(help="Trainings of each model. Default: digits 3, else 1."),
+    ] = None,
+    data_dir: DataDir = None,
+    strategy: StrategyName = "auto",
+    processes: Annotated[
+        int | None,
+        Parameter(
+            help="Trainings at a time, each on one CPU core. Default: on the "
+            "digits as many as there are cores; otherwise 1, on the devices of "
+            "the strategy."
+        ),
+    ] = None,
+) -> None:
+    """Runs a study of the paper, or resumes it."""
     for name, number in (("seeds", seeds), ("processes", processes)):
         if number is not None and number < 1:
-            raise ValueError(
-                f"--{name} must be at least 1. Received: {number}."
-            )
+            raise ValueError(f"--{name} must be at least 1. Got {number}.")
     output = output or Path("studies") / f"{study}-{scale}"
-    processes = processes or (os.cpu_count() if scale == "digits" else 1)
-    ablate(
+    processes = processes or ((os.cpu_count() or 1) if scale == "digits" else 1)
+    run_study(
         study,
         SCALES[scale],
         output,
@@ -634,16 +671,9 @@ def command(
     print((output / "table.md").read_text())
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line: `argv`, or that of the process."""
-    run(
-        lambda: tyro.cli(
-            command,
-            prog="python -m training.studies",
-            description=__doc__,
-            args=argv,
-        )
-    )
+    run(app, argv)
 
 
 if __name__ == "__main__":

@@ -1,72 +1,46 @@
 """Trains a CaiT: `python -m training.train quickstart --output runs/digits`.
 
-The same command goes on where an interrupted run stopped, to the same weights,
-bit for bit. A finished run is never overwritten.
+Run the same command again to resume an interrupted run; it ends with the same
+weights, bit for bit. A finished run is never overwritten.
 """
 
 import os
-import signal
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated
+
+from cyclopts import App, Group, Parameter
+
+from training.loop.interruption import StopSignal, lost_workers
+from training.options import DataDir, StrategyName, given, options_of
+from training.recipes import GROUPS, Recipe, override, summary
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
-import keras
-import tensorflow as tf
-import tyro
-
-import keras_cait
-from keras_cait.models import VARIANTS
-from keras_cait.weights import load_published, nearest_checkpoint
-from training.command import run
-from training.data.datasets import load
-from training.data.pipeline import (
-    evaluation_batches,
-    evaluation_transform,
-    prepared,
-    steps_per_epoch,
-    training_data,
-    unreadable_names,
-)
-from training.loop.callbacks import Meter, Pictures, callback_list
-from training.loop.checkpoints import Checkpoints
-from training.loop.distillation import make_loss
-from training.loop.memory import estimated_memory
-from training.loop.optimizers import decays, freeze, make_optimizer
-from training.loop.rematerialization import rematerialize
-from training.loop.run_folder import claim, finish, forget_history
-from training.loop.strategies import (
-    is_chief,
-    lost_workers,
-    make_strategy,
-    sum_of_workers,
-    worker_count,
-)
-from training.loop.trainer import Trainer
-from training.recipes import RECIPES
-
-# Steps after which many workers agree on whether one of them was asked to stop.
-AGREEMENT_STEPS = 10
 
 
 @lost_workers()
 def train(
-    recipe, output, data_dir=None, strategy="auto", checkpoint_steps=1000
-):
+    recipe: Recipe,
+    output: Path,
+    data_dir: DataDir = None,
+    strategy: StrategyName = "auto",
+    checkpoint_steps: int = 1000,
+) -> None:
     """Trains a recipe to its end and leaves the run in a folder.
 
     Args:
-        recipe: `Recipe`.
-        output: path of the run's folder; it is made, or an interrupted run of
-            the same recipe in it goes on, also on another number of devices.
-            It ends up with `model.keras` (the averaged weights, with softmax),
+        recipe: what is computed.
+        output: folder of the run. It is created; or the interrupted run of the
+            same recipe in it is resumed, also on another number of devices.
+            It ends up with `model.keras` (the EMA weights, with softmax),
             `labels.txt`, `history.csv`, `summary.json`, `recipe.json`,
-            `checkpoints/` (the last three and the best) and `tensorboard/`.
-        data_dir: path, where TensorFlow Datasets keeps its files.
-        strategy: str, as for `make_strategy`.
-        checkpoint_steps: int. Steps between checkpoints; there is also one at
-            the end of every epoch, and one when the run is asked to stop by
-            SIGTERM or Ctrl-C.
+            `validation/` (images), `checkpoints/` (the last three and the
+            best) and `tensorboard/`.
+        data_dir: folder in which TensorFlow Datasets keeps its files.
+        strategy: devices, as for `make_strategy`.
+        checkpoint_steps: steps between checkpoints. There is also one at the
+            end of every epoch, and one when SIGTERM or Ctrl-C stops the run.
 
     Raises:
         ValueError: the folder holds a finished run, or one of another recipe.
@@ -74,58 +48,74 @@ def train(
         FloatingPointError: a loss or gradient is not finite.
         ConnectionError: another worker died or hangs.
     """
+    # Here, not at the top: `--help` does not wait for TensorFlow.
+    import keras
+
+    from training.data.datasets import load
+    from training.data.pipeline import (
+        evaluation_transform,
+        naming_unreadable,
+        prepared,
+        steps_per_epoch,
+        training_data,
+        validation_data,
+    )
+    from training.loop.callbacks import ImageSummaries, Meter, make_callbacks
+    from training.loop.checkpoints import Checkpoints
+    from training.loop.distillation import make_loss
+    from training.loop.model import build, start_from
+    from training.loop.optimizers import make_optimizer
+    from training.loop.overview import print_overview
+    from training.loop.run_folder import claim, finish, forget_history
+    from training.loop.strategies import any_worker, is_chief, make_strategy
+    from training.loop.trainer import Trainer
+
+    # 1. Claim the folder. Of many workers, only the chief writes to it.
     strategy = make_strategy(strategy)
     chief = is_chief(strategy)
+    recipe = recipe.resolved()
     claim(output, recipe, chief)
-    keras.utils.set_random_seed(recipe.seed)
-    keras.config.set_dtype_policy(recipe.precision)
+
+    # 2. Data: examples by number. A batch is a function of seed and step.
     examples = load(recipe.data, "train", data_dir)
-    held_out = load(recipe.data, "held_out", data_dir)
+    validation = load(recipe.data, "validation", data_dir)
+    classes = len(examples.class_names)
     steps = steps_per_epoch(examples, recipe)
 
-    trainer = Trainer(
-        recipe,
-        strategy,
-        lambda: build(recipe, examples),
-        lambda model: make_optimizer(recipe, model, steps),
-        lambda: make_loss(recipe, len(examples.class_names)),
-    )
+    # 3. Model, its EMA, loss and optimizer, and the steps that are compiled.
+    # The trainer sums gradients over micro-batches (accumulation) and devices.
+    keras.utils.set_random_seed(recipe.seed)
+    keras.config.set_dtype_policy(recipe.precision)
+    with strategy.scope():
+        model, ema_model = build(recipe, classes), build(recipe, classes)
+        loss = make_loss(recipe, classes)
+        optimizer = make_optimizer(recipe, model, steps)
+    trainer = Trainer(recipe, strategy, model, ema_model, optimizer, loss)
+
+    # 4. Resume from the newest intact checkpoint of this run.
     checkpoints = Checkpoints(trainer.state, output / "checkpoints", chief)
     restored = checkpoints.restore()
-    start = trainer.step
+    first_step = trainer.step
+
+    # 5. Otherwise start from a file or published weights, or from random ones.
+    if not restored and recipe.weights:
+        with strategy.scope():
+            start_from(model, recipe.weights)
+        trainer.reset_ema()
     if chief:
-        describe(recipe, examples, trainer, steps)
+        print_overview(recipe, trainer, examples, steps)
         if restored:
-            print(f"Going on at step {start}, from {restored}")
-        forget_history(output / "history.csv", start // steps)
+            print(f"Resuming at step {first_step} from {restored}")
+        forget_history(output, first_step // steps)
 
+    # 6. The loop: steps, an evaluation after each epoch, checkpoints.
     stop = StopSignal()
-    batches = training_data(recipe, strategy, examples, start, output)
-    validation = strategy.distribute_datasets_from_function(
-        lambda context: evaluation_batches(
-            held_out,
-            evaluation_transform(recipe),
-            recipe.global_batch_size,
-            context,
-        )
-    )
-
-    def validate():
-        try:
-            return trainer.evaluate(validation)
-        except (tf.errors.InvalidArgumentError, tf.errors.NotFoundError):
-            names = unreadable_names(held_out, evaluation_transform(recipe))
-            if not names:
-                raise
-            raise ValueError(
-                "Held-out pictures cannot be read; replace or remove them: "
-                f"{', '.join(names)}"
-            ) from None
-
-    pictures = Pictures(trainer.average, prepared(held_out, recipe), output)
-    callbacks = callback_list(recipe, trainer, output, chief, steps, pictures)
+    batches = training_data(recipe, strategy, examples, first_step, output)
+    validation_batches = validation_data(recipe, strategy, validation)
+    summaries = ImageSummaries(ema_model, prepared(validation, recipe), output)
+    callbacks = make_callbacks(recipe, trainer, output, steps, summaries, chief)
     callbacks.on_train_begin()
-    for epoch in range(start // steps, recipe.epochs):
+    for epoch in range(first_step // steps, recipe.epochs):
         callbacks.on_epoch_begin(epoch)
         meter = Meter(recipe, trainer, steps)
         for i in range(trainer.step % steps, steps):
@@ -133,177 +123,96 @@ def train(
             with meter.waiting():
                 images, targets = next(batches)
             trainer.train_step(images, targets)
-            done = epoch * steps + i + 1
-            callbacks.on_train_batch_end(i, meter.logs(done))
+            step = epoch * steps + i + 1
+            callbacks.on_train_batch_end(i, meter.logs(step))
+            ends_epoch = i + 1 == steps
             is_best = False
-            if i + 1 == steps:  # the last step is done when its epoch is
-                logs = meter.logs(done, now=True)
+            if ends_epoch:
+                logs = meter.logs(step, now=True)
                 if is_evaluated(recipe, epoch):
-                    logs |= validate()
+                    transform = evaluation_transform(recipe)
+                    with naming_unreadable(validation, transform):
+                        logs |= trainer.evaluate(validation_batches)
                     is_best = trainer.note_accuracy(logs["val_accuracy"])
-                pictures.seen = strategy.experimental_local_results(images)[0]
+                summaries.training_images = strategy.experimental_local_results(
+                    images
+                )[0]
                 callbacks.on_epoch_end(epoch, logs)
                 trainer.reset_means()
-            asked = stop.agreed(strategy, done)
-            if asked or done % checkpoint_steps == 0 or i + 1 == steps:
-                check_finite(trainer, steps, checkpoints)
-                checkpoints.save(done, is_best)
+            asked = any_worker(strategy, stop.received, step)
+            if asked or ends_epoch or step % checkpoint_steps == 0:
+                trainer.check_finite(steps, checkpoints.newest)
+                checkpoints.save(step, is_best)
             if asked:
                 raise KeyboardInterrupt(
-                    f"Stopped at step {done}, which is saved. The same command "
-                    "goes on from there."
+                    f"Stopped and saved at step {step}. Run the same command "
+                    "again to resume."
                 )
     callbacks.on_train_end()
+
+    # 7. Finish: the model with its accuracy, labels and validation images.
     if chief:
-        finish(trainer, prepared(held_out, recipe), output)
+        finish(trainer, prepared(validation, recipe), output)
 
 
-def is_evaluated(recipe, epoch):
+def is_evaluated(recipe: Recipe, epoch: int) -> bool:
     """Whether an epoch ends with an evaluation."""
     done = epoch + 1
     return done == recipe.epochs or done % recipe.evaluation_epochs == 0
 
 
-def build(recipe, examples):
-    """The model of a recipe, which gives logits."""
-    model = keras_cait.CaiT(
-        recipe.embed_dim,
-        recipe.depth,
-        recipe.num_heads,
-        recipe.patch_size,
-        class_attention_depth=recipe.class_attention_depth,
-        init_values=recipe.init_values,
-        drop_path_rate=recipe.drop_path_rate,
-        input_shape=(recipe.image_size, recipe.image_size, 3),
-        classes=len(examples.class_names),
-        classifier_activation=None,
-        name="cait",
+def make_app() -> App:
+    """The command line: one command per recipe, one option per field."""
+    app = App(
+        name="python -m training.train",
+        help=f"{__doc__}\nHours are those of eight A100, by arithmetic "
+        "(docs/training.md). A recipe's own --help lists its options.",
+        version_flags=[],
     )
-    if recipe.weights:
-        start_from(model, recipe.weights)
-    freeze(model, recipe.trainable)
-    if recipe.rematerialize:
-        rematerialize(model)
-    return model
+    for title, recipes in GROUPS.items():
+        group = Group.create_ordered(title)
+        for order, (name, recipe) in enumerate(recipes.items()):
+            app.command(
+                make_command(recipe),
+                name=name,
+                group=group,
+                help=summary(name),
+                sort_key=order,
+            )
+    return app
 
 
-def start_from(model, weights):
-    """Loads a file, or the published weights of a variant such as "S24".
+def make_command(recipe: Recipe) -> Callable[..., None]:
+    """The command that trains a recipe."""
+    options = options_of(recipe)
+    none_given = options()
 
-    With another number of classes, the head stays as it is.
-    """
-    if weights in VARIANTS:
-        checkpoint = nearest_checkpoint(weights, model.image_shape[:2])
-        load_published(model, checkpoint)
-        return
-    try:
-        keras_cait.load_checkpoint(model, weights)
-    except ValueError:
-        body = keras_cait.CaiT.from_config(
-            {**model.get_config(), "include_top": False}
-        )
-        keras_cait.load_checkpoint(body, weights)
-        for layer in body.layers:
-            model.get_layer(layer.name).set_weights(layer.get_weights())
-        print(f"All weights but those of the head are loaded from {weights}")
+    def command(
+        *,
+        output: Annotated[Path, Parameter(help="Folder of the run.")],
+        changes: Annotated[options, Parameter(name="*")] = none_given,
+        data_dir: DataDir = None,
+        strategy: StrategyName = "auto",
+        checkpoint_steps: Annotated[
+            int, Parameter(help="Steps between checkpoints.")
+        ] = 1000,
+    ) -> None:
+        changed = override(recipe, **given(changes))
+        train(changed, output, data_dir, strategy, checkpoint_steps)
 
-
-class StopSignal:
-    """Whether the run was asked to stop, by SIGTERM or Ctrl-C.
-
-    The step under way is finished first. A second Ctrl-C stops at once.
-    """
-
-    def __init__(self):
-        self.asked = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._ask)
-
-    def _ask(self, number, frame):
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def agreed(self, strategy, step):
-        """Whether any worker was asked to; all answer alike at a step."""
-        if worker_count(strategy) == 1:
-            return self.asked
-        if step % AGREEMENT_STEPS:
-            return False
-        return float(sum_of_workers(strategy, float(self.asked))) > 0
+    return command
 
 
-def check_finite(trainer, steps, checkpoints):
-    """Stops a run whose loss was not finite, before it is saved."""
-    step = trainer.nonfinite
-    if step >= 0 and trainer.recipe.on_nonfinite == "stop":
-        raise FloatingPointError(
-            f"Loss or gradient is not finite at step {step}, in epoch "
-            f"{step // steps + 1}. The last good checkpoint is "
-            f"{checkpoints.newest}. Lower learning_rate or clip_norm, or "
-            "choose on_nonfinite=skip."
-        )
-
-
-def describe(recipe, examples, trainer, steps):
-    """Prints the arithmetic of a run."""
-    sizes = [(v, v.value.shape.num_elements()) for v in trainer.variables]
-    learned = sum(size for _, size in sizes)
-    decayed = sum(size for v, size in sizes if decays(v))
-    replicas = trainer.strategy.num_replicas_in_sync
-    memory = estimated_memory(recipe, trainer.model.count_params(), replicas)
-    print(
-        f"{trainer.model.count_params():,} parameters, {learned:,} of them "
-        f"learn, {decayed:,} decay\n"
-        f"{examples.count:,} images, {steps} steps of "
-        f"{recipe.global_batch_size} an epoch, {recipe.epochs} epochs\n"
-        f"{replicas} devices with {recipe.accumulation_steps} micro-batches of "
-        f"{recipe.global_batch_size // replicas // recipe.accumulation_steps}\n"
-        f"About {memory / 1e9:.1f} GB of memory on each device"
-    )
-
-
-def commands():
-    """The recipes as sub-commands of `python -m training.train`."""
-
-    def command(default):
-        def start(
-            output: Path,
-            recipe: tyro.conf.OmitArgPrefixes[type(default)] = default,
-            data_dir: Path | None = None,
-            strategy: Literal[
-                "auto", "one", "mirrored", "workers", "tpu"
-            ] = "auto",
-            checkpoint_steps: int = 1000,
-        ):
-            """Trains, or goes on with a run that was interrupted.
-
-            Args:
-                output: Folder of the run.
-                recipe: What decides what is computed.
-                data_dir: Where TensorFlow Datasets keeps its files.
-                strategy: Devices: one, all GPUs of this machine (mirrored),
-                    the processes of TF_CONFIG (workers), a TPU, or whichever
-                    the environment asks for (auto).
-                checkpoint_steps: Steps between checkpoints.
-            """
-            train(recipe, output, data_dir, strategy, checkpoint_steps)
-
-        return start
-
-    return {name: command(recipe) for name, recipe in RECIPES.items()}
-
-
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line: `argv`, or that of the process."""
-    run(
-        lambda: tyro.extras.subcommand_cli_from_dict(
-            commands(),
-            prog="python -m training.train",
-            description=__doc__,
-            args=argv,
-        )
-    )
+    app = make_app()
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or {"-h", "--help"} & {*arguments}:
+        app(arguments)  # exits
+    # Imports Keras, and with it TensorFlow.
+    from keras_cait.command_line import run
+
+    run(app, arguments)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from export.litert_report import operations
 from export.litert_runner import LiteRTClassifier
 from export.metadata import read_labels
 from export.quantization import RECIPES, calibration_images
-from export.serving.model_folder import write_version
 from export.verify import litert_classifier
 from keras_cait.preprocessing import (
     load_image,
@@ -32,7 +31,7 @@ PICTURES = sorted((REFERENCE / "preprocess").rglob("*.png"))
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """A model with weights of order 1, exported to both formats."""
+    """A model with weights of order 1, exported by the commands."""
     folder = tmp_path_factory.mktemp("exported")
     model = randomise(
         keras_cait.CaiT(
@@ -41,10 +40,12 @@ def exported(tmp_path_factory):
     )
     model.save(folder / "model.keras")
     (folder / "labels.txt").write_text("\n".join(LABELS))
-    write_version(model, LABELS, folder / "models/cait", batch_sizes=(1,))
     weights = ["--weights", str(folder / "model.keras")]
-    output = ["--output", str(folder / "model.tflite")]
-    assert main(["litert", *weights, *output]) == 0
+    for command, output in (
+        ("saved-model", "models/cait"),
+        ("litert", "model.tflite"),
+    ):
+        assert main([command, *weights, "--output", str(folder / output)]) == 0
     return folder
 
 

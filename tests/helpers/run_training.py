@@ -14,25 +14,31 @@ import functools
 import json
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
+from cyclopts import App
 
-import training.train as program
+import training.data.datasets as datasets
+import training.data.pipeline as pipeline
+import training.loop.model as models
+import training.loop.strategies as strategies
+from keras_cait.command_line import run
+from keras_cait.datasets import SPLITS
 from tests.helpers.models import randomise
 from tests.helpers.oracle_weights import make_input
-from training.command import run
-from training.data.datasets import SPLITS, Examples
-from training.recipes import Recipe
+from training.data.datasets import Examples
+from training.recipes import QUICKSTART
+from training.train import train
 
 # 20 steps. Gammas and weights are of order 1, and clipping, warm-up, decay and
-# averaging are at work, so that any of them done wrong is seen. XLA is off, as
-# the runs with it are compared with those without.
-TINY = Recipe(
+# EMA are at work, so that any of them done wrong is seen. XLA is off, as the
+# runs with it are compared with those without.
+TINY = dataclasses.replace(
+    QUICKSTART,
     patch_size=7,
     embed_dim=8,
     depth=1,
@@ -49,16 +55,16 @@ TINY = Recipe(
 
 
 def noise(name, split, data_dir=None):
-    """96 noisy pictures of 4 classes."""
+    """96 noisy images of 4 classes."""
     labels = np.arange(96) % 4
-    pictures = 127 + 40 * make_input((96, 28, 28, 3), seed=SPLITS.index(split))
-    pictures[..., 0] += 20 * labels[:, None, None]
-    pictures = tf.constant(np.clip(pictures, 0, 255).astype("uint8"))
+    images = 127 + 40 * make_input((96, 28, 28, 3), seed=SPLITS.index(split))
+    images[..., 0] += 20 * labels[:, None, None]
+    images = tf.constant(np.clip(images, 0, 255).astype("uint8"))
     labels = tf.constant(labels)
-    return Examples(96, tuple("abcd"), lambda i: (pictures[i], labels[i]))
+    return Examples(96, tuple("abcd"), lambda i: (images[i], labels[i]))
 
 
-def build(*arguments, build=program.build):
+def build(*arguments, build=models.build):
     return randomise(build(*arguments))
 
 
@@ -67,7 +73,7 @@ def stuck(strategy, batch):
 
 
 def not_a_number(strategy, batch):
-    """Spoils the last picture of the global batch: that of the last replica."""
+    """Spoils the last image of the global batch: that of the last replica."""
     images, targets = batch
     *others, last = strategy.experimental_local_results(images)
     values = [*others, tf.concat([last[:-1], last[-1:] * np.nan], 0)]
@@ -87,7 +93,7 @@ def troubled(
     output,
     *,
     trouble,
-    batches=program.training_data,
+    batches=pipeline.training_data,
 ):
     at, what, *worker = trouble
     task = json.loads(os.environ.get("TF_CONFIG", '{"task": {"index": 0}}'))
@@ -119,10 +125,10 @@ def main(runs, strategy="one", devices=1, timeout=60):
         tf.config.list_physical_devices("CPU")[0],
         [tf.config.LogicalDeviceConfiguration()] * devices,
     )
-    program.load = noise
-    program.build = build
-    strategy = program.make_strategy(strategy, timeout)
-    program.make_strategy = lambda name: strategy
+    datasets.load = noise
+    models.build = build
+    strategy = strategies.make_strategy(strategy, timeout)
+    strategies.make_strategy = lambda name: strategy
     for fields in runs:
         output = Path(fields.pop("output"))
         trouble = fields.pop("trouble", [-1, ""])
@@ -131,12 +137,20 @@ def main(runs, strategy="one", devices=1, timeout=60):
             keras.random.SeedGenerator.next = functools.partialmethod(
                 recorded, draws
             )
-        program.training_data = functools.partial(troubled, trouble=trouble)
+        pipeline.training_data = functools.partial(troubled, trouble=trouble)
         recipe = dataclasses.replace(TINY, **fields)
-        program.train(recipe, output, checkpoint_steps=2)
+        train(recipe, output, checkpoint_steps=2)
         if draws:
             (output / "draws.json").write_text(json.dumps(draws))
 
 
+app = App()
+
+
+@app.default
+def command(arguments: str):
+    main(**json.loads(arguments))
+
+
 if __name__ == "__main__":
-    run(lambda: main(**json.loads(sys.argv[1])))
+    run(app)

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 import training.train as program
+from training.recipes import RECIPES
 
 CLUSTER = Path(program.__file__).parent / "cluster"
 
@@ -17,7 +18,9 @@ def started(command, monkeypatch):
     """The arguments of `train` in the command of a container."""
     calls = []
     monkeypatch.setattr(program, "train", lambda *a: calls.append(a))
-    program.main(command[command.index("training.train") + 1 :])
+    with pytest.raises(SystemExit) as end:
+        program.main(command[command.index("training.train") + 1 :])
+    assert end.value.code == 0
     return calls[0]
 
 
@@ -39,7 +42,7 @@ def test_manifest_trains_into_a_volume(name, monkeypatch):
     recipe, output, data_dir, strategy, _ = started(
         container["command"], monkeypatch
     )
-    assert recipe == program.RECIPES["s24-224"]
+    assert recipe == RECIPES["s24-224"]
     assert strategy == "workers"
     (mount,) = container["volumeMounts"]
     (volume,) = pod["volumes"]

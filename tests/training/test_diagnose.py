@@ -1,4 +1,4 @@
-"""The report of what goes on inside a model."""
+"""The report of what happens inside a model."""
 
 import json
 
@@ -127,12 +127,14 @@ def test_the_command_writes_a_report(model, tmp_path, capsys):
     model = randomise(model(**sizes, input_shape=(28, 28, 3), classes=10))
     model.save(tmp_path / "tiny.keras")
     output = tmp_path / "report"
-    main(
-        [
-            *(str(tmp_path / "tiny.keras"), "--data", "digits"),
-            *("--images", "30", "--output", str(output)),
-        ]
-    )
+    with pytest.raises(SystemExit) as end:
+        main(
+            [
+                *("--model", str(tmp_path / "tiny.keras"), "--data", "digits"),
+                *("--images", "30", "--output", str(output)),
+            ]
+        )
+    assert end.value.code == 0
     assert f"The report is {output / 'report.md'}" in capsys.readouterr().out
     result = json.loads((output / "diagnostics.json").read_text())
     assert result["images"] == 30
@@ -142,8 +144,8 @@ def test_the_command_writes_a_report(model, tmp_path, capsys):
     for row in result["blocks"]:
         assert f"| {row['block']} | {row['activation']:.3g} |" in report
         assert (row["gammas_1"] is not None) == has_gammas
-    pictures = {path.name for path in output.glob("*.png")}
-    assert pictures == {"norms.png", "attention.png"} | (
+    figures = {path.name for path in output.glob("*.png")}
+    assert figures == {"norms.png", "attention.png"} | (
         {"gammas.png"} if has_gammas else set()
     )
-    assert all(f"({name})" in report for name in pictures)
+    assert all(f"({name})" in report for name in figures)

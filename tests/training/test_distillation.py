@@ -1,4 +1,6 @@
-"""Teachers of every kind, and blocks that compute their activations again."""
+"""Teachers of every kind, and blocks that recompute their activations."""
+
+import dataclasses
 
 import keras
 import numpy as np
@@ -10,7 +12,7 @@ from tests.helpers.models import randomise
 from training.loop.distillation import Teacher, make_loss
 from training.loop.losses import hard_distillation, soft_target_cross_entropy
 from training.loop.rematerialization import rematerialize
-from training.recipes import Recipe
+from training.recipes import QUICKSTART
 
 
 def cait(activation=None, **arguments):
@@ -29,7 +31,7 @@ def cait(activation=None, **arguments):
 
 
 @pytest.mark.parametrize("kind", ["logits", "softmax", "saved_model"])
-def test_a_teacher_answers_at_its_own_size(kind, pictures, tmp_path):
+def test_a_teacher_predicts_at_its_own_size(kind, pictures, tmp_path):
     model = cait("softmax" if kind == "softmax" else None)
     path = tmp_path / "teacher.keras"
     if kind == "saved_model":
@@ -44,20 +46,22 @@ def test_a_teacher_answers_at_its_own_size(kind, pictures, tmp_path):
     np.testing.assert_allclose(
         tf.nn.softmax(tf.function(teacher)(images)), expected, atol=1e-5
     )
-    with pytest.raises(ValueError, match="the data set has 10 classes"):
+    with pytest.raises(ValueError, match="the dataset has 10 classes"):
         Teacher(str(path), classes=10)
 
 
 @pytest.mark.parametrize("source", ["", "NoSuchModel", "keras"])
 def test_a_missing_teacher_is_a_clear_error(source):
-    with pytest.raises(ValueError, match=r"SavedModel.*Received"):
+    with pytest.raises(ValueError, match=r"SavedModel.*Got"):
         Teacher(source, classes=5)
 
 
 def test_half_of_the_loss_is_the_teachers(pictures, tmp_path):
     cait().save(tmp_path / "teacher.keras")
-    recipe = Recipe(
-        distillation="hard", teacher=str(tmp_path / "teacher.keras")
+    recipe = dataclasses.replace(
+        QUICKSTART,
+        distillation="hard",
+        teacher=str(tmp_path / "teacher.keras"),
     )
     images = tf.cast(pictures, tf.float32)
     targets = tf.constant([[0.5, 0.5, 0, 0, 0], [0, 0, 1, 0, 0]])

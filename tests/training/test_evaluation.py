@@ -13,43 +13,52 @@ from PIL import Image
 
 import keras_cait
 import training.evaluate as program
-from export.inference_graph import InferenceModel
-from export.litert import convert
-from export.metadata import add_metadata
-from export.serving.model_folder import write_version
-from keras_cait.weights import CHECKPOINTS, save_checkpoint
+from export.__main__ import main as export
+from keras_cait.loading import Classifier
+from keras_cait.pretrained import PRETRAINED
+from keras_cait.weights import save_weights
 from tests.helpers.models import randomise
-from training.classifiers import Classifier, load_classifier
 from training.data.datasets import Examples, load
 from training.data.pipeline import evaluation_batches
-from training.evaluate import measure, table
-from training.metrics import Answers, answers, metrics
+from training.evaluate import load_for_evaluation, measure, table
+from training.metrics import (
+    Predictions,
+    calibration_error,
+    predictions,
+    top_k,
+)
 
 
-def test_a_picture_is_right_by_any_of_its_labels():
-    """ReaL's metric: pictures without labels do not count."""
+def evaluate(*arguments):
+    with pytest.raises(SystemExit) as end:
+        program.main(list(map(str, arguments)))
+    return end.value.code
+
+
+def test_an_image_is_correct_by_any_of_its_labels():
+    """ReaL's metric: images without labels do not count."""
     probabilities = np.array(
         [[0.4, 0.3, 0.2, 0.1], [0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1]]
     )
     labels = np.array([[0, 1, 0, 0], [1, 0, 0, 1], [0, 0, 0, 0]])
-    found = answers(probabilities, labels, k=2)
-    assert found.right.tolist() == [[False, True], [True, False], [False] * 2]
-    result = metrics(found)
-    assert (result["top1"], result["top5"], result["images"]) == (0.5, 1, 2)
-    one_each = answers(probabilities, np.array([0, 0, 1]), k=2)
-    assert metrics(one_each)["top1"] == pytest.approx(1 / 3)
-    assert metrics(one_each)["top5"] == pytest.approx(2 / 3)
+    found = predictions(probabilities, labels, k=2)
+    assert found.correct.tolist() == [[False, True], [True, False], [False] * 2]
+    assert top_k(found) == {"top1": 0.5, "top5": 1}
+    assert found.labeled.sum() == 2
+    one_each = predictions(probabilities, np.array([0, 0, 1]), k=2)
+    assert top_k(one_each)["top1"] == pytest.approx(1 / 3)
+    assert top_k(one_each)["top5"] == pytest.approx(2 / 3)
 
 
 def test_calibration_error_by_hand():
     """Intervals (0, 0.5] and (0.5, 1]: 0.4 sure, none right; 0.8, 2 of 3."""
-    right = np.array([[False], [True], [True], [False]])
+    correct = np.array([[False], [True], [True], [False]])
     confidence = np.array([0.4, 0.7, 0.8, 0.9])
-    result = metrics(Answers(right, np.ones(4, bool), confidence), bins=2)
+    found = Predictions(correct, np.ones(4, bool), confidence)
     expected = (1 * abs(0 - 0.4) + 3 * abs(2 / 3 - 0.8)) / 4
-    assert result["ece"] == pytest.approx(expected)
-    sure = Answers(right[1:3], np.ones(2, bool), np.ones(2))
-    assert metrics(sure)["ece"] == 0
+    assert calibration_error(found, bins=2) == pytest.approx(expected)
+    sure = Predictions(correct[1:3], np.ones(2, bool), np.ones(2))
+    assert calibration_error(sure) == 0
 
 
 # Of 1,000 images one may lie between two classes, or two bins of confidence,
@@ -67,9 +76,8 @@ def kinds(tmp_path_factory):
         )
     )
     model.save(folder / "model.keras")
-    save_checkpoint(model, folder / "model.safetensors")
-    labels = [str(i) for i in range(10)]
-    (folder / "labels.txt").write_text("\n".join(labels))
+    save_weights(model, folder / "model.safetensors")
+    (folder / "labels.txt").write_text("".join(f"{i}\n" for i in range(10)))
     (folder / "run/checkpoints/best").mkdir(parents=True)
     shutil.copy(folder / "model.keras", folder / "run")
     raw = keras_cait.CaiT.from_config(model.get_config())
@@ -78,10 +86,11 @@ def kinds(tmp_path_factory):
         tf.train.Checkpoint(model=weights).write(
             str(folder / f"run/checkpoints/ckpt-{step}")
         )
-    write_version(model, labels, folder / "saved", batch_sizes=(1,))
-    tflite = convert(InferenceModel(model))
-    tflite = add_metadata(tflite, labels, "cait", "digits", "1")
-    (folder / "m.tflite").write_bytes(tflite)
+    weights = ["--weights", str(folder / "model.keras")]
+    for command, output in (("saved-model", "saved"), ("litert", "m.tflite")):
+        assert (
+            export([command, *weights, "--output", str(folder / output)]) == 0
+        )
     raw.save(folder / "raw.keras")
     return folder
 
@@ -95,12 +104,8 @@ def test_every_kind_of_file_gives_the_same_accuracy(kinds, tmp_path, capsys):
         "saved/1",
         "m.tflite",
     ):
-        program.main(
-            [
-                *("--weights", str(kinds / name), "--data", "digits"),
-                *("--output", str(tmp_path)),
-            ]
-        )
+        options = ("--data", "digits", "--output", tmp_path)
+        assert evaluate("--model", kinds / name, *options) == 0
     for file in tmp_path.glob("*.json"):
         result = json.loads(file.read_text())
         results[result["model"].rpartition("/")[2]] = result
@@ -116,20 +121,28 @@ def test_every_kind_of_file_gives_the_same_accuracy(kinds, tmp_path, capsys):
     assert f"{100 * expected['top1']:.3f}" in capsys.readouterr().out
 
 
-def test_pictures_of_other_classes_are_refused(kinds, tmp_path):
+def test_images_of_other_classes_are_refused(kinds, tmp_path, capsys):
     for name in ("cat", "dog"):
         (tmp_path / "photos" / name).mkdir(parents=True)
         for i in range(10):
             Image.new("RGB", (30, 30)).save(tmp_path / f"photos/{name}/{i}.png")
-    with pytest.raises(SystemExit) as stopped:
-        program.main(
-            [
-                *("--weights", str(kinds / "model.keras")),
-                *("--data", f"folder:{tmp_path / 'photos'}"),
-                *("--output", str(tmp_path / "out")),
-            ]
-        )
-    assert "10 classes apart, but" in str(stopped.value)
+    options = ("--data", f"folder:{tmp_path / 'photos'}")
+    options += ("--output", tmp_path / "out")
+    assert evaluate("--model", kinds / "model.keras", *options) == 1
+    assert "The model has 10 classes, but folder:" in capsys.readouterr().err
+
+
+def test_unreadable_images_are_named(kinds, tmp_path, capsys):
+    for label in range(10):
+        (tmp_path / f"photos/{label}").mkdir(parents=True)
+        for i in range(10):
+            path = tmp_path / f"photos/{label}/{i}.png"
+            Image.new("RGB", (30, 30)).save(path)
+    (tmp_path / "photos/3/4.png").write_bytes(b"damaged")
+    options = ("--data", f"folder:{tmp_path / 'photos'}")
+    options += ("--output", tmp_path / "out")
+    assert evaluate("--model", kinds / "model.keras", *options) == 1
+    assert f"remove them: {tmp_path}/photos/3/4.png" in capsys.readouterr().err
 
 
 TWO_DEVICES = """
@@ -146,10 +159,10 @@ main(sys.argv[1:])
 
 @pytest.mark.large
 def test_two_devices_give_the_same_accuracy(kinds, tmp_path):
-    """Of 1,000 pictures, in batches of which the last is padded."""
-    options = ["--weights", str(kinds / "model.keras"), "--data", "digits"]
+    """Of 1,000 images, in batches of which the last is padded."""
+    options = ["--model", str(kinds / "model.keras"), "--data", "digits"]
     options += ["--batch-size", "96", "--output"]
-    program.main([*options, str(tmp_path / "one")])
+    assert evaluate(*options, tmp_path / "one") == 0
     subprocess.run(
         [
             *(sys.executable, "-c", TWO_DEVICES, *options),
@@ -166,8 +179,8 @@ def test_two_devices_give_the_same_accuracy(kinds, tmp_path):
         assert one[key] == two[key]
     for key in ("top1", "top5", "ece"):
         assert one[key] == pytest.approx(two[key], abs=ONE_IMAGE)
-    with pytest.raises(ValueError, match="must divide into the devices"):
-        classifier = load_classifier(kinds / "model.keras")
+    with pytest.raises(ValueError, match="must be a multiple of the 3 devices"):
+        classifier = load_for_evaluation(kinds / "model.keras")
         strategy = SimpleNamespace(num_replicas_in_sync=3)
         path = tmp_path / "three.json"
         measure(classifier, noise(50), SETTINGS, path, 8, strategy)
@@ -179,11 +192,11 @@ def test_raw_weights_of_a_run_are_those_of_its_last_step(kinds):
     )
     images = tf.cast(images, tf.float32)
     raw, saved = (
-        load_classifier(kinds / name, raw=name == "run").predict(images)
+        load_for_evaluation(kinds / name, raw=name == "run").predict(images)
         for name in ("run", "raw.keras")
     )
     np.testing.assert_array_equal(raw, saved)
-    averaged = load_classifier(kinds / "run").predict(images)
+    averaged = load_for_evaluation(kinds / "run").predict(images)
     assert np.abs(averaged - saved).max() > 0.01
 
 
@@ -191,7 +204,7 @@ def test_precision_is_the_one_asked_for(kinds):
     images = tf.random.uniform((2, 28, 28, 3), 0, 255, seed=0)
     for name in ("model.keras", "model.safetensors"):
         exact, rounded = (
-            load_classifier(kinds / name, precision).predict(images).numpy()
+            load_for_evaluation(kinds / name, precision).predict(images).numpy()
             for precision in ("float32", "mixed_bfloat16")
         )
         assert rounded.dtype == np.float32
@@ -200,27 +213,27 @@ def test_precision_is_the_one_asked_for(kinds):
 
 @pytest.fixture
 def guesser():
-    """A classifier that reads its answer from the pixels, and counts calls."""
+    """A classifier that reads classes from the pixels, and counts calls."""
     calls = []
 
     def predict(images):
         calls.append(len(images))
         return tf.nn.softmax(images[:, 0, 0, :3] / 50)
 
-    return Classifier(predict, (4, 4), "guesser"), calls
+    return Classifier(predict, (4, 4), 3, "guesser"), calls
 
 
 def noise(count):
     random = np.random.default_rng(0)
-    pictures = tf.constant(random.integers(0, 256, (count, 4, 4, 3), "uint8"))
+    images = tf.constant(random.integers(0, 256, (count, 4, 4, 3), "uint8"))
     labels = tf.constant(random.integers(0, 3, count))
-    return Examples(count, tuple("abc"), lambda i: (pictures[i], labels[i]))
+    return Examples(count, tuple("abc"), lambda i: (images[i], labels[i]))
 
 
 SETTINGS = {"model": "guesser", "data": "noise", "crop_ratio": 1.0}
 
 
-def test_an_interrupted_evaluation_goes_on(guesser, tmp_path):
+def test_an_interrupted_evaluation_resumes(guesser, tmp_path):
     classifier, calls = guesser
     whole = measure(classifier, noise(50), SETTINGS, tmp_path / "a.json", 8)
     assert sum(calls) == 56  # with the padding
@@ -231,7 +244,7 @@ def test_an_interrupted_evaluation_goes_on(guesser, tmp_path):
             raise KeyboardInterrupt
         return classifier.predict(images)
 
-    broken = Classifier(interrupted, (4, 4), "guesser")
+    broken = Classifier(interrupted, (4, 4), 3, "guesser")
     path = tmp_path / "b.json"
     with pytest.raises(KeyboardInterrupt):
         measure(broken, noise(50), SETTINGS, path, 8, save_seconds=0)
@@ -246,7 +259,7 @@ def test_an_interrupted_evaluation_goes_on(guesser, tmp_path):
     calls.clear()
     assert measure(classifier, noise(50), SETTINGS, path) == rest
     assert not calls
-    with pytest.raises(ValueError, match=r"of another evaluation: crop_ratio"):
+    with pytest.raises(ValueError, match=r"another evaluation: crop_ratio"):
         measure(classifier, noise(50), SETTINGS | {"crop_ratio": 0.9}, path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "b.json"]
 
@@ -255,13 +268,13 @@ def test_all_published_models_beside_their_figures(
     guesser, tmp_path, monkeypatch, capsys
 ):
     classifier, _ = guesser
-    monkeypatch.setattr(program, "published", lambda row, _: classifier)
+    monkeypatch.setattr(program, "load_for_evaluation", lambda *_: classifier)
     monkeypatch.setattr(program, "load", lambda *_: noise(50))
-    command = ["--all", "--data", "imagenet2012", "--output", str(tmp_path)]
-    program.main(command)
+    options = ("--data", "imagenet2012", "--output", tmp_path)
+    assert evaluate("--all", *options) == 0
     rows = (tmp_path / "table.md").read_text().splitlines()[2:]
-    assert len(rows) == len(CHECKPOINTS)
-    (row,) = [row for row in rows if "CaiT-S24 224" in row]
+    assert len(rows) == len(PRETRAINED)
+    (row,) = [row for row in rows if "| S24-224 " in row]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     top1 = metrics_of(tmp_path)["top1"]
     assert cells[3:7] == [
@@ -270,7 +283,9 @@ def test_all_published_models_beside_their_figures(
         f"{100 * top1 - 83.484:+.3f}",
         "83.5",
     ]
-    assert capsys.readouterr().out.count("CaiT-") == len(CHECKPOINTS)
+    assert capsys.readouterr().out.count("| imagenet2012 |") == len(PRETRAINED)
+    assert evaluate("--all", "--model", "S24", *options) == 1
+    assert "or --all" in capsys.readouterr().err
 
 
 def metrics_of(folder):
@@ -279,21 +294,21 @@ def metrics_of(folder):
 
 def test_measured_figures_are_those_of_all_checkpoints():
     assert all(
-        rows.keys() == CHECKPOINTS.keys() for rows in program.MEASURED.values()
+        rows.keys() == PRETRAINED.keys() for rows in program.MEASURED.values()
     )
     result = {
         **{"model": "m", "images": 1, "top1": 0.9, "top5": 0.99, "ece": 0.1},
         **{"images_per_second": None, "data": "imagenet2012_real"},
-        "checkpoint": ["M48", 448],
+        "published": ["M48", 448],
     }
     assert "90.181 | -0.181 |  | 99.000 | 98.480" in table([result])
 
 
-def test_pictures_with_many_labels_come_from_tensorflow_datasets(tmp_path):
+def test_images_with_many_labels_come_from_tensorflow_datasets(tmp_path):
     """As imagenet2012_real has them: also none."""
     import tensorflow_datasets as tfds
 
-    pictures = [np.full((6, 5, 3), i, "uint8") for i in range(3)]
+    images = [np.full((6, 5, 3), i, "uint8") for i in range(3)]
     labels = [[0, 2], [], [1]]
 
     class ManyLabels(tfds.core.GeneratorBasedBuilder):
@@ -315,13 +330,13 @@ def test_pictures_with_many_labels_come_from_tensorflow_datasets(tmp_path):
             return {"validation": self._generate_examples()}
 
         def _generate_examples(self):
-            for i, (picture, label) in enumerate(
-                zip(pictures, labels, strict=True)
+            for i, (image, label) in enumerate(
+                zip(images, labels, strict=True)
             ):
                 yield (
                     i,
                     {
-                        "image": picture,
+                        "image": image,
                         "original_label": 0,
                         "real_label": label,
                     },
@@ -330,7 +345,7 @@ def test_pictures_with_many_labels_come_from_tensorflow_datasets(tmp_path):
     tfds.builder(
         "many_labels", data_dir=tmp_path, file_format="array_record"
     ).download_and_prepare()
-    examples = load("many_labels", "held_out", tmp_path)
+    examples = load("many_labels", "validation", tmp_path)
     assert examples.class_names == ("a", "b", "c")
     decode = lambda image: tf.io.decode_png(image)[0, 0, 0]  # noqa: E731
     ((values, found, _),) = evaluation_batches(examples, decode, 3)
@@ -338,21 +353,23 @@ def test_pictures_with_many_labels_come_from_tensorflow_datasets(tmp_path):
     assert {
         int(v): f.tolist() for v, f in zip(values, found.numpy(), strict=True)
     } == expected
-    with pytest.raises(ValueError, match="none of the splits"):
+    with pytest.raises(ValueError, match="has no train split"):
         load("many_labels", "train", tmp_path)
 
 
 @pytest.mark.parametrize(
     ("path", "raw", "message"),
     [
-        ("missing.keras.txt", False, "is no .keras, .safetensors or .tflite"),
-        ("file.tflite", True, "Only a training run"),
-        ("damaged.tflite", False, "damaged.tflite is no .tflite file"),
-        ("damaged.safetensors", False, "s is no .safetensors file"),
+        ("missing.keras.txt", False, "There is no model"),
+        ("model.keras", True, "model.keras' has no checkpoints"),
+        ("damaged.tflite", False, "damaged.tflite' is not a .tflite model"),
+        ("damaged.safetensors", False, "Cannot load .*damaged.safetensors'"),
     ],
 )
-def test_mistakes_end_in_a_clear_message(path, raw, message, tmp_path):
+def test_mistakes_end_in_a_clear_message(path, raw, message, kinds, tmp_path):
+    if path == "model.keras":
+        shutil.copy(kinds / path, tmp_path)
     if "damaged" in path:
         (tmp_path / path).write_bytes(b"damaged")
     with pytest.raises(ValueError, match=message):
-        load_classifier(tmp_path / path, raw=raw)
+        load_for_evaluation(tmp_path / path, raw=raw)

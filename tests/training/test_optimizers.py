@@ -1,4 +1,4 @@
-"""The optimizer, schedule, averaging and order of the reference recipe."""
+"""The optimizer, schedule and order of the reference recipe."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ from training.loop.optimizers import (
     freeze,
     make_optimizer,
 )
-from training.recipes import RECIPES, Recipe
+from training.recipes import QUICKSTART, RECIPES
 
 ADAMW, ADAMW_RUNS = reference("recipe/adamw")
 SCHEDULE, RATES = reference("recipe/cosine_schedule")
@@ -98,8 +98,10 @@ def test_repeated_augmentation_is_the_references(case):
         interleaved = ranks.T.ravel()
         expected = np.repeat(order, case["repeats"])[: interleaved.size]
         np.testing.assert_array_equal(interleaved, expected)
-    # Ours differs in the permutation alone.
-    recipe = Recipe(global_batch_size=8, repeated_augmentation=3)
+    # Ours differs only in the permutation.
+    recipe = dataclasses.replace(
+        QUICKSTART, global_batch_size=8, repeated_augmentation=3
+    )
     numbers = Examples(case["length"], ("a",), lambda index: (index, index))
     size = case["length"] // 8 * 8
     ours = [
@@ -119,7 +121,9 @@ def test_repeated_augmentation_is_the_references(case):
 )
 def test_frozen_weights_stay(small_model, trainable, learns):
     freeze(small_model, trainable)
-    recipe = Recipe(layer_decay=0.5, warmup_epochs=0, weight_decay=0.1)
+    recipe = dataclasses.replace(
+        QUICKSTART, layer_decay=0.5, warmup_epochs=0, weight_decay=0.1
+    )
     optimizer = make_optimizer(recipe, small_model, 10)
     before = {v.path: np.array(v.value) for v in small_model.weights}
     variables = small_model.trainable_variables
@@ -138,7 +142,9 @@ def test_frozen_weights_stay(small_model, trainable, learns):
 
 def test_layer_decay_slows_lower_layers(small_model):
     """With equal gradients, Adam's first step is the rate of a variable."""
-    recipe = Recipe(layer_decay=0.5, warmup_epochs=0, weight_decay=0.0)
+    recipe = dataclasses.replace(
+        QUICKSTART, layer_decay=0.5, warmup_epochs=0, weight_decay=0.0
+    )
     optimizer = make_optimizer(recipe, small_model, 10)
     variables = small_model.trainable_variables
     before = {v.path: np.array(v.value) for v in variables}
@@ -159,7 +165,7 @@ def test_layer_decay_slows_lower_layers(small_model):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_are_consistent(name):
-    recipe = RECIPES[name]
+    recipe = RECIPES[name].resolved()
     assert recipe.embed_dim % recipe.num_heads == 0
     assert recipe.image_size % recipe.patch_size == 0
     assert recipe.global_batch_size % recipe.mixing_batch_size == 0

@@ -3,25 +3,37 @@
 import dataclasses
 import io
 import json
+import subprocess
+import sys
 import tarfile
+from typing import get_args
 
 import keras
 import numpy as np
 import pytest
 
 import keras_cait
+from keras_cait.models import VARIANTS
+from keras_cait.pretrained import PRETRAINED
 from training import prepare, train
-from training.recipes import RECIPES
+from training.recipes import (
+    FIGURES,
+    RECIPES,
+    Recipe,
+    Variant,
+    override,
+    summary,
+)
 
 SYNSETS = ("n01440764", "n01443537", "n02099601", "n07753592")
-TRAINING_PICTURES, HELD_OUT_PICTURES = 6, 8  # of a class; in all
+TRAINING_IMAGES, VALIDATION_IMAGES = 6, 8  # per class; in all
 
 
 def jpeg(random):
     height, width = random.integers(40, 80, 2)
-    picture = random.integers(0, 256, (height, width, 3), "uint8")
+    image = random.integers(0, 256, (height, width, 3), "uint8")
     encoded = io.BytesIO()
-    keras.utils.array_to_img(picture, scale=False).save(encoded, "JPEG")
+    keras.utils.array_to_img(image, scale=False).save(encoded, "JPEG")
     return encoded.getvalue()
 
 
@@ -42,32 +54,31 @@ def imagenet(tmp_path_factory):
     manual = tmp_path_factory.mktemp("archives")
     synsets = {
         f"{synset}.tar": archive(
-            {
-                f"{synset}_{i}.JPEG": jpeg(random)
-                for i in range(TRAINING_PICTURES)
-            }
+            {f"{synset}_{i}.JPEG": jpeg(random) for i in range(TRAINING_IMAGES)}
         )
         for synset in SYNSETS
     }
-    held_out = {
+    validation = {
         f"ILSVRC2012_val_{i + 1:08}.JPEG": jpeg(random)
-        for i in range(HELD_OUT_PICTURES)
+        for i in range(VALIDATION_IMAGES)
     }
     (manual / "ILSVRC2012_img_train.tar").write_bytes(archive(synsets))
-    (manual / "ILSVRC2012_img_val.tar").write_bytes(archive(held_out))
+    (manual / "ILSVRC2012_img_val.tar").write_bytes(archive(validation))
     data_dir = tmp_path_factory.mktemp("tensorflow_datasets")
-    prepare.main(
-        [
-            *("imagenet2012", "--data-dir", str(data_dir)),
-            *("--manual-dir", str(manual)),
-        ]
-    )
+    with pytest.raises(SystemExit) as end:
+        prepare.main(
+            [
+                *("imagenet2012", "--data-dir", str(data_dir)),
+                *("--manual-dir", str(manual)),
+            ]
+        )
+    assert end.value.code == 0
     return data_dir
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """A folder of pictures, one folder for each class."""
+    """A folder of images, one subfolder per class."""
     random = np.random.default_rng(1)
     folder = tmp_path_factory.mktemp("photos")
     for name in ("cats", "dogs"):
@@ -81,7 +92,7 @@ def photos(tmp_path_factory):
 def trained(tmp_path_factory):
     """A model of 1000 classes: what is fine-tuned, and a teacher."""
     path = tmp_path_factory.mktemp("trained") / "model.keras"
-    tiny = RECIPES["xxs24-224"]
+    tiny = RECIPES["xxs24-224"].resolved()
     keras_cait.CaiT(
         **{"embed_dim": 16, "depth": 1, "num_heads": 2},
         input_shape=(32, 32, 3),
@@ -100,7 +111,7 @@ def shrunk(recipe):
         depth=1,
         num_heads=2,
         init_values=0.1,
-        drop_path_rate=0.1 if recipe.drop_path_rate else 0.0,
+        drop_path_rate=0.0 if recipe.drop_path_rate == 0.0 else 0.1,
         data=recipe.data.partition(":")[0],
         epochs=1,
         warmup_epochs=min(recipe.warmup_epochs, 0.5),
@@ -138,7 +149,7 @@ def test_every_recipe_trains_and_evaluates(
     train.train(recipe, output, data_dir=imagenet, strategy="one")
     summary = json.loads((output / "summary.json").read_text())
     assert summary["steps"] >= 3
-    assert np.sum(summary["confusion"]) >= 6  # held out
+    assert np.sum(summary["confusion"]) >= 6  # validation
     model = keras.models.load_model(output / "model.keras")
     start = keras.models.load_model(trained)
     for weight in model.weights:
@@ -153,7 +164,7 @@ def test_every_recipe_trains_and_evaluates(
 
 def test_missing_archives_are_named(tmp_path, capsys):
     with pytest.raises(ValueError, match=r"ILSVRC2012_img_train\.tar.*img_val"):
-        prepare.prepare("imagenet2012", tmp_path, tmp_path)
+        prepare.prepare("imagenet2012", data_dir=tmp_path, manual_dir=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -166,10 +177,71 @@ def test_missing_archives_are_named(tmp_path, capsys):
         ("weight_decay", -0.1, "at least 0"),
         ("ema_momentum", 2.0, "at least 0 and at most 1"),
         ("warmup_epochs", 36.0, "less than epochs"),
-        ("accumulation_steps", 7, "must divide"),
+        ("accumulation_steps", 7, "must be a multiple"),
         ("teacher", "RegNetY160", "needs distillation"),
     ],
 )
 def test_impossible_settings_are_refused(field, value, expected):
     with pytest.raises(ValueError, match=expected):
         dataclasses.replace(RECIPES["quickstart"], **{field: value})
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_variant_sets_the_whole_architecture(name):
+    recipe = override(RECIPES[name], variant="XXS24").resolved()
+    row = VARIANTS["XXS24"]
+    assert recipe.embed_dim == row.embed_dim
+    assert recipe.depth == row.depth
+    assert recipe.num_heads == row.num_heads
+    assert recipe.init_values == row.init_values
+    assert recipe.class_attention_depth == 2
+    assert recipe.weights in ("", "XXS24")
+    deeper = override(RECIPES[name], variant="XXS24", depth=3).resolved()
+    assert (deeper.depth, deeper.embed_dim) == (3, row.embed_dim)
+
+
+def test_a_recipe_is_the_papers_by_default():
+    assert Recipe() == RECIPES["s24-224"]
+    row = VARIANTS["S24"]
+    recipe = Recipe().resolved()
+    assert (recipe.depth, recipe.drop_path_rate) == (24, row.drop_path_rate)
+    with pytest.raises(ValueError, match=r"Without a variant.*embed_dim"):
+        Recipe(variant=None)
+    with pytest.raises(ValueError, match="variant must be one of"):
+        Recipe(variant="XXL24")
+
+
+def test_help_tells_size_and_accuracy_of_every_recipe():
+    assert get_args(Variant) == tuple(VARIANTS) == tuple(FIGURES)
+    for (variant, size), row in PRETRAINED.items():
+        figures = FIGURES[variant]
+        assert figures.parameters == round(row.parameters / 1e6)
+        top1 = row.published_top_1 or round(row.measured_top_1, 1)
+        assert figures.distilled_top1[size > 224] == top1
+
+
+def test_help_does_not_wait_for_tensorflow():
+    code = (
+        "import sys; from training.train import main\n"
+        "try: main(sys.argv[1:])\n"
+        "finally: assert not {'keras', 'tensorflow'} & {*sys.modules}"
+    )
+    for arguments in ([], ["--help"], ["quickstart", "--help"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        words = " ".join(done.stdout.replace("│", " ").split())
+        if "quickstart" in arguments:
+            assert "Width of a token. [default: 96]" in words
+            assert "Passes over the training images. [default: 36]" in words
+        else:
+            assert "xxs24-224 12M parameters, 2 h on 8 A100, 77.6 %" in words
+            for name in RECIPES:  # each on one line
+                lines = done.stdout.splitlines()
+                assert any(
+                    line.startswith(f"│ {name} ") and summary(name) in line
+                    for line in lines
+                )

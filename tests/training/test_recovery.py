@@ -1,19 +1,24 @@
-"""What goes wrong in a run of one process, and how it goes on."""
+"""What goes wrong in a run of one process, and how it resumes."""
 
 import dataclasses
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from cyclopts import App
 
-import training.train as program
+import training.data.datasets as datasets
+import training.data.pipeline as pipeline
+import training.loop.model as models
+from keras_cait.command_line import run
 from tests.helpers.run_training import TINY, build, noise, troubled
 from tests.helpers.runs import assert_bit_equal, read_state
-from training.command import run
 from training.loop.checkpoints import Checkpoints
+from training.train import train
 
 DROPPING = dataclasses.replace(TINY, epochs=2, drop_path_rate=0.2)  # 8 steps
 
@@ -21,33 +26,35 @@ DROPPING = dataclasses.replace(TINY, epochs=2, drop_path_rate=0.2)  # 8 steps
 @pytest.fixture
 def trouble(monkeypatch):
     """Small runs, and a function that lets something happen in the next."""
-    monkeypatch.setattr(program, "load", noise)
-    monkeypatch.setattr(program, "build", build)
-    batches = program.training_data
+    monkeypatch.setattr(datasets, "load", noise)
+    monkeypatch.setattr(models, "build", build)
+    batches = pipeline.training_data
 
     def prepare(*trouble):
         monkeypatch.setattr(
-            program,
+            pipeline,
             "training_data",
             lambda *arguments: troubled(*arguments, trouble=trouble),
         )
 
     yield prepare
-    monkeypatch.setattr(program, "training_data", batches)
+    monkeypatch.setattr(pipeline, "training_data", batches)
 
 
 def test_signals_save_the_step_under_way(trouble, tmp_path, capsys):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    program.train(DROPPING, whole)
+    app = App()
+    app.default(lambda folder: train(DROPPING, Path(folder)))
+    train(DROPPING, whole)
     # The last step of an epoch ends with the epoch.
     for step, name, done in ((2, "SIGTERM", 3), (7, "SIGINT", 8)):
         trouble(step, name)
         with pytest.raises(SystemExit) as end:
-            run(lambda: program.train(DROPPING, stopped))
+            run(app, [str(stopped)])
         assert end.value.code == 130
-        said = f"Stopped at step {done}, which is saved. The same command goes"
+        said = f"Stopped and saved at step {done}. Run the same command again"
         assert said in capsys.readouterr().err
-    program.train(DROPPING, stopped)
+    train(DROPPING, stopped)
     assert_bit_equal(read_state(stopped), read_state(whole))
     rows = (stopped / "history.csv").read_text().splitlines()
     assert len(rows) == 1 + DROPPING.epochs
@@ -60,7 +67,7 @@ def test_loss_that_is_not_finite_stops_before_it_is_saved(trouble, tmp_path):
         f"{tmp_path / 'checkpoints' / 'ckpt-5'}"
     )
     with pytest.raises(FloatingPointError, match=message):
-        program.train(DROPPING, tmp_path, checkpoint_steps=5)
+        train(DROPPING, tmp_path, checkpoint_steps=5)
     state = read_state(tmp_path)
     assert state["step"] == 5
     assert all(np.isfinite(value).all() for value in state.values())
@@ -88,7 +95,7 @@ def restored(checkpoints):
 
 
 @pytest.mark.parametrize("ending", ["index", "data-00000-of-00001"])
-def test_damaged_checkpoint_is_left_out(ending, checkpoints, capsys):
+def test_damaged_checkpoint_is_skipped(ending, checkpoints, capsys):
     file = checkpoints.folder / f"ckpt-2.{ending}"
     whole = file.read_bytes()
     assert restored(checkpoints) == 2
@@ -104,7 +111,10 @@ def test_damaged_checkpoint_is_left_out(ending, checkpoints, capsys):
     for length in range(0, len(whole), 7):
         file.write_bytes(whole[:length])
         assert restored(checkpoints) == 1
-    assert "ckpt-2 is damaged and left out: " in capsys.readouterr().out
+    assert (
+        f"Skipping damaged checkpoint {file.with_suffix('')}: "
+        in capsys.readouterr().out
+    )
 
 
 def test_the_list_of_checkpoints_may_be_lost(checkpoints):
@@ -115,17 +125,17 @@ def test_the_list_of_checkpoints_may_be_lost(checkpoints):
 def test_run_without_a_whole_checkpoint_is_refused(checkpoints):
     for file in checkpoints.folder.glob("*.data*"):
         file.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"No checkpoint in .* is whole"):
+    with pytest.raises(ValueError, match=r"All checkpoints in .* are damaged"):
         checkpoints.restore()
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """A folder of 48 JPEGs to train and 12 held out, of two classes."""
-    folder = tmp_path / "pictures"
+def images(tmp_path):
+    """A folder of 48 JPEGs for training and 12 for validation, two classes."""
+    folder = tmp_path / "images"
     pixels = np.random.default_rng(0).integers(0, 256, (30, 28, 28, 3), "uint8")
     for name in ("cat", "dog"):
-        for split, numbers in (("train", range(24)), ("held_out", range(6))):
+        for split, numbers in (("train", range(24)), ("validation", range(6))):
             (folder / split / name).mkdir(parents=True)
             for number in numbers:
                 tf.io.write_file(
@@ -135,41 +145,41 @@ def pictures(tmp_path):
     return folder
 
 
-def test_unreadable_pictures_are_named_and_left_out(pictures, tmp_path, capsys):
+def test_unreadable_images_are_named_and_skipped(images, tmp_path, capsys):
     recipe = dataclasses.replace(
-        DROPPING, data=f"folder:{pictures}", max_unreadable=2, epochs=3
+        DROPPING, data=f"folder:{images}", max_unreadable=2, epochs=3
     )
-    bad = [pictures / "train" / "cat" / f"{number}.jpg" for number in (3, 4, 5)]
+    bad = [images / "train" / "cat" / f"{number}.jpg" for number in (3, 4, 5)]
     for file in bad[:2]:  # neighbours
         file.write_bytes(file.read_bytes()[:200])
-    program.train(recipe, tmp_path / "whole")
+    train(recipe, tmp_path / "whole")
     said = capsys.readouterr().out
     for file in bad[:2]:
-        assert said.count(f"Cannot be read, left out: {file}\n") == 1
+        assert said.count(f"Skipping an unreadable image: {file}\n") == 1
 
-    # Goes on from the first epoch, knowing what was found later.
-    program.train(recipe, tmp_path / "again")
+    # Resumes from the first epoch, knowing what was found later.
+    train(recipe, tmp_path / "again")
     shutil.copytree(tmp_path / "again", tmp_path / "halves")
     for later in (tmp_path / "halves" / "checkpoints").rglob("ckpt-[3-9]*"):
         later.unlink()
     (tmp_path / "halves" / "model.keras").unlink()
-    program.train(recipe, tmp_path / "halves")
+    train(recipe, tmp_path / "halves")
     assert_bit_equal(
         read_state(tmp_path / "halves"), read_state(tmp_path / "whole")
     )
 
     bad[2].write_bytes(b"")
-    with pytest.raises(ValueError, match="3 pictures cannot be read, more"):
-        program.train(recipe, tmp_path / "too_many")
+    with pytest.raises(ValueError, match="3 images cannot be read, more"):
+        train(recipe, tmp_path / "too_many")
     noted = json.loads((tmp_path / "too_many/unreadable.json").read_text())
     assert len(noted) <= recipe.max_unreadable
 
 
-def test_unreadable_held_out_picture_is_named(pictures, tmp_path):
-    recipe = dataclasses.replace(DROPPING, data=f"folder:{pictures}")
-    bad = pictures / "held_out" / "dog" / "1.jpg"
-    bad.write_bytes(b"not a picture")
+def test_unreadable_validation_image_is_named(images, tmp_path):
+    recipe = dataclasses.replace(DROPPING, data=f"folder:{images}")
+    bad = images / "validation" / "dog" / "1.jpg"
+    bad.write_bytes(b"not an image")
     with pytest.raises(
         ValueError, match=f"cannot be read.*{re.escape(str(bad))}"
     ):
-        program.train(recipe, tmp_path / "run")
+        train(recipe, tmp_path / "run")

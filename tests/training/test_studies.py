@@ -9,7 +9,7 @@ import pytest
 import training.studies as program
 from keras_cait.baselines import ViT
 from tests.helpers.run_training import noise
-from training.studies import PAPER, SCALES, STUDIES, ablate, table, train
+from training.studies import PAPER, SCALES, STUDIES, run_study, table, train
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_norm_and_warmup_are_left_out_together():
         assert c.recipe.warmup_epochs == (0.0 if c in without else 5.0)
 
 
-def test_a_study_goes_on_and_ends_with_a_table_and_a_figure(
+def test_a_study_resumes_and_ends_with_a_table_and_a_figure(
     tiny, tmp_path, monkeypatch
 ):
     tiny = dataclasses.replace(
@@ -98,13 +98,13 @@ def test_a_study_goes_on_and_ends_with_a_table_and_a_figure(
 
     monkeypatch.setattr(program, "train", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        ablate("depth", tiny, tmp_path)
+        run_study("depth", tiny, tmp_path)
     written = {
         file: file.stat().st_mtime_ns for file in tmp_path.glob("*blocks*.json")
     }
     assert len(written) == 3
     monkeypatch.setattr(program, "train", train)
-    results = ablate("depth", tiny, tmp_path)
+    results = run_study("depth", tiny, tmp_path)
     assert len(results) == 2 * 2
     for file, at in written.items():
         assert file.stat().st_mtime_ns == at
@@ -130,7 +130,7 @@ def of_study(scale, row):
     return next(c for c in STUDIES["depth"](scale) if c.row == row)
 
 
-def test_an_interrupted_training_goes_on(tiny, tmp_path, monkeypatch):
+def test_an_interrupted_training_resumes(tiny, tmp_path, monkeypatch):
     """To the very result of one that was not."""
     cell = of_study(tiny, "LayerScale")
     whole = train(cell, 0, tmp_path / "whole")
@@ -188,7 +188,7 @@ def test_results_of_another_setting_are_refused(tiny, tmp_path):
     other = dataclasses.replace(
         cell, recipe=dataclasses.replace(cell.recipe, learning_rate=1.0)
     )
-    with pytest.raises(ValueError, match="another setting"):
+    with pytest.raises(ValueError, match="other settings"):
         train(other, 0, tmp_path)
 
 
@@ -196,27 +196,23 @@ def test_the_command_runs_a_study(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(SCALES, "digits", tiny)
     cell = of_study(tiny, "LayerScale")
     monkeypatch.setitem(STUDIES, "depth", lambda scale: [cell])
-    program.main(
-        [
-            "depth",
-            "--output",
-            str(tmp_path),
-            "--seeds",
-            "1",
-            "--strategy",
-            "one",
-            "--processes",
-            "1",
-        ]
-    )
+    with pytest.raises(SystemExit) as end:
+        program.main(
+            [
+                *("depth", "--output", str(tmp_path), "--seeds", "1"),
+                *("--strategy", "one", "--processes", "1"),
+            ]
+        )
+    assert end.value.code == 0
     assert "| LayerScale | " in capsys.readouterr().out
     assert len(list(tmp_path.glob("LayerScale*-0.json"))) == 1
 
 
 @pytest.mark.parametrize("option", ["--seeds", "--processes"])
 def test_nothing_is_not_a_number_of_trainings(option, tmp_path, capsys):
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit) as end:
         program.main(["depth", "--output", str(tmp_path / "new"), option, "0"])
-    said = f"{stopped.value} {capsys.readouterr().err}"
-    assert f"{option} must be at least 1" in said
+    assert end.value.code == 1
+    said = capsys.readouterr().err
+    assert said == f"{option} must be at least 1. Got 0.\n"
     assert not (tmp_path / "new").exists()

@@ -1,17 +1,21 @@
-"""The input pipeline: batches as functions of a position in the run.
+"""The input pipeline: every batch is a function of its position in the run.
 
-The example at any global position of a run is a pure function of (seed,
-position): there is no iterator state to save, a run goes on at any step, and
-the global batch is the same for any number of devices and workers.
+The example at a global position depends only on the seed and the position.
+There is no iterator state to save, a run resumes at any step, and the global
+batch is the same on any number of devices and workers.
 """
 
-import dataclasses
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import tensorflow as tf
 
 from keras_cait.decoding import decode_image
+from keras_cait.files import write_text
 from keras_cait.preprocessing import resize_and_crop_in_graph
 from training.data.augmentation import (
     random_affine,
@@ -19,21 +23,46 @@ from training.data.augmentation import (
     random_flip,
     random_resized_crop,
 )
+from training.data.datasets import Examples
 from training.data.mixup import mixup_cutmix, smooth_one_hot
 from training.data.randaugment import rand_augment
-from training.loop.checkpoints import write_whole
+from training.recipes import Recipe
+
+Transform = Callable[[tf.Tensor], tf.Tensor]
+Augment = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+Mix = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
 
-def training_data(recipe, strategy, examples, step, output):
-    """Batches from a step on, without the pictures that cannot be read.
+def training_data(
+    recipe: Recipe,
+    strategy: tf.distribute.Strategy,
+    examples: Examples,
+    step: int,
+    output: Path,
+) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
+    """The run's batches from a step on, without images that cannot be read.
 
-    Those are named, and noted in the run's folder, so that the run that goes
-    on leaves out the same ones.
+    Unreadable images are printed and recorded in `unreadable.json`, so that a
+    resumed run leaves out the same ones.
+
+    Args:
+        recipe: the resolved recipe.
+        strategy: distributes the batches.
+        examples: training examples.
+        step: first step.
+        output: the run's folder.
+
+    Yields:
+        Distributed `(images, targets)` of one step: float32 `(batch, height,
+        width, 3)`, RGB in 0...255, and `(batch, classes)` whose rows sum to 1.
+
+    Raises:
+        ValueError: more than `recipe.max_unreadable` images cannot be read.
     """
     record = output / "unreadable.json"
     found_at = json.loads(record.read_text()) if record.exists() else {}
     # Those of later steps are found again: a crop may miss the damaged part.
-    unreadable = {int(index) for index, at in found_at.items() if at < step}
+    unreadable = {int(number) for number, at in found_at.items() if at < step}
     augment = training_transform(recipe)
     mix = mixing(recipe, len(examples.class_names))
     while True:
@@ -50,75 +79,49 @@ def training_data(recipe, strategy, examples, step, output):
             if not found:
                 raise
             unreadable |= found
-            for index in sorted(found):
-                name = examples.name(index)
-                print(f"Cannot be read, left out: {name}", flush=True)
+            for number in sorted(found):
+                name = examples.name(number)
+                print(f"Skipping an unreadable image: {name}", flush=True)
             if len(unreadable) > recipe.max_unreadable:
                 raise ValueError(
-                    f"{len(unreadable)} pictures cannot be read, more than "
+                    f"{len(unreadable)} images cannot be read, more than "
                     f"max_unreadable={recipe.max_unreadable}. Replace those "
-                    "that are named, then start the same command again."
+                    "listed above, then run the same command again."
                 ) from None
-            found_at |= {str(index): step for index in found}
-            write_whole(record, json.dumps(found_at) + "\n")
+            found_at |= {str(number): step for number in found}
+            write_text(record, json.dumps(found_at) + "\n")
 
 
-def find_unreadable(examples, known, augment, recipe, step):
-    """The examples of a step whose pictures cannot be read, but for known."""
-    found = set()
-    first = step * recipe.global_batch_size
-    for position in range(first, first + recipe.global_batch_size):
-        position = tf.constant(position, tf.int64)
-        index = int(index_at(position, examples, recipe))
-        while index in known:  # as `Examples.without` goes on to the next
-            index = (index + 1) % examples.count
-        seed = tf.stack([tf.constant(recipe.seed, tf.int64), position])
-        if not is_readable(
-            examples, index, lambda x, seed=seed: augment(x, seed)
-        ):
-            found.add(index)
-    return found
-
-
-def unreadable_names(examples, transform):
-    """Names of all examples whose pictures cannot be read."""
-    return [
-        examples.name(index)
-        for index in range(examples.count)
-        if not is_readable(examples, index, transform)
-    ]
-
-
-def is_readable(examples, index, transform):
-    """Whether an example's picture can be read and transformed."""
-    try:
-        image, _ = examples.read(tf.constant(index, tf.int64))
-        transform(image)
-        return True
-    except tf.errors.OpError:
-        return False
-
-
-def training_batches(examples, augment, mix, recipe, start=0, context=None):
-    """Shuffled, augmented batches of this worker, from a step on, for ever.
+def training_batches(
+    examples: Examples,
+    augment: Augment,
+    mix: Mix,
+    recipe: Recipe,
+    start: int = 0,
+    context: tf.distribute.InputContext | None = None,
+) -> tf.data.Dataset:
+    """Infinite shuffled, augmented batches for this worker.
 
     Args:
-        examples: `Examples`.
+        examples: training examples.
         augment: function of `(image, seed)`, an int64 pair, to an image.
-        mix: function of `(images, labels, seed)` to `(images, targets)`, of
+        mix: function of `(images, labels, seed)` to `(images, targets)`, for
             the `recipe.mixing_batch_size` examples that are mixed together.
-        recipe: `Recipe`.
-        start: int. First step.
-        context: `tf.distribute.InputContext`; `None` for one process with one
-            device.
+        recipe: the resolved recipe.
+        start: first step.
+        context: this worker's share; `None` for one process with one device.
 
     Returns:
-        `tf.data.Dataset` of `(images, targets)`, one batch a replica.
+        Dataset of `(images, targets)`, one batch per replica.
+
+    Raises:
+        ValueError: the batch does not divide into mixing groups.
 
     Example:
     >>> from training.data.datasets import load
-    >>> from training.recipes import Recipe
-    >>> digits, recipe = load("digits", "train"), Recipe(global_batch_size=8)
+    >>> from training.recipes import RECIPES, override
+    >>> recipe = override(RECIPES["quickstart"], global_batch_size=8)
+    >>> digits = load("digits", "train")
     >>> batches = training_batches(
     ...     digits, lambda x, _: x, lambda x, y, _: (x, y), recipe, start=5
     ... )
@@ -132,21 +135,22 @@ def training_batches(examples, augment, mix, recipe, start=0, context=None):
     if worker_batch % group:
         raise ValueError(
             f"The {worker_batch} images of a worker's step do not divide into "
-            f"groups of mixing_batch_size={group}, which are mixed together. "
-            "Choose a divisor, so that the same images are mixed on any "
-            "number of workers."
+            f"groups of mixing_batch_size={group}. Choose a divisor: the same "
+            "images are then mixed on any number of workers."
         )
     seed = tf.constant(recipe.seed, tf.int64)
 
-    def example(place):
+    def example(place: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         step, offset = place // worker_batch, place % worker_batch
         offset += context.input_pipeline_id * worker_batch
         position = step * global_batch + offset
         image, label = examples.read(index_at(position, examples, recipe))
         return augment(image, tf.stack([seed, position])), label, position
 
-    def mixed(images, labels, positions):
-        # Other draws than those of the first example of the group.
+    def mixed(
+        images: tf.Tensor, labels: tf.Tensor, positions: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        # ~seed: other draws than those of the group's first example.
         return mix(images, labels, tf.stack([~seed, positions[0]]))
 
     return (
@@ -162,15 +166,18 @@ def training_batches(examples, augment, mix, recipe, start=0, context=None):
     )
 
 
-def index_at(position, examples, recipe):
-    """Number of the example at a global position of a run.
+def index_at(
+    position: tf.Tensor, examples: Examples, recipe: Recipe
+) -> tf.Tensor:
+    """The number of the example at a global position of the run.
+
+    Every epoch is shuffled anew. With `repeated_augmentation` 3, neighboring
+    positions share an example, as in DeiT's RASampler.
 
     Args:
         position: int64 scalar tensor.
-        examples: `Examples`.
-        recipe: `Recipe`.
-
-    Reference: with `repeated_augmentation` 3, DeiT's RASampler.
+        examples: training examples.
+        recipe: the resolved recipe.
     """
     epoch_size = steps_per_epoch(examples, recipe) * recipe.global_batch_size
     epoch, place = position // epoch_size, position % epoch_size
@@ -183,36 +190,57 @@ def index_at(position, examples, recipe):
     )
 
 
-def steps_per_epoch(examples, recipe):
-    """Optimizer steps of an epoch: whole global batches alone."""
+def steps_per_epoch(examples: Examples, recipe: Recipe) -> int:
+    """Optimizer steps per epoch; a last, smaller batch is left out.
+
+    Raises:
+        ValueError: the dataset is smaller than a batch.
+    """
     steps = examples.count // recipe.global_batch_size
     if steps == 0:
         raise ValueError(
-            f"The data set holds {examples.count} images, fewer than "
+            f"The dataset has {examples.count} images, fewer than "
             f"global_batch_size={recipe.global_batch_size}. Choose a smaller "
             "batch."
         )
     return steps
 
 
-def evaluation_batches(examples, transform, batch_size, context=None, start=0):
+def validation_data(
+    recipe: Recipe, strategy: tf.distribute.Strategy, examples: Examples
+) -> tf.distribute.DistributedDataset:
+    """The distributed `evaluation_batches` of a run."""
+    transform = evaluation_transform(recipe)
+    return strategy.distribute_datasets_from_function(
+        lambda context: evaluation_batches(
+            examples, transform, recipe.global_batch_size, context
+        )
+    )
+
+
+def evaluation_batches(
+    examples: Examples,
+    transform: Transform,
+    batch_size: int,
+    context: tf.distribute.InputContext | None = None,
+    start: int = 0,
+) -> tf.data.Dataset:
     """All examples once, in order, padded to whole global batches.
 
     Args:
-        examples: `Examples`.
-        transform: function of what `examples.read` gives as the image to the
-            image for the model.
-        batch_size: int. Images of a global batch.
-        context: `tf.distribute.InputContext`; `None` for one device.
-        start: int. Number of the first example.
+        examples: examples to evaluate.
+        transform: function of an image, as of `examples.read`, to the model's
+            input.
+        batch_size: images per global batch.
+        context: this worker's share; `None` for one process with one device.
+        start: number of the first example.
 
     Returns:
-        `tf.data.Dataset` of `(images, labels, weights)`; the padding has
-        weight 0.
+        Dataset of `(images, labels, weights)`; padding has weight 0.
 
     Example:
     >>> from training.data.datasets import load
-    >>> digits = load("digits", "held_out")
+    >>> digits = load("digits", "validation")
     >>> batches = evaluation_batches(digits, tf.identity, 300)
     >>> [float(tf.reduce_sum(weights)) for _, _, weights in batches]
     [300.0, 300.0, 300.0, 100.0]
@@ -220,7 +248,7 @@ def evaluation_batches(examples, transform, batch_size, context=None, start=0):
     context = context or tf.distribute.InputContext()
     batches = -(-(examples.count - start) // batch_size)
 
-    def example(index):
+    def example(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         image, label = examples.read(tf.minimum(index, examples.count - 1))
         weight = tf.cast(index < examples.count, tf.float32)
         return transform(image), label, weight
@@ -236,31 +264,28 @@ def evaluation_batches(examples, transform, batch_size, context=None, start=0):
     )
 
 
-def training_transform(recipe):
-    """The augmentation of a recipe.
-
-    Args:
-        recipe: `Recipe`.
+def training_transform(recipe: Recipe) -> Augment:
+    """The recipe's augmentation of single images.
 
     Returns:
-        A function of `(picture, seed)`, an encoded picture or RGB in 0...255
-        and an int64 pair, to a float32 image of the recipe's size.
+        Function of `(image, seed)` to a float32 image of the recipe's size:
+        of an encoded image or RGB in 0...255, and an int64 pair.
     """
-    size = recipe.image_size
     if recipe.augmentation == "affine":
-        return lambda picture, seed: random_affine(
-            evaluation_transform(recipe)(picture),
+        resize = evaluation_transform(recipe)
+        return lambda image, seed: random_affine(
+            resize(image),
             seed,
             recipe.max_rotation,
             recipe.max_zoom,
             recipe.max_shift,
         )
 
-    def transform(picture, seed):
+    def transform(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         crop_seed, flip_seed, change_seed, erase_seed = tf.unstack(
             tf.random.split(seed, 4)
         )
-        image = random_resized_crop(picture, crop_seed, size)
+        image = random_resized_crop(image, crop_seed, recipe.image_size)
         image = random_flip(image, flip_seed)
         image = rand_augment(image, change_seed)
         return random_erasing(image, erase_seed, recipe.random_erasing)
@@ -268,42 +293,15 @@ def training_transform(recipe):
     return transform
 
 
-def evaluation_transform(recipe):
-    """`centre_crop` at the size of a recipe."""
-    return centre_crop((recipe.image_size, recipe.image_size))
-
-
-def centre_crop(size, crop_ratio=1.0):
-    """Resize of the shorter side and centre crop, as Pillow does it.
+def mixing(recipe: Recipe, classes: int) -> Mix:
+    """The recipe's label smoothing, Mixup and CutMix.
 
     Args:
-        size: pair of ints, height and width in pixels.
-        crop_ratio: float in (0, 1]. Share of the shorter side that is kept.
+        recipe: the recipe.
+        classes: number of classes.
 
     Returns:
-        A function of an encoded picture or RGB in 0...255 to a float32 image
-        of the size.
-    """
-
-    def transform(picture):
-        if picture.dtype == tf.string:
-            picture = decode_image(picture)
-        if picture.shape == (*size, 3) and crop_ratio == 1.0:
-            return tf.cast(picture, tf.float32)
-        return resize_and_crop_in_graph(picture, size, crop_ratio)
-
-    return transform
-
-
-def mixing(recipe, classes):
-    """Mixup, CutMix and label smoothing of a recipe.
-
-    Args:
-        recipe: `Recipe`.
-        classes: int.
-
-    Returns:
-        A function of `(images, labels, seed)` to `(images, targets)`.
+        Function of `(images, labels, seed)` to `(images, targets)`.
     """
     if recipe.mixing_batch_size == 1:
         return lambda images, labels, seed: (
@@ -321,12 +319,97 @@ def mixing(recipe, classes):
     )
 
 
-def prepared(examples, recipe):
-    """The same examples, as images for the model."""
+def evaluation_transform(recipe: Recipe) -> Transform:
+    """`center_crop` to the recipe's image size."""
+    return center_crop((recipe.image_size, recipe.image_size))
+
+
+def center_crop(size: tuple[int, int], crop_ratio: float = 1.0) -> Transform:
+    """Resizing of the shorter side and a center crop, as in Pillow.
+
+    Args:
+        size: height and width in pixels.
+        crop_ratio: share of the shorter side to keep, in (0, 1].
+
+    Returns:
+        Function of an encoded image or RGB in 0...255 to a float32 image of
+        the size.
+    """
+
+    def transform(image: tf.Tensor) -> tf.Tensor:
+        if image.dtype == tf.string:
+            image = decode_image(image)
+        if image.shape == (*size, 3) and crop_ratio == 1.0:
+            return tf.cast(image, tf.float32)
+        return resize_and_crop_in_graph(image, size, crop_ratio)
+
+    return transform
+
+
+def prepared(examples: Examples, recipe: Recipe) -> Examples:
+    """The examples with their images as the model's input."""
     transform = evaluation_transform(recipe)
 
-    def read(index):
-        picture, label = examples.read(index)
-        return transform(picture), label
+    def read(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        image, label = examples.read(index)
+        return transform(image), label
 
-    return dataclasses.replace(examples, read=read)
+    return replace(examples, read=read)
+
+
+def find_unreadable(
+    examples: Examples,
+    known: set[int],
+    augment: Augment,
+    recipe: Recipe,
+    step: int,
+) -> set[int]:
+    """Numbers of a step's examples that cannot be read, except known ones."""
+    found = set()
+    first = step * recipe.global_batch_size
+    for place in range(first, first + recipe.global_batch_size):
+        position = tf.constant(place, tf.int64)
+        number = int(index_at(position, examples, recipe))
+        number = examples.next_without(number, known)
+        seed = tf.stack([tf.constant(recipe.seed, tf.int64), position])
+        if not is_readable(examples, number, partial(augment, seed=seed)):
+            found.add(number)
+    return found
+
+
+@contextmanager
+def naming_unreadable(
+    examples: Examples, transform: Transform
+) -> Iterator[None]:
+    """Names the images that cannot be read when their evaluation fails.
+
+    Args:
+        examples, transform: as of `evaluation_batches`.
+
+    Raises:
+        ValueError: images cannot be read.
+    """
+    try:
+        yield
+    except (tf.errors.InvalidArgumentError, tf.errors.NotFoundError):
+        names = [
+            examples.name(number)
+            for number in range(examples.count)
+            if not is_readable(examples, number, transform)
+        ]
+        if not names:
+            raise
+        raise ValueError(
+            "Validation images cannot be read. Replace or remove them: "
+            f"{', '.join(names)}"
+        ) from None
+
+
+def is_readable(examples: Examples, number: int, transform: Transform) -> bool:
+    """Whether an example can be read and transformed."""
+    try:
+        image, _ = examples.read(tf.constant(number, tf.int64))
+        transform(image)
+        return True
+    except tf.errors.OpError:
+        return False

@@ -1,31 +1,36 @@
-"""Distillation of a CaiT from any Keras teacher, through its single output."""
+"""Distillation from any Keras teacher, through CaiT's single output."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
 import tensorflow as tf
 
+from keras_cait.loading import load_model, published, saved_model_folder
 from training.loop.losses import (
     hard_distillation,
     soft_distillation,
     soft_target_cross_entropy,
 )
+from training.recipes import Recipe
+
+Loss = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 
 
-def make_loss(recipe, classes):
-    """The loss of a recipe, with its teacher, if it has one.
+def make_loss(recipe: Recipe, classes: int) -> Loss:
+    """The recipe's loss, with its teacher if there is one.
 
-    DeiT gives a student two outputs; CaiT has one, which learns from the
-    targets and from the teacher: `(1 - w) * targets + w * teacher`, with
-    w = `distillation_weight`. To be called in the strategy's scope.
+    DeiT's student has two outputs. CaiT's single output learns from the targets
+    and from the teacher: `(1 - w) * targets + w * teacher`, where w is
+    `distillation_weight`. Called in the scope of the strategy.
 
     Args:
-        recipe: `Recipe`.
-        classes: int. Number of classes of the student.
+        recipe: the recipe.
+        classes: number of classes of the student.
 
     Returns:
-        A function of `(images, targets, logits)` to losses `(batch,)`; images
-        are what the student sees, RGB in 0...255.
+        Function of `(images, targets, logits)` to losses `(batch,)`. The images
+        are those of the student, RGB in 0...255.
 
     Raises:
         ValueError: the teacher is missing, cannot be loaded, or has another
@@ -40,13 +45,15 @@ def make_loss(recipe, classes):
     teacher = Teacher(recipe.teacher, classes)
     weight = recipe.distillation_weight
 
-    def loss(images, targets, logits):
-        answers = teacher(images)
+    def loss(
+        images: tf.Tensor, targets: tf.Tensor, logits: tf.Tensor
+    ) -> tf.Tensor:
+        teacher_logits = teacher(images)
         if recipe.distillation == "hard":
-            taught = hard_distillation(answers, logits)
+            taught = hard_distillation(teacher_logits, logits)
         else:
             taught = soft_distillation(
-                answers, logits, recipe.distillation_temperature
+                teacher_logits, logits, recipe.distillation_temperature
             )
         true = soft_target_cross_entropy(targets, logits)
         return (1 - weight) * true + weight * taught
@@ -55,81 +62,82 @@ def make_loss(recipe, classes):
 
 
 class Teacher:
-    """A classifier that is only asked, with its own size and preprocessing.
+    """A frozen teacher, with its own image size and preprocessing.
 
     Args:
-        source: str. A `.keras` file of a model of RGB in 0...255; a SavedModel
-            with a signature `pixels` or `serving_default` of such images; or
-            the name of a model of `keras.applications`, such as
-            `"RegNetY160"`, with its ImageNet weights.
-        classes: int. Number of classes that it must have.
+        source: a Keras model of RGB in 0...255, as of
+            `keras_cait.loading.load_model`; a SavedModel with a signature
+            `pixels` or `serving_default` of such images; or the name of a model
+            of `keras.applications`, such as `"RegNetY160"`, with its ImageNet
+            weights.
+        classes: number of classes that it must have.
 
     Call arguments:
-        images: `(batch, height, width, 3)` float tensor of RGB in 0...255.
+        images: `(batch, height, width, 3)` float tensor, RGB in 0...255.
 
     Returns:
-        Logits `(batch, classes)`; of a teacher that ends with a softmax, their
-        logarithms, which have the same softmax.
+        Logits `(batch, classes)`. A teacher that ends with a softmax returns
+        log-probabilities, which have the same softmax.
+
+    Raises:
+        ValueError: the teacher is missing, cannot be loaded, or has another
+            number of classes.
     """
 
-    def __init__(self, source, classes):
-        if not source:
-            raise ValueError(
-                "Distillation needs a teacher: a .keras file, the folder of a "
-                "SavedModel, or a model of keras.applications, such as "
-                "RegNetY160. Received: teacher=''."
-            )
-        self.preprocess = tf.identity
-        if source.endswith(".keras"):
-            model = keras.models.load_model(source, compile=False)
-        elif Path(source).is_dir():
-            model = _saved_model(source)
+    def __init__(self, source: str, classes: int):
+        self.preprocess: Callable[[tf.Tensor], tf.Tensor] = tf.identity
+        exported = saved_model_folder(source) if source else None
+        if exported:
+            model = _saved_model(exported)
+        elif source and (published(source) or Path(source).exists()):
+            model = load_model(source)
         else:
             model, self.preprocess = _application(source)
         model.trainable = False
         self.model = model
         self.size = model.input.shape[1:3]
-        head = model.layers[-1]
-        activation = getattr(head, "activation", None)
+        activation = getattr(model.layers[-1], "activation", None)
         self.is_softmax = activation is keras.activations.softmax
         if model.output.shape != (None, classes):
             raise ValueError(
-                f"The teacher {source!r} answers {tuple(model.output.shape)}, "
-                f"but the data set has {classes} classes. Choose a teacher of "
-                "the same classes, in the same order."
+                f"The output of teacher {source!r} has shape "
+                f"{tuple(model.output.shape)}, but the dataset has {classes} "
+                "classes. Choose a teacher with the same classes, in the same "
+                "order."
             )
 
-    def __call__(self, images):
+    def __call__(self, images: tf.Tensor) -> tf.Tensor:
         if None not in self.size and self.size != images.shape[1:3]:
             images = tf.image.resize(
                 images, self.size, "bicubic", antialias=True
             )
-        answers = self.model(self.preprocess(images), training=False)
-        answers = tf.stop_gradient(tf.cast(answers, tf.float32))
+        outputs = self.model(self.preprocess(images), training=False)
+        outputs = tf.stop_gradient(tf.cast(outputs, tf.float32))
         if self.is_softmax:
-            answers = tf.math.log(tf.maximum(answers, 1e-30))
-        return answers
+            outputs = tf.math.log(tf.maximum(outputs, 1e-30))
+        return outputs
 
 
-def _application(name):
-    build = getattr(keras.applications, name, None)
+def _application(name: str) -> tuple[keras.Model, Callable]:
+    build = getattr(keras.applications, name, None) if name else None
     if not isinstance(build, type(_application)):
         raise ValueError(
-            "The teacher must be a .keras file, the folder of a SavedModel, or "
-            f"a model of keras.applications. Received: teacher={name!r}."
+            "Distillation needs a teacher: a .keras file, a SavedModel, a "
+            "published name (M36-384), or a model of keras.applications, such "
+            f"as RegNetY160. Got {name!r}."
         )
     module = __import__(build.__module__, fromlist=["preprocess_input"])
     return build(classifier_activation=None), module.preprocess_input
 
 
-def _saved_model(path):
-    loaded = tf.saved_model.load(path)
+def _saved_model(folder: Path) -> keras.Model:
+    loaded = tf.saved_model.load(str(folder))
     name = "pixels" if "pixels" in loaded.signatures else "serving_default"
     signature = loaded.signatures[name]
     (images,) = signature.structured_input_signature[1].values()
     key = "logits"
     if key not in signature.structured_outputs:
         (key,) = signature.structured_outputs
-    layer = keras.layers.TFSMLayer(path, call_endpoint=name)
+    layer = keras.layers.TFSMLayer(str(folder), call_endpoint=name)
     inputs = keras.Input(images.shape[1:], dtype=images.dtype.name)
     return keras.Model(inputs, layer(inputs)[key])

@@ -1,18 +1,20 @@
-"""Losses of the recipes: one number for each example.
+"""Losses of the recipes: one number per example.
 
-A step's loss is `tf.reduce_sum(loss) / global_batch_size`: parts of a batch, on
-any number of replicas or micro-batches, then add up to the mean over the whole.
-Logits of any float dtype are taken to float32 first.
+A step's loss is `tf.reduce_sum(losses) / global_batch_size`, so the parts of a
+batch, on any number of replicas or micro-batches, add up to its mean. Logits of
+any float dtype are cast to float32 first.
 """
 
 import tensorflow as tf
 
 
-def soft_target_cross_entropy(targets, logits):
-    """Cross-entropy with distributions, as Mixup and CutMix make them.
+def soft_target_cross_entropy(
+    targets: tf.Tensor, logits: tf.Tensor
+) -> tf.Tensor:
+    """Cross-entropy with distributions, such as those of Mixup and CutMix.
 
     Args:
-        targets: `(batch, classes)` float tensor; rows sum to 1.
+        targets: `(batch, classes)` float tensor; each row sums to 1.
         logits: `(batch, classes)` float tensor.
 
     Returns:
@@ -27,14 +29,16 @@ def soft_target_cross_entropy(targets, logits):
     )
 
 
-def hard_distillation(teacher_logits, logits):
-    """Cross-entropy with the class that the teacher finds likeliest.
+def hard_distillation(
+    teacher_logits: tf.Tensor, logits: tf.Tensor
+) -> tf.Tensor:
+    """Cross-entropy with the teacher's most likely class.
 
-    DeiT and CaiT train with the mean of this and the loss of the true targets.
+    DeiT and CaiT train with the mean of this and the loss of the targets.
 
     Args:
         teacher_logits: `(batch, classes)` float tensor.
-        logits: `(batch, classes)` float tensor, the student's.
+        logits: `(batch, classes)` float tensor of the student.
 
     Returns:
         `(batch,)` float32 tensor.
@@ -52,18 +56,20 @@ def hard_distillation(teacher_logits, logits):
     )
 
 
-def soft_distillation(teacher_logits, logits, temperature):
+def soft_distillation(
+    teacher_logits: tf.Tensor, logits: tf.Tensor, temperature: float
+) -> tf.Tensor:
     """Divergence from the teacher's distribution at a temperature.
 
     Args:
         teacher_logits: `(batch, classes)` float tensor.
-        logits: `(batch, classes)` float tensor, the student's.
-        temperature: float above 0. Both logits are divided by it.
+        logits: `(batch, classes)` float tensor of the student.
+        temperature: > 0. Divides both logits.
 
     Returns:
         `(batch,)` float32 tensor: temperature^2 KL(teacher || student) divided
-        by the number of classes. DeiT's paper has no such division, its code
-        has.
+        by the number of classes. The division is in DeiT's code, not in its
+        paper.
 
     Example:
     >>> print(soft_distillation([[0.0, 0.0]], [[4.0, 4.0]], 3.0).numpy())

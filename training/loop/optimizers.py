@@ -1,26 +1,30 @@
-"""The optimizer of a recipe, its schedule, and what decays and learns."""
+"""Optimizers, the learning-rate schedule, and which weights learn and decay."""
 
 import math
 import re
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import keras
 from keras import ops
 
+from training.recipes import Recipe
+
 
 class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
-    """Linear warm-up, then a cosine over all epochs, as a function of the step.
+    """Linear warm-up, then a cosine over all epochs, by step.
 
-    The reference changes the rate once an epoch, after it, so that its first
-    two epochs share one rate; here it changes with every step and meets the
-    reference's values at the epochs' ends.
+    The reference updates the rate once per epoch, after it, so its first two
+    epochs share one rate. Here the rate changes at every step and meets the
+    reference at the ends of the epochs.
 
     Args:
-        peak: float. Rate of the cosine at epoch 0, which warm-up hides.
-        floor: float. Rate at the end, and after it.
-        start: float. Rate at the first step.
-        epochs: int. Length of the cosine.
-        warmup_epochs: float. Length of the warm-up.
-        steps_per_epoch: int.
+        peak: rate of the cosine at epoch 0, which warm-up hides.
+        floor: rate at the end, and after it.
+        start: rate at the first step.
+        epochs: length of the cosine.
+        warmup_epochs: length of the warm-up.
+        steps_per_epoch: optimizer steps per epoch.
 
     Example:
     >>> rate = WarmupCosine(1e-3, 1e-5, 1e-6, 400, 5, 10)
@@ -31,7 +35,13 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
     """
 
     def __init__(
-        self, peak, floor, start, epochs, warmup_epochs, steps_per_epoch
+        self,
+        peak: float,
+        floor: float,
+        start: float,
+        epochs: int,
+        warmup_epochs: float,
+        steps_per_epoch: int,
     ):
         self.peak = peak
         self.floor = floor
@@ -40,7 +50,7 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
         self.warmup_epochs = warmup_epochs
         self.steps_per_epoch = steps_per_epoch
 
-    def __call__(self, step):
+    def __call__(self, step: Any) -> Any:
         epoch = ops.cast(step, "float32") / self.steps_per_epoch
         share = ops.minimum(epoch / self.epochs, 1.0)
         cosine = 0.5 * (1.0 + ops.cos(math.pi * share))
@@ -52,22 +62,34 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
             epoch < self.warmup_epochs, self.start + slope * epoch, rate
         )
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return dict(vars(self))
 
 
 class SummedGradients:
-    """For optimizers whose gradients are summed over the replicas already.
+    """Mixin for gradients that are already summed over the replicas.
 
-    Keras' own clip the gradient of each replica and sum afterwards, which is
-    another gradient. Rate and decay can differ by variable.
+    Keras' own optimizers clip the gradient of each replica and sum afterwards,
+    which is another gradient. Weight decay and learning rate can differ by
+    variable.
     """
 
     def _all_reduce_sum_gradients(self, grads_and_vars):
         return list(grads_and_vars)
 
-    def arrange(self, variables, decays, rate_factors):
-        """Builds the optimizer; one decay and rate factor a variable."""
+    def arrange(
+        self,
+        variables: Sequence[keras.Variable],
+        decays: Sequence[float],
+        rate_factors: Sequence[float],
+    ) -> None:
+        """Builds the optimizer.
+
+        Args:
+            variables: the trainable variables.
+            decays: one weight decay per variable.
+            rate_factors: one learning-rate multiplier per variable.
+        """
         self.decays, self.rate_factors = decays, rate_factors
         self.build(variables)
 
@@ -81,10 +103,10 @@ class SummedGradients:
 
 
 class Adam(keras.optimizers.Adam):
-    """Adam as its paper and PyTorch have it.
+    """Adam as in its paper and in PyTorch.
 
     Keras adds epsilon before the bias correction, which makes it 30 times
-    larger at first: too large for gammas, whose gradients are about as small.
+    larger at first: too large for gammas, whose gradients are just as small.
     """
 
     def update_step(self, gradient, variable, learning_rate):
@@ -99,27 +121,30 @@ class Adam(keras.optimizers.Adam):
 
 
 class AdamW(SummedGradients, Adam):
-    """Adam with decoupled weight decay, for gradients that are summed."""
+    """Adam with decoupled weight decay, for summed gradients."""
 
 
 class SGD(SummedGradients, keras.optimizers.SGD):
-    """SGD with decoupled weight decay, for gradients that are summed."""
+    """SGD with decoupled weight decay, for summed gradients."""
 
 
-def make_optimizer(recipe, model, steps_per_epoch):
-    """The optimizer of a recipe, built for the variables of a model.
+def make_optimizer(
+    recipe: Recipe, model: keras.Model, steps_per_epoch: int
+) -> keras.optimizers.Optimizer:
+    """The recipe's optimizer, built for a model's variables.
 
-    Kernels alone decay: gammas, biases, norms, class token and positions never
-    do, as in the official code. Gradients are clipped by their global norm.
+    Only kernels decay, as in the official code: gammas, biases, norms, class
+    token and position embeddings never do. Gradients are clipped by their
+    global norm.
 
     Args:
-        recipe: `Recipe`.
-        model: `CaiT` whose frozen variables are frozen already.
-        steps_per_epoch: int. Optimizer steps of an epoch.
+        recipe: the recipe.
+        model: `CaiT` or `ViT`, with its frozen variables frozen already.
+        steps_per_epoch: optimizer steps per epoch.
 
     Returns:
-        A built `AdamW` or `SGD`; in `mixed_float16`, or where non-finite steps
-        are skipped, inside a `keras.optimizers.LossScaleOptimizer`.
+        A built `AdamW` or `SGD`. With `mixed_float16`, or where non-finite
+        steps are skipped, it is inside a `LossScaleOptimizer`.
     """
     schedule = WarmupCosine(
         recipe.learning_rate * recipe.global_batch_size / 512,
@@ -152,18 +177,20 @@ def make_optimizer(recipe, model, steps_per_epoch):
     return optimizer
 
 
-def decays(variable):
-    """Whether weight decay applies to a variable: to kernels alone."""
+def decays(variable: keras.Variable) -> bool:
+    """Whether weight decay applies to a variable: only to kernels."""
     return variable.path.endswith("/kernel")
 
 
-def rate_factor(variable, depth, layer_decay):
-    """The share of the learning rate that a variable gets.
+def rate_factor(
+    variable: keras.Variable, depth: int, layer_decay: float
+) -> float:
+    """A variable's learning rate over that of the head.
 
     Args:
-        variable: variable of a `CaiT`.
-        depth: int. Number of its self-attention blocks.
-        layer_decay: float in (0, 1]. Factor from a layer to the one below.
+        variable: variable of a `CaiT` or `ViT`.
+        depth: number of its self-attention blocks.
+        layer_decay: rate of a layer over that of the next one, in (0, 1].
 
     Example:
     >>> variables = CaiT(48, 3, 1, input_shape=(32, 32, 3)).variables
@@ -181,13 +208,15 @@ def rate_factor(variable, depth, layer_decay):
     return layer_decay**below_head
 
 
-def freeze(model, trainable):
-    """Lets some of a model's weights learn and freezes all others.
+def freeze(
+    model: keras.Model, trainable: Literal["all", "attention", "head"]
+) -> None:
+    """Freezes all weights of a model except those that learn.
 
     Args:
-        model: `CaiT`.
-        trainable: `"all"`; `"attention"` (the attention layers and the head;
-            Touvron et al., 2022, arXiv 2203.09795); or `"head"`.
+        model: `CaiT`, which is changed in place.
+        trainable: what learns: `"all"`; `"attention"`, the attention layers
+            and the head (Touvron et al., 2022, arXiv 2203.09795); or `"head"`.
     """
     for variable in model.weights:
         parts = variable.path.split("/")

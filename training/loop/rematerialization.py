@@ -1,32 +1,36 @@
-"""Activation checkpointing: blocks whose inner activations are not kept."""
+"""Rematerialization: blocks whose inner activations are not kept."""
+
+from collections.abc import Callable
 
 import keras
 
+from keras_cait.blocks import SelfAttentionBlock
 
-def rematerialize(model):
-    """Makes every self-attention block compute its activations again.
 
-    In the backward pass a block runs a second time instead of keeping what it
-    computed, which needs less memory and more time. The second run drops the
-    same branches as the first; `keras.RematScope` would draw new ones, and give
-    wrong gradients.
+def rematerialize(model: keras.Model) -> None:
+    """Makes every self-attention block recompute its activations.
+
+    The backward pass runs a block again instead of keeping its activations,
+    which takes less memory and more time. The second run drops the same
+    branches as the first; with `keras.RematScope` it would draw new ones, and
+    the gradients would be wrong.
 
     Args:
-        model: `CaiT`. Its blocks are changed.
+        model: `CaiT`, whose blocks are changed in place.
     """
     for layer in model.layers:
-        if layer.name.startswith("self_attention_block_"):
+        if isinstance(layer, SelfAttentionBlock):
             layer.call = _rematerialized(layer)
 
 
-def _rematerialized(block):
+def _rematerialized(block: SelfAttentionBlock) -> Callable:
     call = block.call
     generator = block.stochastic_depth.seed_generator
 
     def rematerialized_call(inputs, training=None):
         if not training:
             return call(inputs, training=training)
-        # As many draws as the block makes, from where it would make them.
+        # The same draws for both runs, as many as the block makes.
         seeds = [generator.next() for _ in range(2)]
 
         def body(inputs):

@@ -1,24 +1,27 @@
-"""Which devices a run uses: one, all of a machine, a TPU, or many hosts."""
+"""The devices of a run: one, all GPUs of a machine, a TPU, or many workers."""
 
-import contextlib
 import faulthandler
 import os
 
 import tensorflow as tf
 
+from training.options import StrategyName
 
-def make_strategy(name="auto", timeout=300):
-    """The strategy of a run; the first thing that a process makes.
+# Steps after which workers agree on whether one of them was asked to stop.
+AGREEMENT_STEPS = 10
+
+
+def make_strategy(
+    name: StrategyName = "auto", timeout: float = 300
+) -> tf.distribute.Strategy:
+    """Creates the strategy of a run, before anything else uses TensorFlow.
 
     Args:
-        name: str. `"one"` device; `"mirrored"`, all GPUs of this machine;
-            `"workers"`, the processes that `TF_CONFIG` names; `"tpu"`; or
-            `"auto"`, whichever of these the environment asks for.
-        timeout: float. Seconds after which a worker that does not start, or
-            hangs, makes the others stop with the reason.
-
-    Returns:
-        `tf.distribute.Strategy`.
+        name: `"one"` device; `"mirrored"`, all GPUs of this machine;
+            `"workers"`, the processes in `TF_CONFIG`; `"tpu"`; or `"auto"`,
+            whichever of these the environment asks for.
+        timeout: seconds after which the other workers give up on a worker that
+            does not start, or hangs.
 
     Raises:
         ValueError: the name is unknown, or `TF_CONFIG` is missing.
@@ -39,7 +42,7 @@ def make_strategy(name="auto", timeout=300):
     if name == "one":
         return tf.distribute.get_strategy()
     if name == "mirrored":
-        # Without GPUs: logical CPUs, where they were set up.
+        # Without GPUs: logical CPUs, if there are several.
         kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
         return tf.distribute.MirroredStrategy(
             [device.name for device in tf.config.list_logical_devices(kind)]
@@ -52,74 +55,75 @@ def make_strategy(name="auto", timeout=300):
         tf.tpu.experimental.initialize_tpu_system(resolver)
         return tf.distribute.TPUStrategy(resolver)
     raise ValueError(
-        "The strategy must be one of auto, one, mirrored, workers and tpu. "
-        f"Received: {name!r}."
+        "The strategy must be auto, one, mirrored, workers or tpu. Got "
+        f"{name!r}."
     )
 
 
-def _workers(timeout):
+def _workers(timeout: float) -> tf.distribute.Strategy:
     if "TF_CONFIG" not in os.environ:
         raise ValueError(
-            "Many workers need TF_CONFIG, which names them all and this one. "
-            "training/cluster/ has examples."
+            "--strategy workers needs the environment variable TF_CONFIG, "
+            "which names all workers and this one. See the examples in "
+            "training/cluster/."
         )
-
     print(
-        f"Waiting at most {timeout} seconds for all workers. Without them this "
-        "one then ends with Timeout; look at their logs, and start all again. "
-        f"TF_CONFIG={os.environ['TF_CONFIG']}",
+        f"Waiting up to {timeout} seconds for all workers. If one is missing, "
+        "this one ends with a timeout: look at the logs of all, then start "
+        f"all again. TF_CONFIG={os.environ['TF_CONFIG']}",
         flush=True,
     )
     # TensorFlow waits in native code, which no Python thread can interrupt.
     faulthandler.dump_traceback_later(timeout, exit=True)
     try:
-        # The time-out also ends the wait for a worker that is alive but stuck.
+        # The timeout also ends the wait for a worker that is alive but stuck.
+        options = tf.distribute.experimental.CommunicationOptions(
+            timeout_seconds=timeout
+        )
         return tf.distribute.MultiWorkerMirroredStrategy(
-            communication_options=tf.distribute.experimental.CommunicationOptions(
-                timeout_seconds=timeout
-            )
+            communication_options=options
         )
     finally:
         faulthandler.cancel_dump_traceback_later()
 
 
-@contextlib.contextmanager
-def lost_workers():
-    """Says in one line that another worker died or hangs.
-
-    Raises:
-        ConnectionError: TensorFlow gave up on waiting for another worker.
-    """
-    try:
-        yield
-    except tf.errors.OpError as error:
-        if "Collective" not in error.message:
-            raise
-        raise ConnectionError(
-            "Another worker died or hangs; its log may say why. Start all "
-            "workers again, and they go on from the last checkpoint. "
-            f"TensorFlow says: {' '.join(error.message.split())}"
-        ) from error
-
-
-def is_chief(strategy):
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
     """Whether this process writes the files of the run."""
     resolver = strategy.cluster_resolver
     return resolver is None or not resolver.task_id
 
 
-def worker_count(strategy):
+def worker_count(strategy: tf.distribute.Strategy) -> int:
     """Number of processes that take part."""
     if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return strategy.cluster_resolver.cluster_spec().num_tasks("worker")
     return 1
 
 
-def sum_of_workers(strategy, number):
-    """The sum of a number that every worker knows its own of."""
+def any_worker(
+    strategy: tf.distribute.Strategy, asked: bool, step: int
+) -> bool:
+    """Whether any worker was asked to stop; all agree at the same step.
+
+    Args:
+        strategy: the strategy of the run.
+        asked: whether this worker was asked.
+        step: the current step. Many workers only agree at every tenth.
+    """
+    if worker_count(strategy) == 1:
+        return asked
+    if step % AGREEMENT_STEPS:
+        return False
+    return float(sum_of_workers(strategy, float(asked))) > 0
+
+
+def sum_of_workers(
+    strategy: tf.distribute.Strategy, number: float
+) -> tf.Tensor:
+    """The sum of one number of each worker."""
 
     @tf.function
-    def add(number):
+    def add(number: tf.Tensor) -> tf.Tensor:
         return strategy.reduce(
             tf.distribute.ReduceOp.SUM,
             strategy.run(tf.identity, args=(number,)),

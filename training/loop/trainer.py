@@ -1,88 +1,103 @@
-"""One optimizer step over all replicas, and evaluation, under any strategy."""
+"""Training state, and the compiled train and evaluation steps."""
 
 import math
+from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 import keras
 import tensorflow as tf
 
+from training.loop.distillation import Loss
+from training.recipes import Recipe
+
 SUM = tf.distribute.ReduceOp.SUM
 
 
 class Trainer:
-    """What a run changes, and the functions that change it.
+    """Training state, and the compiled train and evaluation steps.
 
-    The gradient of a step is the sum over micro-batches and replicas, divided
-    by the global batch; it is clipped and applied after that sum. So the same
-    recipe gives the same numbers on any number of devices.
+    The gradient of a step is summed over micro-batches and replicas and divided
+    by the global batch; only then is it clipped and applied. The same recipe
+    therefore gives the same numbers on any number of devices.
 
     Args:
-        recipe: `Recipe`.
-        strategy: `tf.distribute.Strategy`.
-        make_model: function that builds the model, with logits.
-        make_optimizer: function of the model to its built optimizer.
-        make_loss: function that makes the loss, a function of `(images,
-            targets, logits)` to losses `(batch,)`.
+        recipe: the resolved recipe.
+        strategy: strategy in whose scope the following were made.
+        model: model that is trained; it returns logits.
+        ema_model: another model like it.
+        optimizer: optimizer that is built for the model.
+        loss: function of `(images, targets, logits)` to losses `(batch,)`.
 
     Attributes:
-        model, average: the model that learns, and the one of its averaged
-            weights (EMA).
-        step: int. Optimizer steps done.
-        nonfinite: int. Step of the first loss or gradient that was not finite;
-            -1 as long as there is none.
-        state: `tf.train.Checkpoint` of all that makes a run go on exactly.
+        model, ema_model: the model that is trained, and that of its EMA
+            weights.
+        step: optimizer steps done.
+        nonfinite: step of the first loss or gradient that was not finite; -1 if
+            there was none.
+        state: everything that a run needs to resume exactly.
+
+    Raises:
+        ValueError: the batch does not divide into devices and micro-batches.
     """
 
-    def __init__(self, recipe, strategy, make_model, make_optimizer, make_loss):
+    def __init__(
+        self,
+        recipe: Recipe,
+        strategy: tf.distribute.Strategy,
+        model: keras.Model,
+        ema_model: keras.Model,
+        optimizer: keras.optimizers.Optimizer,
+        loss: Loss,
+    ):
         self.recipe = recipe
         self.strategy = strategy
         devices = strategy.num_replicas_in_sync
         batch, count = recipe.global_batch_size, recipe.accumulation_steps
         if batch % (devices * count):
             raise ValueError(
-                "global_batch_size must divide into the devices and their "
-                f"accumulation_steps. Received: global_batch_size={batch} for "
-                f"{devices} devices and accumulation_steps={count}."
+                "global_batch_size must be a multiple of devices times "
+                f"accumulation_steps. Got global_batch_size={batch}, {devices} "
+                f"devices and accumulation_steps={count}."
             )
+        self.model, self.ema_model = model, ema_model
+        self.optimizer, self.loss = optimizer, loss
+        self.reset_ema()
+        self.ema_model.trainable = False
         with strategy.scope():
-            self.model, self.average = make_model(), make_model()
-            self.average.set_weights(self.model.get_weights())
-            self.average.trainable = False
-            self.loss = make_loss()
-            self.optimizer = make_optimizer(self.model)
             self._step, self._nonfinite = counter(), counter(-1)
             self._best = counter(-1.0, tf.float32)
-            # Loss, accuracy, gradient norm, their number. Not Keras' metrics:
-            # to read those is a step that all workers must take together.
+            # Loss, accuracy, gradient norm and their number. Not Keras'
+            # metrics, which all workers would have to read together.
             self._sums = counter([0.0] * 4, tf.float32)
             self.evaluation = [
                 keras.metrics.Mean(f"val_{name}")
                 for name in ("accuracy", "top5", "raw_accuracy")
             ]
         self.is_scaled = isinstance(
-            self.optimizer, keras.optimizers.LossScaleOptimizer
+            optimizer, keras.optimizers.LossScaleOptimizer
         )
-        self.variables = self.model.trainable_variables
+        self.variables = model.trainable_variables
         self.generators = [
             v
-            for v in self.model.non_trainable_variables
+            for v in model.non_trainable_variables
             if v.path.endswith("seed_generator_state")
         ]
         self.state = tf.train.Checkpoint(
-            model=self.model,
-            average=self.average,
-            optimizer=self.optimizer,
+            model=model,
+            average=ema_model,  # the name in checkpoints
+            optimizer=optimizer,
             step=self._step,
             nonfinite=self._nonfinite,
             best=self._best,
             sums=self._sums,
         )
-        # Under a strategy XLA can not see more than a micro-batch.
+        # Under a strategy, XLA cannot see more than a micro-batch.
         is_alone = strategy is tf.distribute.get_strategy()
         self.gradient = tf.function(self._gradient, jit_compile=recipe.xla)
         self.predict = tf.function(
             lambda images: (
-                self.average(images, training=False),
+                self.ema_model(images, training=False),
                 self.model(images, training=False),
             ),
             jit_compile=recipe.xla,
@@ -93,17 +108,22 @@ class Trainer:
         self.evaluation_step = tf.function(self._evaluation_step)
 
     @property
-    def step(self):
+    def step(self) -> int:
         return int(self._step.numpy())
 
     @property
-    def nonfinite(self):
+    def nonfinite(self) -> int:
         return int(self._nonfinite.numpy())
 
-    def _train_step(self, images, targets):
+    def reset_ema(self) -> None:
+        """Starts the EMA at the model's present weights."""
+        with self.strategy.scope():
+            self.ema_model.set_weights(self.model.get_weights())
+
+    def _train_step(self, images: tf.Tensor, targets: tf.Tensor) -> None:
         self.strategy.run(self._replica_step, args=(images, targets))
 
-    def _replica_step(self, images, targets):
+    def _replica_step(self, images: tf.Tensor, targets: tf.Tensor) -> None:
         replica = tf.distribute.get_replica_context()
         self._seed(replica.replica_id_in_sync_group)
         count = self.recipe.accumulation_steps
@@ -118,13 +138,13 @@ class Trainer:
             [tf.zeros(v.shape) for v in self.variables],
         )
 
-        def add(index, sums):
+        def add(index: tf.Tensor, sums: Sums) -> tuple[tf.Tensor, Sums]:
             more = self.gradient(images[index], targets[index])
             return index + 1, tf.nest.map_structure(tf.add, sums, more)
 
         if count == 1:
             sums = self.gradient(images[0], targets[0])
-        else:  # a loop of the graph, which holds one micro-batch at a time
+        else:  # a loop in the graph, which holds one micro-batch at a time
             _, sums = tf.while_loop(
                 lambda index, _: index < count,
                 add,
@@ -132,18 +152,18 @@ class Trainer:
                 parallel_iterations=1,
             )
         loss, hits, gradients = replica.all_reduce(SUM, sums)
-        # Under loss scaling the gradients carry the scale.
+        # Under loss scaling the gradients include the scale.
         scale = self.optimizer.scale_loss(tf.ones(()))
         norm = tf.linalg.global_norm(gradients) / scale
         self.optimizer.apply(gradients, self.variables)
         if self.is_scaled and self.recipe.precision != "mixed_float16":
             # It only skips: the scale, which a skip has halved, stays 1.
             self.optimizer.dynamic_scale.assign(1.0)
-        self._average()
+        self._update_ema()
         self._count(loss, hits, norm)
 
-    def _gradient(self, images, targets):
-        """Sums of one micro-batch, as shares of the global batch."""
+    def _gradient(self, images: tf.Tensor, targets: tf.Tensor) -> "Sums":
+        """Sums over one micro-batch, as shares of the global batch."""
         with tf.GradientTape() as tape:
             logits = tf.cast(self.model(images, training=True), tf.float32)
             losses = self.loss(images, targets, logits)
@@ -157,19 +177,27 @@ class Trainer:
             tape.gradient(scaled, self.variables),
         )
 
-    def _seed(self, replica):
-        """Makes dropped branches a function of seed, layer, replica, step.
+    def _seed(self, replica: tf.Tensor) -> None:
+        """Makes stochastic depth depend on seed, layer, replica and step.
 
-        A run that was interrupted drops the same ones, and no two replicas do.
+        A resumed run drops the same branches, and no two replicas do.
         """
-        draws = 2 * self.recipe.accumulation_steps  # of a block in a step
+        draws = 2 * self.recipe.accumulation_steps  # per block and step
         replicas = self.strategy.num_replicas_in_sync
         for layer, generator in enumerate(self.generators):
             key = self.recipe.seed + layer * replicas + replica
             state = tf.stack([tf.cast(key, tf.int64), self._step * draws])
             generator.assign(tf.cast(state, generator.dtype))
 
-    def _count(self, loss, hits, norm):
+    def _update_ema(self) -> None:
+        share = 1 - self.recipe.ema_momentum
+        for ours, theirs in zip(
+            self.ema_model.variables, self.model.variables, strict=True
+        ):
+            if theirs.trainable:
+                ours.assign_add(share * (theirs - ours))
+
+    def _count(self, loss: tf.Tensor, hits: tf.Tensor, norm: tf.Tensor) -> None:
         is_finite = tf.math.is_finite(loss) & tf.math.is_finite(norm)
         sums = tf.stack([loss, hits, norm, 1.0])
         self._sums.assign_add(tf.where(is_finite, sums, tf.zeros(4)))
@@ -179,8 +207,8 @@ class Trainer:
         self._nonfinite.assign(tf.where(if_first, self._step, self._nonfinite))
         self._step.assign_add(1)
 
-    def means(self):
-        """Loss, accuracy and gradient norm over the finite steps counted."""
+    def means(self) -> dict[str, float]:
+        """Mean loss, accuracy and gradient norm over the finite steps."""
         *sums, count = self._sums.numpy().tolist()
         names = ("loss", "accuracy", "gradient_norm")
         return {
@@ -188,31 +216,46 @@ class Trainer:
             for name, value in zip(names, sums, strict=True)
         }
 
-    def reset_means(self):
-        """Starts to count anew."""
+    def reset_means(self) -> None:
         self._sums.assign(tf.zeros(4))
 
-    def note_accuracy(self, accuracy):
+    def note_accuracy(self, accuracy: float) -> bool:
         """Whether an accuracy is higher than all before."""
         is_best = accuracy > float(self._best.numpy())
         if is_best:
             self._best.assign(accuracy)
         return is_best
 
-    def _average(self):
-        share = 1 - self.recipe.ema_momentum
-        for ours, theirs in zip(
-            self.average.variables, self.model.variables, strict=True
-        ):
-            if theirs.trainable:
-                ours.assign_add(share * (theirs - ours))
+    def check_finite(self, steps_per_epoch: int, newest: Path | None) -> None:
+        """Stops a run with a non-finite loss, before it is saved.
 
-    def _evaluation_step(self, images, labels, weights):
+        Args:
+            steps_per_epoch: optimizer steps per epoch.
+            newest: the last checkpoint.
+
+        Raises:
+            FloatingPointError: a loss or gradient was not finite, and the
+                recipe does not skip such steps.
+        """
+        step = self.nonfinite
+        if step >= 0 and self.recipe.on_nonfinite == "stop":
+            raise FloatingPointError(
+                f"Loss or gradient is not finite at step {step}, in epoch "
+                f"{step // steps_per_epoch + 1}. The last good checkpoint is "
+                f"{newest}. Lower learning_rate or clip_norm, or use "
+                "on_nonfinite=skip."
+            )
+
+    def _evaluation_step(
+        self, images: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor
+    ) -> None:
         self.strategy.run(
             self._replica_evaluation, args=(images, labels, weights)
         )
 
-    def _replica_evaluation(self, images, labels, weights):
+    def _replica_evaluation(
+        self, images: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor
+    ) -> None:
         logits, raw = self.predict(images)
         for metric, hits in zip(
             self.evaluation,
@@ -225,8 +268,18 @@ class Trainer:
         ):
             metric.update_state(tf.cast(hits, tf.float32), weights)
 
-    def evaluate(self, batches):
-        """Accuracies of averaged and raw weights, as a dict of floats."""
+    def evaluate(
+        self, batches: Iterable[tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
+    ) -> dict[str, float]:
+        """Accuracies of the EMA weights and of the raw ones, in 0...1.
+
+        Args:
+            batches: distributed `(images, labels, weights)`.
+
+        Returns:
+            `val_accuracy` and `val_top5` of the EMA weights and
+            `val_raw_accuracy` of those of the last step.
+        """
         for metric in self.evaluation:
             metric.reset_state()
         for batch in batches:
@@ -242,10 +295,12 @@ class Sums(NamedTuple):
 
     loss: tf.Tensor
     hits: tf.Tensor
-    gradients: list
+    gradients: list[tf.Tensor]
 
 
-def counter(value=0, dtype=tf.int64):
+def counter(
+    value: float | list[float] = 0, dtype: tf.DType = tf.int64
+) -> tf.Variable:
     """A variable that all replicas change alike."""
     return tf.Variable(
         value,

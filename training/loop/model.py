@@ -1,0 +1,70 @@
+"""The model of a run, and the weights that it starts from."""
+
+from pathlib import Path
+
+from keras_cait.loading import published
+from keras_cait.models import VARIANTS, CaiT
+from keras_cait.pretrained import nearest_pretrained
+from keras_cait.weights import load_pretrained, load_weights
+from training.loop.optimizers import freeze
+from training.loop.rematerialization import rematerialize
+from training.recipes import Recipe
+
+
+def build(recipe: Recipe, classes: int) -> CaiT:
+    """The recipe's model with random weights; it returns logits.
+
+    Args:
+        recipe: a resolved recipe.
+        classes: number of classes.
+    """
+    model = CaiT(
+        recipe.embed_dim,
+        recipe.depth,
+        recipe.num_heads,
+        recipe.patch_size,
+        class_attention_depth=recipe.class_attention_depth,
+        init_values=recipe.init_values,
+        drop_path_rate=recipe.drop_path_rate,
+        input_shape=(recipe.image_size, recipe.image_size, 3),
+        classes=classes,
+        classifier_activation=None,
+        name="cait",
+    )
+    freeze(model, recipe.trainable)
+    if recipe.rematerialize:
+        rematerialize(model)
+    return model
+
+
+def start_from(model: CaiT, weights: str) -> None:
+    """Loads initial weights; with other classes, all but those of the head.
+
+    Args:
+        model: the model, which is changed in place.
+        weights: a file, the folder of a run, or the published weights of a
+            variant: `"S24"` in the size nearest to the model's, `"S24-384"` in
+            that size.
+
+    Raises:
+        ValueError: the file is missing, damaged, or of another architecture.
+        OSError: published weights are neither in the cache nor reachable.
+    """
+    if weights in VARIANTS:
+        row = nearest_pretrained(weights, model.image_shape[:2])
+    else:
+        row = published(weights)
+    if row:
+        load_pretrained(model, row)
+        return
+    path = Path(weights)
+    if (path / "model.keras").is_file():
+        path /= "model.keras"
+    try:
+        load_weights(model, path)
+    except ValueError:
+        body = CaiT.from_config({**model.get_config(), "include_top": False})
+        load_weights(body, path)
+        for layer in body.layers:
+            model.get_layer(layer.name).set_weights(layer.get_weights())
+        print(f"Loaded all weights except the head from {weights}")

@@ -1,0 +1,94 @@
+"""Command-line options of the training programs, without TensorFlow."""
+
+import ast
+import inspect
+from dataclasses import fields, make_dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from training.recipes import Recipe
+
+StrategyName = Annotated[
+    Literal["auto", "one", "mirrored", "workers", "tpu"],
+    Parameter(
+        name="--strategy",
+        help="Devices: one, all GPUs of this machine (mirrored), the processes "
+        "in TF_CONFIG (workers), a TPU, or whichever the environment asks for "
+        "(auto).",
+    ),
+]
+DataDir = Annotated[
+    Path | None,
+    Parameter(
+        name="--data-dir",
+        help="Folder in which TensorFlow Datasets keeps its files.",
+    ),
+]
+
+
+def options_of(recipe: Recipe) -> type:
+    """A dataclass of the options that override a recipe's fields.
+
+    Every option is `None` unless it is given; `--help` shows the recipe's own
+    value as its default.
+
+    Args:
+        recipe: the recipe to override.
+
+    Example:
+    >>> from training.recipes import RECIPES
+    >>> options_of(RECIPES["quickstart"])(epochs=4).epochs
+    4
+    """
+    texts = field_texts()
+    return make_dataclass(
+        "Options",
+        [
+            (
+                field.name,
+                Annotated[
+                    field.type | None,
+                    Parameter(
+                        help=texts[field.name],
+                        show_default=shown(recipe, field.name),
+                    ),
+                ],
+                None,
+            )
+            for field in fields(Recipe)
+        ],
+        # Otherwise cyclopts takes it for a class of the standard library.
+        namespace={"__module__": __name__},
+    )
+
+
+def given(options: Any) -> dict[str, Any]:
+    """The options that were given, by field name.
+
+    Example:
+    >>> given(options_of(Recipe())(epochs=4))
+    {'epochs': 4}
+    """
+    values = vars(options).items()
+    return {name: value for name, value in values if value is not None}
+
+
+def shown(recipe: Recipe, name: str) -> str | bool:
+    """The default of an option in `--help`; `False` shows none."""
+    value = getattr(recipe, name)
+    if value is None and recipe.variant:
+        return "the variant's"
+    return False if value in (None, "") else str(value)
+
+
+def field_texts() -> dict[str, str]:
+    """The docstrings of the fields of `Recipe`, by name."""
+    body = ast.parse(inspect.getsource(Recipe)).body[0].body
+    return {
+        field.target.id: " ".join(text.value.value.split())
+        for field, text in pairwise(body)
+        if isinstance(field, ast.AnnAssign)
+    }
