@@ -1,7 +1,8 @@
 # make test         sets up .venv, checks the style and runs the tests: all on
 #                   TensorFlow, those of the numerics on JAX as well
 # make quickstart   trains, exports and verifies a small CaiT; see README.md
-# make docs         builds the site of docs/ in site/
+# make docs         builds the site in build/site/site/
+# make constraints  writes constraints.txt anew
 
 PYTHON ?= python3
 RUN ?= runs/quickstart
@@ -25,7 +26,7 @@ endif
 endif
 endif
 
-.PHONY: test quickstart docs
+.PHONY: test quickstart docs constraints
 .DELETE_ON_ERROR:
 
 test: .venv/test
@@ -35,7 +36,15 @@ test: .venv/test
 	KERAS_BACKEND=jax $(BIN)/python -m pytest $(WORKERS) $(NUMERICS)
 
 docs: .venv/docs
-	$(BIN)/mkdocs build --strict
+	$(BIN)/python docs/site/build.py
+
+# The newest versions that fit together, for installing the same everywhere.
+constraints:
+	rm -rf build/constraints
+	$(PYTHON) -m venv build/constraints
+	build/constraints/bin/python -m pip install --quiet ".[test]"
+	build/constraints/bin/python -m pip freeze --exclude keras-cait \
+	  > constraints.txt
 
 quickstart: $(RUN)/report.md
 	@echo "The report is $(RUN)/report.md (to start afresh, delete $(RUN))"

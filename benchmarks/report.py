@@ -1,9 +1,9 @@
-"""Fills the measured regions of README.md and docs/ from the results.
+"""Fills the generated regions of README.md, CONTRIBUTING.md and docs/.
 
 A region looks like this; the comment names a function of benchmarks/tables.py
 and its arguments:
 
-    <!-- measured: benchmark inference -->
+    <!-- generated: benchmark inference -->
     ...
     <!-- end -->
 """
@@ -30,8 +30,13 @@ from keras_cait.command_line import run
 from keras_cait.files import write_text
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-REGION = re.compile(r"(<!-- measured: (.+?) -->)(.*?)(<!-- end -->)", re.DOTALL)
+DOCUMENTS = (
+    *(ROOT / "README.md", ROOT / "CONTRIBUTING.md"),
+    *sorted((ROOT / "docs").glob("*.md")),
+)
+REGION = re.compile(
+    r"(<!-- generated: (.+?) -->)(.*?)(<!-- end -->)", re.DOTALL
+)
 
 # Each benchmark of docs/benchmarks.md, and the options to measure it with.
 BENCHMARKS = {
@@ -47,12 +52,12 @@ BENCHMARKS = {
 
 
 def fill(text: str) -> str:
-    """Fills the measured regions of a Markdown text.
+    """Fills the generated regions of a Markdown text.
 
     A region on one line stays on one line.
 
     Example:
-    >>> fill("<!-- measured: speed_limit --><!-- end -->")
+    >>> fill("<!-- generated: speed_limit --><!-- end -->")
     Traceback (most recent call last):
     ValueError: benchmarks/tables.py has no function 'speed_limit'.
     """
@@ -108,12 +113,48 @@ def draw(record: dict[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
+def draw_study(name: str, path: Path) -> None:
+    """Draws top-1 of a study with its standard deviation over seeds."""
+    table = read("studies")["tables"][name]
+    columns = list(dict.fromkeys(c for cells in table.values() for c in cells))
+    series = table
+    if len(columns) == 1:  # the rows become the x-axis
+        (column,) = columns
+        series = {column: {row: cells[column] for row, cells in table.items()}}
+        columns = list(table)
+    figure, axes = plt.subplots(figsize=(8, 3.6), layout="constrained")
+    for i, (label, cells) in enumerate(series.items()):
+        shift = 0.4 * ((i + 0.5) / len(series) - 0.5)
+        points = [
+            (columns.index(column) + shift, cell["top_1"], cell["deviation"])
+            for column, cell in cells.items()
+            if "deviation" in cell
+        ]
+        if points:
+            x, top_1, deviation = zip(*points, strict=True)
+            style = "o-" if len(series) > 1 else "o"
+            axes.errorbar(
+                x, top_1, deviation, fmt=style, capsize=3, label=label
+            )
+    slanted = {"rotation": 20, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(
+        range(len(columns)), columns, **(slanted if len(series) == 1 else {})
+    )
+    axes.set(ylabel="validation top-1 in %", ylim=(0, 100))
+    axes.grid(axis="y", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(series) > 1:
+        figure.legend(loc="outside right upper", frameon=False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
 app = App(name="python -m benchmarks.report", help=__doc__)
 
 
 @app.default
 def main(*, measure: Annotated[bool, Parameter(negative=())] = False) -> None:
-    """Rewrites the tables and figures of README.md and docs/.
+    """Rewrites the generated tables and figures of the documents.
 
     Args:
         measure: Run all benchmarks first. It takes about an hour on 2 cores
@@ -125,6 +166,8 @@ def main(*, measure: Annotated[bool, Parameter(negative=())] = False) -> None:
             output = str(RESULTS / f"{name}.json")
             subprocess.run([*command, "--output", output], check=True)
         draw(read(name), ROOT / "docs" / f"benchmark-{name}.png")
+    for name in read("studies")["tables"]:
+        draw_study(name, ROOT / "docs" / f"study-{name}.png")
     for path in DOCUMENTS:
         text = path.read_text()
         if fill(text) != text:

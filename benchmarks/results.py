@@ -78,17 +78,21 @@ def versions() -> dict[str, str]:
     return found
 
 
-def markdown(rows: Rows) -> str:
+def markdown(rows: Rows, first: str = "Run") -> str:
     """A Markdown table with the columns of all rows.
+
+    Args:
+        rows: numbers by row and column.
+        first: header of the column with the rows' names.
 
     Example:
     >>> print(markdown({"timm": {"images/s": 12.345}}))
-    |  | images/s |
+    | Run | images/s |
     | --- | --- |
     | timm | 12.3 |
     """
     columns = list(dict.fromkeys(name for row in rows.values() for name in row))
-    lines = [("", *columns), ("---",) * (1 + len(columns))]
+    lines = [(first, *columns), ("---",) * (1 + len(columns))]
     lines += [
         (name, *(text(row.get(column)) for column in columns))
         for name, row in rows.items()

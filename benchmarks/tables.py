@@ -1,51 +1,380 @@
-"""The measured tables of README.md and docs/, one function each.
+"""The generated tables of the documents, one function each.
 
 A Markdown file names the function and its arguments in a marked region, which
 `python -m benchmarks.report` fills.
 """
 
-from benchmarks.results import markdown, read
+import ast
+import configparser
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cost import multiply_adds, parameters
+from benchmarks.results import Rows, markdown, read
+from keras_cait.models import VARIANTS
+from keras_cait.pretrained import PRETRAINED
+
+ROOT = Path(__file__).parents[1]
 
 
 def benchmark(name: str) -> str:
     """Everything that one benchmark measured, with its figure."""
+    parts = [
+        f"`python -m benchmarks.{name}`, {measured_on(name)}",
+        f"![{name}: first column of each table](benchmark-{name}.png)",
+    ]
+    for title, rows in read(name)["tables"].items():
+        parts += [f"**{title}**", markdown(rows)]
+    return "\n\n".join(parts)
+
+
+def measured_on(name: str) -> str:
+    """Date, machine and versions of a measurement."""
     record = read(name)
     versions = ", ".join(
         f"{package} {version}"
         for package, version in record["versions"].items()
     )
-    parts = [
-        f"`python -m benchmarks.{name}`, {record['date']}, "
-        f"{record['machine']}; {versions}.",
-        f"![{name}: first column of each table](benchmark-{name}.png)",
+    return f"{record['date']}, {record['machine']}; {versions}."
+
+
+def machine(name: str) -> str:
+    """The machine of a measurement."""
+    return read(name)["machine"]
+
+
+def models() -> str:
+    """The published models with their size, cost and accuracy."""
+    lines = [
+        "| Model | Input | Parameters | GMACs | Top-1 | Top-5 | Name |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for title, rows in record["tables"].items():
-        parts += [f"**{title}**", markdown(rows)]
-    return "\n\n".join(parts)
+    for (variant, size), row in PRETRAINED.items():
+        default = VARIANTS[variant].image_size == size
+        cells = (
+            f"CaiT-{variant}",
+            f"{size}",
+            f"{row.parameters / 1e6:.1f} M",
+            f"{multiply_adds(variant, size) / 1e9:.1f}",
+            f"{row.measured_top_1:.1f}",
+            f"{row.measured_top_5:.1f}",
+            f"`{variant}`" if default else f"`{variant}-{size}`",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def inference_summary() -> str:
     """Images per second at batch 1 and 8, with the speedup over timm."""
     tables = read("inference")["tables"]
-    rows = {
-        name: {
-            f"{variant}, batch {batch_size}": speed(
-                tables[f"CaiT-{variant} at 224, batch {batch_size}"][name]
+    return markdown(
+        {
+            name: {
+                f"{variant}, batch {batch_size}": speed(
+                    tables[f"CaiT-{variant} at 224, batch {batch_size}"][name]
+                )
+                for variant in ("XXS24", "S24")
+                for batch_size in (1, 8)
+            }
+            for name in (
+                "keras-cait, XLA",
+                "OpenVINO",
+                "ONNX Runtime",
+                "KerasFormers, XLA",
+                "timm eager",
             )
-            for variant in ("XXS24", "S24")
-            for batch_size in (1, 8)
-        }
-        for name in (
-            "keras-cait, XLA",
-            "OpenVINO",
-            "ONNX Runtime",
-            "KerasFormers, XLA",
-            "timm eager",
-        )
-    }
-    return markdown(rows)
+        },
+        "Images/s",
+    )
 
 
-def speed(row: dict[str, float]) -> str:
+def speed(row: Mapping[str, Any]) -> str:
     """Images per second, and the speedup over timm in parentheses."""
     return f"{row['images/s']:.1f} ({row['timm eager = 1']:.2f})"
+
+
+def serving_summary() -> str:
+    """Images per second of the SavedModel and its baselines."""
+    return markdown(
+        {
+            name: {
+                f"batch {size}": speed(
+                    read("serving")["tables"][f"CaiT-S24, batch {size}"][name]
+                )
+                for size in (1, 8)
+            }
+            for name in read("serving")["tables"]["CaiT-S24, batch 1"]
+        },
+        "Images/s",
+    )
+
+
+def litert_summary() -> str:
+    """Milliseconds per image on two threads, with the speedup over timm."""
+    tables = read("litert")["tables"]
+    rows: dict[str, dict[str, str]] = {}
+    for title, table in tables.items():
+        model = title.removesuffix(", one image").removeprefix("CaiT-")
+        for name, row in table.items():
+            rows.setdefault(name, {})[model] = (
+                f"{row['ms, 2 threads']:.0f} ({row['timm eager = 1']:.2f})"
+            )
+    return markdown(rows, "Scheme")
+
+
+def litert_sizes() -> str:
+    """File sizes in each quantization scheme."""
+    tables = read("litert")["tables"]
+    rows: dict[str, dict[str, str]] = {}
+    for title, table in tables.items():
+        model = title.removesuffix(", one image").removeprefix("CaiT-")
+        for name, row in table.items():
+            if "MB" in row:
+                rows.setdefault(name, {})[model] = f"{row['MB']:.1f} MB"
+    return markdown(rows, "Scheme")
+
+
+def study(name: str) -> str:
+    """Top-1 of one study on the digits: mean, deviation, the paper's."""
+    table = read("studies")["tables"][name]
+    return markdown(
+        {
+            row: {column: cell_text(cell) for column, cell in cells.items()}
+            for row, cells in table.items()
+        },
+        "Model",
+    )
+
+
+def cell_text(cell: Mapping[str, Any]) -> str:
+    """A cell of a study.
+
+    Example:
+    >>> cell_text({"top_1": 64.2, "deviation": 33.0, "seeds": 3,
+    ...            "diverged": 0, "paper": 79.9})
+    '64.2 ± 33.0 (79.9)'
+    """
+    words = []
+    if cell["top_1"] is not None:
+        words.append(f"{cell['top_1']:.1f}")
+        if "deviation" in cell:
+            words.append(f"± {cell['deviation']:.1f}")
+    if cell["diverged"]:
+        words.append(f"† {cell['diverged']} of {cell['seeds']}")
+    if "paper" in cell:
+        words.append(f"({cell['paper']:.1f})")
+    return " ".join(words)
+
+
+def training_cost() -> str:
+    """Multiply-adds, hours and memory of training from scratch."""
+    from training.loop.memory import estimated_memory
+    from training.recipes import RECIPES
+
+    rows: dict[str, dict[str, str]] = {}
+    for variant in VARIANTS:
+        macs = multiply_adds(variant, 224)
+        # Three forward passes per step, two operations per multiply-add.
+        operations = 6 * macs * 400 * 1_281_167
+        recipe = replace(
+            RECIPES[f"{variant.lower()}-224"],
+            global_batch_size=64,
+            precision="mixed_bfloat16",
+        )
+        plain, rematerialized = (
+            estimated_memory(
+                replace(recipe, rematerialize=rematerialize),
+                parameters(variant, 224),
+                1,
+            )
+            for rematerialize in (False, True)
+        )
+        rows[variant] = {
+            "GMACs": f"{macs / 1e9:.1f}",
+            "10¹⁸ operations": f"{operations / 1e18:.0f}",
+            "hours at 1 PFLOP/s": f"{operations / 1e15 / 3600:.0f}",
+            "GB": f"{plain / 1e9:.0f}",
+            "GB, rematerialized": f"{rematerialized / 1e9:.0f}",
+        }
+    return markdown(rows, "Variant")
+
+
+def versions() -> str:
+    """Tested versions (constraints.txt) and the oldest accepted (setup.cfg)."""
+    tested = dict(
+        line.split("==")
+        for line in (ROOT / "constraints.txt").read_text().split()
+        if "==" in line
+    )
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    requirements = "\n".join(
+        [
+            setup["options"]["install_requires"],
+            *setup["options.extras_require"].values(),
+        ]
+    )
+    least = dict(
+        re.findall(r"^([\w-]+)(?:\[\w+\])?>=(\S+)", requirements, re.M)
+    )
+    packages = {
+        "Keras": "keras",
+        "TensorFlow": "tensorflow",
+        "JAX": "jax",
+        "LiteRT": "ai-edge-litert",
+        "LiteRT quantizer": "litert-quantizer",
+        "MediaPipe": "mediapipe",
+        "TF Serving API": "tensorflow-serving-api",
+    }
+    rows: Rows = {
+        name: {
+            "Package": f"`{package}`",
+            "Tested": tested[package],
+            "At least": least[package],
+        }
+        for name, package in packages.items()
+    }
+    return markdown(rows, "Name")
+
+
+def python_versions() -> str:
+    """The versions of Python in the test workflow."""
+    workflow = (ROOT / ".github/workflows/test.yml").read_text()
+    found = re.findall(r'"(3\.\d+)"', workflow)
+    return f"{', '.join(found[:-1])} and {found[-1]}"
+
+
+def version_of(package: str) -> str:
+    """The version of a package in the benchmark of inference."""
+    return read("inference")["versions"][package]
+
+
+def quickstart_top_1() -> str:
+    """Top-1 of the quickstart's model on the validation digits."""
+    return percent(read("quickstart")["tables"]["formats"]["`.keras`"]["top1"])
+
+
+def quickstart_images() -> str:
+    """Number of validation digits."""
+    formats = read("quickstart")["tables"]["formats"]
+    return f"{formats['`.keras`']['images']:,}"
+
+
+def quickstart_formats() -> str:
+    """Accuracy and calibration of the quickstart's model in each format."""
+    rows = {
+        name: {
+            "Top-1": percent(row["top1"]),
+            "Top-5": percent(row["top5"]),
+            "ECE": percent(row["ece"]),
+        }
+        for name, row in read("quickstart")["tables"]["formats"].items()
+    }
+    return markdown(rows, "Format")
+
+
+def quickstart_saved_model() -> str:
+    """The SavedModel of the quickstart beside the Keras model."""
+    return verified("Keras model", "SavedModel")
+
+
+def quickstart_schemes() -> str:
+    """The .tflite files of the quickstart beside the Keras model."""
+    names = read("quickstart")["tables"]["schemes"]
+    return verified(*(name for name in names if name != "SavedModel"))
+
+
+def verified(*names: str) -> str:
+    """What verify measured of some files."""
+    table = read("quickstart")["tables"]["schemes"]
+    rows = {}
+    for name in names:
+        row = table[name]
+        rows[name] = {
+            "Top-1": percent(row["top1"]),
+            "Top-5": percent(row["top5"]),
+        }
+        if name != "Keras model":
+            rows[name] |= {
+                "Agreement": percent(row["agreement"]),
+                "Max difference": f"{row['max_difference']:.1e}",
+            }
+        rows[name]["MB"] = f"{row['megabytes']:.1f}"
+        if "operations" in row:
+            rows[name] |= {
+                "Operations": row["operations"],
+                "Outside XNNPACK": row["left_out"],
+                "Partitions": row["partitions"],
+            }
+    return markdown(order_columns(rows), "File")
+
+
+def order_columns(rows: dict[str, dict[str, Any]]) -> Rows:
+    """Rows with the columns of the longest row first.
+
+    Example:
+    >>> order_columns({"a": {"MB": 1}, "b": {"Top-1": 2, "MB": 3}})
+    {'a': {'Top-1': None, 'MB': 1}, 'b': {'Top-1': 2, 'MB': 3}}
+    """
+    columns = max(rows.values(), key=len)
+    return {
+        name: {column: row.get(column) for column in columns}
+        for name, row in rows.items()
+    }
+
+
+def quickstart_blocks() -> str:
+    """Signal-to-noise ratio after each block, in dB."""
+    rows = {
+        name.replace("_", " "): {
+            file: f"{ratio:.0f}" for file, ratio in row.items()
+        }
+        for name, row in read("quickstart")["tables"]["blocks"].items()
+    }
+    return markdown(rows, "Block")
+
+
+def percent(share: float) -> str:
+    """A share in percent.
+
+    Example:
+    >>> percent(0.969)
+    '96.9 %'
+    """
+    return f"{100 * share:.1f} %"
+
+
+def layout() -> str:
+    """The files of the packages, each with the first line of its docstring."""
+    lines = []
+    for package in ("keras_cait", "training", "export", "benchmarks"):
+        for path in sorted_tree(ROOT / package):
+            place = path.relative_to(ROOT)
+            indent = "  " * (len(place.parts) - 1)
+            source = path / "__init__.py" if path.is_dir() else path
+            name = f"{path.name}/" if path.is_dir() else path.name
+            lines.append(f"{indent}{name:<{26 - len(indent)}}{summary(source)}")
+        lines.append("")
+    return "```\n" + "\n".join(lines).rstrip() + "\n```"
+
+
+def sorted_tree(folder: Path) -> list[Path]:
+    """A package, its modules, then its subpackages, recursively."""
+    modules = sorted(
+        path for path in folder.glob("*.py") if path.name != "__init__.py"
+    )
+    packages = sorted(path.parent for path in folder.glob("*/__init__.py"))
+    return [
+        folder,
+        *modules,
+        *(path for package in packages for path in sorted_tree(package)),
+    ]
+
+
+def summary(path: Path) -> str:
+    """The first line of a module's docstring, without a period."""
+    text = ast.get_docstring(ast.parse(path.read_text())) or ""
+    return text.partition("\n")[0].rstrip(".")

@@ -1,11 +1,12 @@
-"""Where a CaiT looks: attention maps, saliency and pictures of them.
+"""Where a CaiT looks: attention maps, saliency maps and figures of them.
 
-The blocks return their attention scores when they are called directly. So each
-function runs the model up to the inputs of the blocks it is asked for, and then
-calls these blocks.
+A block returns its attention scores when it is called directly. The functions
+run the model up to the inputs of the blocks they need and call those blocks.
 """
 
 import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -13,24 +14,27 @@ from keras import ops
 from PIL import Image
 
 from keras_cait.blocks import ClassAttentionBlock, SelfAttentionBlock
-from keras_cait.layers import PositionEmbedding
+from keras_cait.layers import PositionEmbedding, Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
-def class_attention_maps(model, images):
-    """How the class token attends to each patch, for each head.
+def class_attention_maps(model: keras.Model, images: Tensor) -> np.ndarray:
+    """Returns how the class token attends to each patch, per head.
 
-    The class token also attends to itself; that column is left out and nothing
-    is renormalised, so a map sums to 1 minus the attention to itself.
+    The class token also attends to itself. That score is left out and nothing
+    is renormalized: a map sums to 1 minus the attention to the class token.
 
     Args:
-        model: a `CaiT`, or a Functional model made of its layers, with any
-            size of images.
-        images: array or tensor `(batch, height, width, channels)`, as the
-            model takes them.
+        model: a `CaiT`, or a Functional model made of its layers, for images
+            of any size.
+        images: array or tensor `(batch, height, width, channels)`, as for the
+            model.
 
     Returns:
         float32 array `(batch, class_attention_depth, heads, rows, columns)` of
-        scores in 0...1; `rows` and `columns` of patches.
+        scores in 0...1, with a row and column per patch.
 
     Raises:
         ValueError: the model has no class attention, or the images do not fit.
@@ -48,15 +52,15 @@ def class_attention_maps(model, images):
     return maps.reshape(*maps.shape[:3], rows, columns)
 
 
-def saliency_maps(model, images):
-    """One map for each image: what the classification looks at.
+def saliency_maps(model: keras.Model, images: Tensor) -> np.ndarray:
+    """Returns one map per image of what the classification looks at.
 
-    The mean over the heads of the first class-attention block, which follows
-    the objects in the image (the second one sees more of the context), scaled
-    for each image so that its least salient patch is 0 and its most salient 1.
+    It is the mean over the heads of the first class-attention block, which
+    follows the objects in the image (the second one sees more of the context).
+    In each image, the least salient patch is 0 and the most salient one is 1.
 
     Args:
-        model: as of `class_attention_maps`.
+        model: as in `class_attention_maps`.
         images: array or tensor `(batch, height, width, channels)`.
 
     Returns:
@@ -76,20 +80,23 @@ def saliency_maps(model, images):
     return np.stack([_stretch(maps.mean(axis=0)) for maps in first_block])
 
 
-def self_attention_maps(model, images, block):
-    """How every patch attends to every patch in one self-attention block.
+def self_attention_maps(
+    model: keras.Model, images: Tensor, block: int
+) -> np.ndarray:
+    """Returns how each patch attends to each patch in one block.
 
-    These are the scores that weigh the values, after the second mixing of the
-    heads, so they may be negative and their sums are not 1.
+    These are the scores that weight the values, after the second mixing of the
+    heads: they can be negative, and they do not sum to 1. The class token of a
+    ViT is left out.
 
     Args:
-        model: as of `class_attention_maps`.
+        model: as in `class_attention_maps`, or a `baselines.ViT`.
         images: array or tensor `(batch, height, width, channels)`.
-        block: int. Index of the block; -1 is the last.
+        block: index of the self-attention block. -1 is the last.
 
     Returns:
-        float32 array `(batch, heads, rows, columns, rows, columns)`: for the
-        patch in a row and column, its attention to each row and column.
+        float32 array `(batch, heads, rows, columns, rows, columns)`: the
+        attention of the patch in one row and column to that in another.
 
     Raises:
         ValueError: there is no such block, or the images do not fit.
@@ -106,22 +113,24 @@ def self_attention_maps(model, images, block):
     chosen = blocks[_index(block, blocks)]
     (scores,), grid = _scores(model, images, [chosen])
     patches = math.prod(grid)
-    scores = scores[:, :, -patches:, -patches:]  # a ViT's class token is first
+    scores = scores[:, :, -patches:, -patches:]  # without a class token
     return scores.reshape(*scores.shape[:2], *grid, *grid)
 
 
-def intermediate_features(model, layers):
-    """A model of the features inside a model.
+def intermediate_features(
+    model: keras.Model, layers: str | int | Sequence[str | int]
+) -> keras.Model:
+    """Makes a model that returns features from inside a model.
 
     Args:
         model: a `CaiT`, or a Functional model made of its layers.
-        layers: name of a layer, as `"self_attention_block_3"`, or index of a
-            self-attention block (-1 is the last), or a list of these.
+        layers: name of a layer, such as `"self_attention_block_3"`, or index of
+            a self-attention block (-1 is the last), or a list of these.
 
     Returns:
-        A `keras.Model` with the same input and weights; its output is that of
-        the layer, or a list of them. A self-attention block gives
-        `(batch, patches, embed_dim)`, row after row of patches.
+        A `keras.Model` with the same input and weights. Its output is that of
+        the layer, or a list of them. The output of a self-attention block is
+        `(batch, patches, embed_dim)`, with the patches in row-major order.
 
     Raises:
         ValueError: there is no such layer.
@@ -132,21 +141,23 @@ def intermediate_features(model, layers):
     >>> [tuple(x.shape) for x in features(np.zeros((2, 64, 96, 3)))]
     [(2, 24, 48), (2, 24, 48), (2, 1, 48)]
     """
-    if isinstance(layers, list | tuple):
-        outputs = [_layer(model, layer).output for layer in layers]
-    else:
+    if isinstance(layers, str | int):
         outputs = _layer(model, layers).output
+    else:
+        outputs = [_layer(model, layer).output for layer in layers]
     return keras.Model(model.input, outputs)
 
 
-def overlay(image, attention, opacity=0.6):
-    """A picture with a map over it, dark where there is little attention.
+def overlay(
+    image: np.ndarray, attention: np.ndarray, opacity: float = 0.6
+) -> np.ndarray:
+    """Draws a map over an image, dark where there is little attention.
 
     Args:
         image: uint8 array `(height, width, 3)`, RGB.
-        attention: array `(rows, columns)` of any range, as one map of
+        attention: array `(rows, columns)` of any range, such as one map of
             `saliency_maps` or of one head.
-        opacity: float in 0...1. How much the map hides of the picture.
+        opacity: float in 0...1. How much of the image the map hides.
 
     Returns:
         uint8 array `(height, width, 3)`, RGB.
@@ -155,8 +166,8 @@ def overlay(image, attention, opacity=0.6):
         ValueError: a shape or dtype does not fit.
 
     Example:
-    >>> picture = np.full((224, 224, 3), 255, "uint8")
-    >>> overlay(picture, np.eye(14)).shape
+    >>> image = np.full((224, 224, 3), 255, "uint8")
+    >>> overlay(image, np.eye(14)).shape
     (224, 224, 3)
     """
     image = np.asarray(image)
@@ -169,11 +180,13 @@ def overlay(image, attention, opacity=0.6):
     if attention.ndim != 2:
         raise ValueError(
             "attention must be one map (rows, columns). Received: shape "
-            f"{attention.shape}. Choose an image, a block and a head."
+            f"{attention.shape}. Select an image, a block and a head."
         )
     height, width, _ = image.shape
-    smooth = Image.fromarray(_stretch(attention)).resize(
-        (width, height), Image.Resampling.BICUBIC
+    smooth = np.asarray(
+        Image.fromarray(_stretch(attention)).resize(
+            (width, height), Image.Resampling.BICUBIC
+        )
     )
     heat = np.stack(
         [np.interp(smooth, HEAT[:, 0], HEAT[:, i]) for i in (1, 2, 3)], axis=-1
@@ -181,7 +194,7 @@ def overlay(image, attention, opacity=0.6):
     return ((1 - opacity) * image + opacity * heat).round().astype("uint8")
 
 
-# From dark to bright, evenly: attention, red, green, blue.
+# Attention | red, green, blue. Brightness increases evenly.
 HEAT = np.array(
     [
         (0.0, 10, 5, 40),
@@ -193,26 +206,26 @@ HEAT = np.array(
 )
 
 
-def figure(image, maps):
-    """A picture of all class-attention maps of one image.
+def figure(image: np.ndarray, maps: np.ndarray) -> "Figure":
+    """Draws all class-attention maps of one image. Needs matplotlib.
 
-    On the left the picture and its saliency, then a row for each block and a
-    column for each head, every map scaled to its own range. Needs matplotlib.
+    The first column holds the image and its saliency. The others hold the maps:
+    a row per block and a column per head, each map scaled to its own range.
 
     Args:
         image: uint8 array `(height, width, 3)`, RGB.
-        maps: array `(class_attention_depth, heads, rows, columns)`: those of
-            one image, from `class_attention_maps`.
+        maps: array `(class_attention_depth, heads, rows, columns)` of one
+            image, from `class_attention_maps`.
 
     Returns:
-        A `matplotlib.figure.Figure`; `figure(...).savefig("attention.png")`.
+        A `matplotlib.figure.Figure`, to be saved with `savefig`.
 
     Raises:
         ValueError: a shape or dtype does not fit.
 
     Example:
-    >>> picture = np.full((224, 224, 3), 255, "uint8")
-    >>> drawn = figure(picture, np.ones((2, 4, 14, 14)))
+    >>> image = np.full((224, 224, 3), 255, "uint8")
+    >>> drawn = figure(image, np.ones((2, 4, 14, 14)))
     >>> len(drawn.axes)
     10
     """
@@ -225,7 +238,7 @@ def figure(image, maps):
             f"rows, columns). Received: shape {maps.shape}."
         )
     depth, num_heads = maps.shape[:2]
-    pictures = {
+    panels = {
         (block, 1 + head): (
             overlay(image, maps[block, head]),
             f"block {block}, head {head}",
@@ -233,13 +246,13 @@ def figure(image, maps):
         for block in range(depth)
         for head in range(num_heads)
     }
-    pictures[0, 0] = image, "picture"
-    pictures[1, 0] = overlay(image, maps[0].mean(axis=0)), "saliency"
+    panels[0, 0] = image, "image"
+    panels[1, 0] = overlay(image, maps[0].mean(axis=0)), "saliency"
 
     grid = (max(depth, 2), 1 + num_heads)
     height = 0.3 + 1.8 * image.shape[0] / image.shape[1]  # inches, with title
     drawn = Figure((1.8 * grid[1], height * grid[0]), layout="constrained")
-    for (row, column), (pixels, title) in pictures.items():
+    for (row, column), (pixels, title) in panels.items():
         axes = drawn.add_subplot(*grid, 1 + row * grid[1] + column)
         axes.imshow(pixels)
         axes.set_title(title, fontsize=9)
@@ -247,10 +260,11 @@ def figure(image, maps):
     return drawn
 
 
-def _scores(model, images, blocks):
-    """The scores of some blocks, `(batch, heads, queries, keys)`, and the grid.
-
-    One pass up to the inputs of these blocks, then a call of each.
+def _scores(
+    model: keras.Model, images: Tensor, blocks: Sequence[keras.layers.Layer]
+) -> tuple[list[np.ndarray], tuple[int, int]]:
+    """Returns the scores `(batch, heads, queries, keys)` of each block, and
+    the grid of the patches.
     """
     (positions,) = _layers(model, PositionEmbedding)
     upstream = keras.Model(
@@ -262,21 +276,22 @@ def _scores(model, images, blocks):
         tokens = tokens if isinstance(tokens, list | tuple) else [tokens]
         _, block_scores = block(*tokens, return_attention_scores=True)
         scores.append(ops.convert_to_numpy(ops.cast(block_scores, "float32")))
-    return scores, tuple(patches.shape[1:3])
+    _, rows, columns, _ = patches.shape
+    return scores, (rows, columns)
 
 
-def _layers(model, kind):
+def _layers(model: keras.Model, kind: type) -> list[Any]:
     layers = [layer for layer in model.layers if isinstance(layer, kind)]
     if not layers:
         raise ValueError(
             f"The model {model.name!r} has no {kind.__name__} among its "
-            "layers. Pass the CaiT itself; inside another model it is "
+            "layers. Pass the CaiT itself. If it is inside another model, use "
             "model.get_layer(...)."
         )
     return layers
 
 
-def _layer(model, name_or_index):
+def _layer(model: keras.Model, name_or_index: str | int) -> keras.layers.Layer:
     if isinstance(name_or_index, int):
         blocks = _layers(model, SelfAttentionBlock)
         return blocks[_index(name_or_index, blocks)]
@@ -289,7 +304,7 @@ def _layer(model, name_or_index):
     return model.get_layer(name_or_index)
 
 
-def _index(index, blocks):
+def _index(index: int, blocks: list[Any]) -> int:
     if not isinstance(index, int) or not -len(blocks) <= index < len(blocks):
         raise ValueError(
             f"The model has {len(blocks)} self-attention blocks, 0 to "
@@ -298,8 +313,8 @@ def _index(index, blocks):
     return index
 
 
-def _stretch(attention):
-    """Scales one map to 0...1; a map without differences becomes 0."""
+def _stretch(attention: np.ndarray) -> np.ndarray:
+    """Scales one map to 0...1. A constant map becomes 0."""
     attention = np.asarray(attention, "float32")
     low, high = attention.min(), attention.max()
     return (attention - low) / max(high - low, np.finfo("float32").tiny)

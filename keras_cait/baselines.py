@@ -6,6 +6,7 @@ that the paper compares. With all of CaiT's choices the model is `CaiT`, weight
 by weight.
 """
 
+from os import PathLike
 from typing import Any
 
 import keras
@@ -17,12 +18,14 @@ from keras_cait.layers import (
     LayerScale,
     Shape,
     TalkingHeadsAttention,
+    Tensor,
     check_heads,
     check_rank,
     dense,
     query_key_scores,
     softmax,
     weighted_values,
+    width,
 )
 from keras_cait.transformer import (
     VisionTransformer,
@@ -44,10 +47,10 @@ SIZES = {
 
 @keras.saving.register_keras_serializable(package="keras_cait")
 class SelfAttention(TalkingHeadsAttention):
-    """Multi-head self-attention whose heads do not talk.
+    """Standard multi-head self-attention (no talking heads).
 
     Arguments, call arguments, results and errors are those of
-    `TalkingHeadsAttention`; the scores are those after the softmax.
+    `TalkingHeadsAttention`. The scores are taken after the softmax.
 
     Example:
     >>> tuple(SelfAttention(4)(np.ones((2, 197, 192))).shape)
@@ -57,16 +60,18 @@ class SelfAttention(TalkingHeadsAttention):
     `blocks.*.attn.*`.
     """
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         check_rank(self, input_shape, 3, "(batch, tokens, embed_dim)")
-        embed_dim = input_shape[-1]
+        embed_dim = width(input_shape)
         check_heads(embed_dim, self.num_heads)
         self.qkv = dense(self, "qkv", 3 * embed_dim)
         self.qkv.build(input_shape)
         self.proj = dense(self, "proj", embed_dim)
         self.proj.build(input_shape)
 
-    def call(self, inputs, return_attention_scores=False):
+    def call(
+        self, inputs: Tensor, return_attention_scores: bool = False
+    ) -> Tensor:
         query, key, value = ops.split(self.qkv(inputs), 3, axis=-1)
         scores = softmax(query_key_scores(query, key, self.num_heads))
         outputs = self.proj(weighted_values(scores, value))
@@ -79,8 +84,8 @@ class SelfAttention(TalkingHeadsAttention):
 class ScalarScale(LayerScale):
     """Multiplies a residual branch by one learned number.
 
-    Arguments, call arguments and results are those of `LayerScale`, whose
-    `gamma` has a number for each channel instead.
+    Arguments, call arguments and results are those of `LayerScale`, which has
+    one number per channel.
 
     Example:
     >>> tuple(ScalarScale(0.0)(np.ones((1, 2, 3))).shape)
@@ -90,7 +95,7 @@ class ScalarScale(LayerScale):
     Smith, 2020 (SkipInit, arXiv 2002.10444).
     """
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         super().build((*input_shape[:-1], 1))
 
 
@@ -102,7 +107,7 @@ class ResidualBlock(SelfAttentionBlock):
     arguments and results are those of `SelfAttentionBlock`.
 
     Args:
-        num_heads: int > 0 that divides the width of the inputs.
+        num_heads: int > 0 that divides `embed_dim`.
         mlp_ratio: float > 0. Width of the MLP's hidden layer over `embed_dim`.
         residual_scaling: factor of a branch. `"none"`: no factor. `"rezero"`
             and `"fixup"`: one learned number that starts at 0 and 1.
@@ -248,7 +253,7 @@ class ViT(VisionTransformer):
         talking_heads: bool = False,
         drop_path_rate: float = 0.0,
         include_top: bool = True,
-        weights: Any = None,
+        weights: str | PathLike[str] | None = None,
         input_shape: Shape = (224, 224, 3),
         pooling: str = "token",
         classes: int = 1000,
@@ -339,18 +344,18 @@ class ViT(VisionTransformer):
             include_preprocessing=include_preprocessing,
         )
         if residual_scaling == "fixup":
-            _start_as_fixup(self)
+            _initialize_fixup(self)
         if weights is not None:
             load_weights(self, weights)
 
 
-def _start_as_fixup(model):
-    """Fixup's start: the branches, and so the model, answer 0.
+def _initialize_fixup(model: ViT) -> None:
+    """Fixup's initialization: every branch, and the model, starts at 0.
 
-    Of L branches of m layers, the first layers are scaled by L^(-1/(2m-2)) and
-    the last ones are 0, as is the head. Here L = 2 * depth and m = 2: values
-    and their projection, `fc1` and `fc2`. Its scalar biases are contained in
-    those of the dense layers.
+    In L branches of m layers, the first layers are scaled by L^(-1/(2m-2)), and
+    the last ones start at 0, as does the head. Here L = 2 * depth and m = 2:
+    the values and their projection, `fc1` and `fc2`. The biases of the dense
+    layers include Fixup's scalar biases.
 
     Reference: Zhang et al., 2019, section 3 (arXiv 1901.09321).
     """
@@ -367,9 +372,12 @@ def _start_as_fixup(model):
 
 
 def _class_token_entry(
-    class_token_depth, class_attention_depth, depth, pooling
-):
-    """The block before which the class token joins the patches, or `None`."""
+    class_token_depth: int | None,
+    class_attention_depth: int,
+    depth: int,
+    pooling: str,
+) -> int | None:
+    """The block before which the class token joins the patches, if any."""
     if pooling == "avg" and class_attention_depth:
         raise ValueError(
             "Average pooling has no class token. Received: "
@@ -379,24 +387,23 @@ def _class_token_entry(
     if pooling == "avg" or class_attention_depth:
         if class_token_depth is not None:
             raise ValueError(
-                "class_token_depth must be None with average pooling, which "
-                "has no class token, and with class attention, where it "
-                "enters after all blocks. Received: "
-                f"class_token_depth={class_token_depth}."
+                "class_token_depth must be None with average pooling (no class "
+                "token) and with class attention (the class token enters after "
+                f"all blocks). Received: class_token_depth={class_token_depth}."
             )
         return None
     entry = class_token_depth or 0
     if not 0 <= entry < depth:
         raise ValueError(
-            "class_token_depth must be at least 0 and less than depth, else "
-            "the class token would see no patch. Received: "
-            f"class_token_depth={class_token_depth}, depth={depth}. To let it "
-            "enter after all blocks, use class_attention_depth=2."
+            "class_token_depth must be at least 0 and less than depth, or the "
+            "class token would see no patch. Received: "
+            f"class_token_depth={class_token_depth}, depth={depth}. If it "
+            "should enter after all blocks, use class_attention_depth=2."
         )
     return entry
 
 
-def _check_scaling(residual_scaling, init_values):
+def _check_scaling(residual_scaling: str, init_values: float | None) -> None:
     if residual_scaling not in RESIDUAL_SCALINGS:
         raise ValueError(
             f"residual_scaling must be one of {', '.join(RESIDUAL_SCALINGS)}. "
@@ -405,7 +412,7 @@ def _check_scaling(residual_scaling, init_values):
     is_needed = residual_scaling in ("scalar", "layer_scale")
     if is_needed != (init_values is not None):
         raise ValueError(
-            'init_values is needed by "scalar" and "layer_scale", and by these '
-            f"alone. Received: residual_scaling={residual_scaling!r}, "
+            'init_values is needed by "scalar" and "layer_scale", and only by '
+            f"these. Received: residual_scaling={residual_scaling!r}, "
             f"init_values={init_values}."
         )

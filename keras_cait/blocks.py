@@ -34,7 +34,7 @@ class Block(keras.layers.Layer):
     `mlp` and `layer_scale_2` the second.
 
     Args:
-        num_heads: int > 0 that divides the width of the inputs.
+        num_heads: int > 0 that divides `embed_dim`.
         mlp_ratio: float > 0. Width of the MLP's hidden layer over `embed_dim`.
         init_values: what `scale` starts at.
         attention: class of the attention layer.
@@ -88,7 +88,7 @@ class SelfAttentionBlock(Block):
     branch for some of the images.
 
     Args:
-        num_heads: int > 0 that divides the width of the inputs.
+        num_heads: int > 0 that divides `embed_dim`.
         mlp_ratio: float > 0. Width of the MLP's hidden layer over `embed_dim`.
         init_values: initial `gamma` of LayerScale.
         drop_path_rate: float in [0, 1). Share of images for which a branch is
@@ -191,7 +191,7 @@ class ClassAttentionBlock(Block):
     The patches are read but not changed.
 
     Args:
-        num_heads: int > 0 that divides the width of the inputs.
+        num_heads: int > 0 that divides `embed_dim`.
         mlp_ratio: float > 0. Width of the MLP's hidden layer over `embed_dim`.
         init_values: initial `gamma` of LayerScale.
 

@@ -7,6 +7,7 @@ line on stderr and exit status 2, a failure is one line and 1, Ctrl-C is 130.
 import os
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
@@ -92,7 +93,7 @@ def run(app: App, argv: Sequence[str] | None = None) -> NoReturn:
     SystemExit: 0
     """
     for stream in (sys.stdout, sys.stderr):  # file names can be any bytes
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace", line_buffering=True)
     app.suppress_keyboard_interrupt = False
     try:

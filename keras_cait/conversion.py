@@ -1,10 +1,14 @@
-"""Reference tensors to our weights and back, by name, with numpy alone.
+"""Converts between our weights and reference tensors, by name.
 
-The reference names are those of timm's `cait.py` and of Facebook's
-`cait_models.py`, in PyTorch's layouts: dense kernels `(out, in)`, convolution
+Reference tensors have the names of timm's `cait.py` and of the official
+`cait_models.py`, and PyTorch's layouts: dense kernels `(out, in)`, convolution
 kernels `(out, in, height, width)`.
 """
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import keras
 import numpy as np
 
 REFERENCE_WORDS = {
@@ -22,14 +26,11 @@ REFERENCE_WORDS = {
 }
 
 
-def reference_name(path):
-    """The reference name of one of our weights.
+def reference_name(path: str) -> str:
+    """Returns the reference name of one of our weights.
 
     Args:
-        path: str, `path` of a Keras variable of a `CaiT`.
-
-    Returns:
-        str.
+        path: `path` of a Keras variable of a `CaiT`.
 
     Example:
     >>> reference_name("self_attention_block_3/attention/qkv/kernel")
@@ -38,7 +39,7 @@ def reference_name(path):
     'blocks_token_only.0.gamma_2'
     """
     *layers, weight = path.split("/")
-    if layers[-1] == weight:  # class token and positions are layers of one
+    if layers[-1] == weight:  # class token and positions
         layers.pop()
     if weight == "gamma":
         is_scale = layers[-1].startswith("layer_scale_")
@@ -52,14 +53,14 @@ def reference_name(path):
     return ".".join(words)
 
 
-def to_reference(variables):
-    """Our weights under their reference names and in PyTorch's layouts.
+def to_reference(variables: Iterable[keras.Variable]) -> dict[str, np.ndarray]:
+    """Converts our weights to reference tensors.
 
     Args:
-        variables: iterable of Keras variables, as `model.weights`.
+        variables: Keras variables, such as `model.weights`.
 
     Returns:
-        dict of str to numpy array.
+        NumPy arrays by reference name, in PyTorch's layouts.
 
     Example:
     >>> model = CaiT(48, depth=1, num_heads=4, input_shape=(64, 96, 3))
@@ -75,20 +76,21 @@ def to_reference(variables):
     }
 
 
-def from_reference(variables, tensors):
+def from_reference(
+    variables: Iterable[keras.Variable], tensors: Mapping[str, Any]
+) -> None:
     """Fills our weights from reference tensors.
 
-    All names and shapes are checked first, so that either every weight is
-    filled, or none.
+    Names and shapes are checked first: either all weights change, or none.
 
     Args:
-        variables: iterable of Keras variables, as `model.weights`.
-        tensors: mapping of reference names to numpy arrays, or to whatever has
-            a `shape` and can be read by `np.asarray`. Each is read once, when
-            its weight is filled, so that they may stay in a file.
+        variables: Keras variables, such as `model.weights`.
+        tensors: reference tensors by name: NumPy arrays, or objects with a
+            `shape` that `np.asarray` reads. Each is read once, when its weight
+            is filled, so it can stay in a file until then.
 
     Raises:
-        ValueError: a tensor is missing, left over or of another shape.
+        ValueError: a tensor is missing, not needed, or of another shape.
 
     Example:
     >>> model = CaiT(48, depth=1, num_heads=4, input_shape=(64, 96, 3))
@@ -100,9 +102,9 @@ def from_reference(variables, tensors):
     unknown = sorted(tensors.keys() - wanted.keys())
     if missing or unknown:
         raise ValueError(
-            "The tensors are not those of this model. Missing: "
+            "The tensors do not belong to this model. Missing: "
             f"{_listed(missing)}. Not in the model: {_listed(unknown)}. Build "
-            "the variant, depth and head that the tensors were made for."
+            "the model with the variant, depth and head of the tensors."
         )
     misfits = [
         f"{name} is {tuple(tensors[name].shape)}, expected {shape}"
@@ -111,44 +113,44 @@ def from_reference(variables, tensors):
     ]
     if misfits:
         raise ValueError(
-            "The tensors are those of a model of another size: "
-            f"{_listed(misfits, '; ')}. Build the model with the arguments "
-            "that the tensors were made with."
+            "The tensors belong to a model of another size: "
+            f"{_listed(misfits, '; ')}. Build the model with the sizes of the "
+            "tensors."
         )
 
     for name, variable in wanted.items():
         array = _from_reference_layout(np.asarray(tensors[name]))
-        # The backend transposes while it copies. What is in its order already
-        # JAX would keep, even if it is a view of a file that may change.
+        # The backend copies a transposed array. JAX would keep any other one,
+        # even if it is a view of a file that may change.
         variable.assign(array.copy() if array.flags.c_contiguous else array)
 
 
-def _is_state(variable):
-    """Whether a variable is the state of a random generator, not a weight."""
+def _is_state(variable: keras.Variable) -> bool:
+    """Whether a variable is the state of a random generator."""
     return variable.path.endswith("seed_generator_state")
 
 
-def _listed(items, separator=", "):
-    """The first few of a list that may have hundreds."""
-    more = [f"... ({len(items)} in all)"] if len(items) > 8 else []
+def _listed(items: list[str], separator: str = ", ") -> str:
+    """Lists the first eight items."""
+    more = [f"... ({len(items)} in total)"] if len(items) > 8 else []
     return separator.join([*items[:8], *more]) or "none"
 
 
-# Of the axes of kernels, by their number; other weights stay as they are.
+# Axis permutations by kernel rank. Other weights keep their layout.
 TO_REFERENCE = {2: (1, 0), 4: (3, 2, 0, 1)}
 FROM_REFERENCE = {2: (1, 0), 4: (2, 3, 1, 0)}
 
 
-def _to_reference_layout(array):
+def _to_reference_layout(array: np.ndarray) -> np.ndarray:
     """(in, out) -> (out, in); (height, width, in, out) -> (out, in, h, w)."""
     return array.transpose(TO_REFERENCE.get(array.ndim, range(array.ndim)))
 
 
-def _from_reference_layout(array):
+def _from_reference_layout(array: np.ndarray) -> np.ndarray:
     return array.transpose(FROM_REFERENCE.get(array.ndim, range(array.ndim)))
 
 
-def _reference_shape(variable):
+def _reference_shape(variable: keras.Variable) -> tuple[int, ...]:
     shape = variable.shape
     return tuple(
         shape[axis] for axis in TO_REFERENCE.get(len(shape), range(len(shape)))

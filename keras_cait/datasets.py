@@ -128,7 +128,7 @@ def _folder(path: Path, split: str) -> Dataset:
         split == "validation" or (path / "train").is_dir()
     )
     root = path
-    if is_split:
+    if validation is not None and is_split:
         root = validation if split == "validation" else path / "train"
     if not root.is_dir():
         raise ValueError(f"There is no folder {str(root)!r}.")

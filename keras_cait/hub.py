@@ -38,7 +38,7 @@ def fetch(row: PretrainedWeights) -> Path:
     verbosity = client_logging.get_verbosity()
     # By default, the client would bury the one error below under a warning for
     # each attempt. A user who sets HF_HUB_VERBOSITY still sees all of them.
-    if verbosity == client_logging.WARNING:
+    if verbosity == logging.WARNING:
         client_logging.set_verbosity_error()
     try:
         path = hf_hub_download(

@@ -1,12 +1,14 @@
-"""The layers that CaiT is made of, written with `keras.ops` alone.
+"""The layers of CaiT, written with `keras.ops` only.
 
-Shape legend of the comments: B batch, N tokens (patches), H heads,
-C embed_dim, D = C / H. No tensor has a rank above 4, and there is no einsum and
-no gather, so that one graph is fast in TensorFlow, XLA, JAX and on LiteRT.
+Shapes in comments: B batch, N tokens (patches), H heads, C embed_dim,
+D = C / H. All tensors have rank 4 or less, and there is no einsum and no
+gather: the same graph is fast in TensorFlow, XLA, JAX and LiteRT.
 
-Precision: under a mixed policy the matrix products run in the compute dtype;
-softmax, LayerNorm statistics and LayerScale keep float32.
+Precision: under a mixed policy, matrix products run in the compute dtype, while
+softmax, LayerNorm statistics and LayerScale stay in float32.
 """
+
+from typing import Any
 
 import keras
 from keras import ops
@@ -14,11 +16,13 @@ from keras import ops
 LAYER_NORM_EPSILON = 1e-6
 
 Shape = tuple[int | None, ...]
+# An array, a tensor of the backend, or a Keras tensor.
+Tensor = Any
 
 
 @keras.saving.register_keras_serializable(package="keras_cait")
 class PatchEmbedding(keras.layers.Layer):
-    """Cuts images into square patches and projects each to one token.
+    """Splits images into square patches and projects each to a token.
 
     Args:
         embed_dim: int > 0. Width of a token.
@@ -26,15 +30,15 @@ class PatchEmbedding(keras.layers.Layer):
 
     Call arguments:
         inputs: float tensor `(batch, height, width, channels)`. Height and
-            width are multiples of `patch_size`; of an image whose size is
-            unknown when the graph is built, rows and columns of pixels beyond
-            the last whole patch are ignored.
+            width are multiples of `patch_size`. If they are unknown when the
+            graph is built, pixels beyond the last whole patch are ignored.
 
     Returns:
         Tensor `(batch, height / patch_size, width / patch_size, embed_dim)`.
 
     Raises:
-        ValueError: inputs are not of rank 4, or not divisible into patches.
+        ValueError: the inputs do not have rank 4, or do not divide into
+            patches.
 
     Example:
     >>> tuple(PatchEmbedding(192)(np.ones((2, 224, 224, 3))).shape)
@@ -43,7 +47,7 @@ class PatchEmbedding(keras.layers.Layer):
     Reference: Touvron et al., 2021, section 2; tensors `patch_embed.proj.*`.
     """
 
-    def __init__(self, embed_dim, patch_size=16, **kwargs):
+    def __init__(self, embed_dim: int, patch_size: int = 16, **kwargs: Any):
         super().__init__(**kwargs)
         self.embed_dim = positive_int("embed_dim", embed_dim)
         self.patch_size = positive_int("patch_size", patch_size)
@@ -52,8 +56,8 @@ class PatchEmbedding(keras.layers.Layer):
             patch_size,
             strides=patch_size,
             data_format="channels_last",
-            # As the official code, which leaves this one kernel to PyTorch's
-            # default: a deviation of 0.02 for RGB patches of 16 pixels.
+            # The official code leaves this one kernel to PyTorch's default: a
+            # standard deviation of 0.02 for RGB patches of 16 pixels.
             kernel_initializer=keras.initializers.VarianceScaling(
                 1 / 3, "fan_in", "uniform"
             ),
@@ -61,51 +65,51 @@ class PatchEmbedding(keras.layers.Layer):
             name="proj",
         )
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         self._check(input_shape)
         self.proj.build(input_shape)
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         self._check(inputs.shape)
         return self.proj(inputs)
 
-    def _check(self, shape):
+    def _check(self, shape: Shape) -> None:
         check_rank(self, shape, 4, "(batch, height, width, channels)")
         if any(s is not None and s % self.patch_size for s in shape[1:3]):
             raise ValueError(
-                f"Height and width of the image must be multiples of "
+                "Height and width of the images must be multiples of "
                 f"patch_size={self.patch_size}. Received: {tuple(shape[1:3])}. "
-                "Resize the image, or choose another patch_size."
+                "Resize the images, or choose another patch_size."
             )
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return self.proj.compute_output_shape(input_shape)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = {"embed_dim": self.embed_dim, "patch_size": self.patch_size}
         return {**super().get_config(), **config}
 
 
 @keras.saving.register_keras_serializable(package="keras_cait")
 class PositionEmbedding(keras.layers.Layer):
-    """Adds a learned position to every patch and lines the patches up.
+    """Adds a learned position to each patch and flattens the grid.
 
-    On another grid than the one it was built for, the positions are resampled
-    in the graph (antialiased bicubic), so one layer serves every image size.
+    For another grid than its own, the layer resamples the positions in the
+    graph (antialiased bicubic): one layer fits every image size.
 
     Args:
-        grid_size: pair of ints `(rows, columns)`, the grid of the learned
-            positions. `None` takes it from the first input.
+        grid_size: grid `(rows, columns)` of the learned positions. `None` is
+            the grid of the first input.
 
     Call arguments:
         inputs: float tensor `(batch, rows, columns, embed_dim)`.
 
     Returns:
-        Tensor `(batch, rows * columns, embed_dim)`, row after row.
+        Tensor `(batch, rows * columns, embed_dim)` in row-major order.
 
     Raises:
-        ValueError: inputs are not of rank 4, or `grid_size` is missing where
-            the size of the image is unknown.
+        ValueError: the inputs do not have rank 4, or `grid_size` is missing
+            and their size is unknown.
 
     Example:
     >>> tuple(PositionEmbedding()(np.ones((2, 14, 14, 192))).shape)
@@ -114,20 +118,20 @@ class PositionEmbedding(keras.layers.Layer):
     Reference: Touvron et al., 2021, section 2; tensor `pos_embed`.
     """
 
-    def __init__(self, grid_size=None, **kwargs):
-        # Positions join the float32 residual stream.
+    def __init__(self, grid_size: tuple[int, int] | None = None, **kwargs: Any):
+        # Positions are added to the float32 residual stream.
         super().__init__(autocast=False, **kwargs)
-        self.grid_size = None if grid_size is None else _grid(grid_size)
+        self.grid_size: Any = None if grid_size is None else _grid(grid_size)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         check_rank(self, input_shape, 4, "(batch, rows, columns, embed_dim)")
         _, rows, columns, embed_dim = input_shape
         self.grid_size = self.grid_size or (rows, columns)
         if None in self.grid_size:
             raise ValueError(
-                "The size of the image is unknown, so PositionEmbedding needs "
-                "the grid of its learned positions. Received: grid_size=None "
-                f"for inputs of shape {tuple(input_shape)}. Pass for example "
+                "PositionEmbedding needs the grid of its learned positions if "
+                "the image size is unknown. Received: grid_size=None for "
+                f"inputs of shape {tuple(input_shape)}. Pass for example "
                 "grid_size=(14, 14)."
             )
         self.position_embedding = self.add_weight(
@@ -137,7 +141,7 @@ class PositionEmbedding(keras.layers.Layer):
             autocast=False,
         )
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         _, rows, columns, embed_dim = ops.shape(inputs)
         positions = resample_positions(
             self.position_embedding, self.grid_size, (rows, columns)
@@ -145,32 +149,35 @@ class PositionEmbedding(keras.layers.Layer):
         patches = ops.reshape(inputs, (-1, rows * columns, embed_dim))
         return ops.cast(patches, positions.dtype) + positions
 
-    def compute_output_spec(self, inputs):
+    def compute_output_spec(self, inputs: Tensor) -> Tensor:
         return keras.KerasTensor(
             self.compute_output_shape(inputs.shape), dtype=self.variable_dtype
         )
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         batch, rows, columns, embed_dim = input_shape
-        known = rows is not None and columns is not None
-        return (batch, rows * columns if known else None, embed_dim)
+        if rows is None or columns is None:
+            return (batch, None, embed_dim)
+        return (batch, rows * columns, embed_dim)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "grid_size": self.grid_size}
 
 
-def resample_positions(positions, grid, new_grid):
-    """Resamples a table of positions to another grid.
+def resample_positions(
+    positions: Tensor, grid: tuple[int, int], new_grid: tuple[Any, Any]
+) -> Tensor:
+    """Resamples positions to another grid.
 
-    Antialiased bicubic with a = -0.5 and weights renormalised at the edges, as
-    timm's `resample_abs_pos_embed`. It is separable, so it is two products
-    with small matrices, which also work where the new grid is only known when
-    the graph runs.
+    Antialiased bicubic with a = -0.5 and weights renormalized at the edges, as
+    in timm's `resample_abs_pos_embed`. It multiplies with one small matrix for
+    the rows and one for the columns, which also works if the new grid is only
+    known when the graph runs.
 
     Args:
         positions: tensor `(1, rows * columns, embed_dim)`.
-        grid: pair of ints, the `(rows, columns)` of `positions`.
-        new_grid: pair of ints or scalar int tensors.
+        grid: `(rows, columns)` of `positions`.
+        new_grid: two ints or scalar int tensors.
 
     Returns:
         Tensor `(1, new_rows * new_columns, embed_dim)`.
@@ -197,8 +204,13 @@ def resample_positions(positions, grid, new_grid):
     return ops.reshape(resampled, (1, new_grid[0] * new_grid[1], embed_dim))
 
 
-def bicubic_weights(size, new_size):
-    """The `(new_size, size)` matrix of an antialiased bicubic resize."""
+def bicubic_weights(size: Any, new_size: Any) -> Tensor:
+    """Returns the `(new_size, size)` matrix of an antialiased bicubic resize.
+
+    Args:
+        size: int or scalar int tensor.
+        new_size: int or scalar int tensor.
+    """
     step = ops.cast(size, "float32") / ops.cast(new_size, "float32")
     centers = (ops.arange(new_size, dtype="float32") + 0.5) * step - 0.5
     points = ops.arange(size, dtype="float32")
@@ -212,17 +224,16 @@ def bicubic_weights(size, new_size):
 
 @keras.saving.register_keras_serializable(package="keras_cait")
 class ClassToken(keras.layers.Layer):
-    """The learned query of the class-attention stage, once for each image.
+    """The learned class token, repeated for each image.
 
     Call arguments:
-        inputs: tensor `(batch, patches, embed_dim)`, of which only the shape
-            is used.
+        inputs: tensor `(batch, patches, embed_dim)`. Only its shape is used.
 
     Returns:
         Tensor `(batch, 1, embed_dim)`.
 
     Raises:
-        ValueError: inputs are not of rank 3.
+        ValueError: the inputs do not have rank 3.
 
     Example:
     >>> tuple(ClassToken()(np.ones((2, 196, 192))).shape)
@@ -231,10 +242,10 @@ class ClassToken(keras.layers.Layer):
     Reference: Touvron et al., 2021, section 3; tensor `cls_token`.
     """
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any):
         super().__init__(autocast=False, **kwargs)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         check_rank(self, input_shape, 3, "(batch, patches, embed_dim)")
         self.class_token = self.add_weight(
             name="class_token",
@@ -243,31 +254,31 @@ class ClassToken(keras.layers.Layer):
             autocast=False,
         )
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         return ops.repeat(self.class_token, ops.shape(inputs)[0], axis=0)
 
-    def compute_output_spec(self, inputs):
+    def compute_output_spec(self, inputs: Tensor) -> Tensor:
         return keras.KerasTensor(
             self.compute_output_shape(inputs.shape), dtype=self.variable_dtype
         )
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return (input_shape[0], 1, input_shape[-1])
 
-    def get_config(self):  # Keras asks for it where there is an __init__
+    def get_config(self) -> dict[str, Any]:  # Keras wants it beside __init__
         return super().get_config()
 
 
 @keras.saving.register_keras_serializable(package="keras_cait")
 class LayerScale(keras.layers.Layer):
-    """Multiplies every channel of a residual branch by a learned `gamma`.
+    """Multiplies each channel of a residual branch by a learned `gamma`.
 
-    `gamma` starts close to 0, so that a deep network starts as the identity
-    and each block joins in as it learns. It multiplies in the dtype of the
-    weights: 1e-6 would vanish in float16.
+    `gamma` starts close to 0: a deep network starts near the identity, and
+    blocks gain influence as they learn. The product is computed in the dtype of
+    the weights, as 1e-6 would vanish in float16.
 
     Args:
-        init_values: float. Initial value of `gamma`.
+        init_values: initial value of `gamma`.
 
     Call arguments:
         inputs: float tensor `(..., embed_dim)`.
@@ -282,11 +293,11 @@ class LayerScale(keras.layers.Layer):
     Reference: Touvron et al., 2021, section 2; tensors `gamma_1`, `gamma_2`.
     """
 
-    def __init__(self, init_values=1e-5, **kwargs):
+    def __init__(self, init_values: float = 1e-5, **kwargs: Any):
         super().__init__(autocast=False, **kwargs)
         self.init_values = init_values
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         self.gamma = self.add_weight(
             name="gamma",
             shape=(input_shape[-1],),
@@ -294,16 +305,16 @@ class LayerScale(keras.layers.Layer):
             autocast=False,
         )
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         return ops.cast(inputs, self.gamma.dtype) * self.gamma
 
-    def compute_output_spec(self, inputs):
+    def compute_output_spec(self, inputs: Tensor) -> Tensor:
         return keras.KerasTensor(inputs.shape, dtype=self.variable_dtype)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "init_values": self.init_values}
 
 
@@ -331,7 +342,7 @@ class MLP(keras.layers.Layer):
     `mlp.fc2.*`.
     """
 
-    def __init__(self, mlp_ratio=4.0, **kwargs):
+    def __init__(self, mlp_ratio: float = 4.0, **kwargs: Any):
         super().__init__(**kwargs)
         if not mlp_ratio > 0:
             raise ValueError(
@@ -340,33 +351,33 @@ class MLP(keras.layers.Layer):
             )
         self.mlp_ratio = mlp_ratio
 
-    def build(self, input_shape):
-        embed_dim = input_shape[-1]
+    def build(self, input_shape: Shape) -> None:
+        embed_dim = width(input_shape)
         hidden_dim = int(embed_dim * self.mlp_ratio)
         self.fc1 = dense(self, "fc1", hidden_dim)
         self.fc2 = dense(self, "fc2", embed_dim)
         self.fc1.build(input_shape)
         self.fc2.build((*input_shape[:-1], hidden_dim))
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         hidden = self.fc1(inputs)
-        # As Keras' own exact GELU, whose erfc costs XLA 7 % of the model.
+        # Keras' own exact GELU uses erfc, which costs XLA 7 % of the model.
         hidden = 0.5 * hidden * (1.0 + ops.erf(hidden * 0.5**0.5))
         return self.fc2(hidden)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "mlp_ratio": self.mlp_ratio}
 
 
 @keras.saving.register_keras_serializable(package="keras_cait")
 class HeadMixing(keras.layers.Layer):
-    """A dense layer over the heads of attention scores.
+    """A dense layer across the heads of attention scores.
 
-    With the heads first it is one product of a `(heads, heads)` matrix with
-    all scores of the batch, and moves no data.
+    With the heads first, it is one product of a `(heads, heads)` matrix with
+    all scores of the batch. Nothing is transposed.
 
     Call arguments:
         inputs: float tensor `(heads, batch, queries, keys)`.
@@ -382,7 +393,7 @@ class HeadMixing(keras.layers.Layer):
     `attn.proj_w.*`.
     """
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         heads = input_shape[0]
         self.kernel = self.add_weight(
             name="kernel",
@@ -393,7 +404,7 @@ class HeadMixing(keras.layers.Layer):
             name="bias", shape=(heads,), initializer="zeros"
         )
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         heads, _, queries, keys = ops.shape(inputs)
         mixed = ops.matmul(
             ops.transpose(self.kernel), ops.reshape(inputs, (heads, -1))
@@ -401,7 +412,7 @@ class HeadMixing(keras.layers.Layer):
         mixed = mixed + ops.reshape(self.bias, (heads, 1))
         return ops.reshape(mixed, (heads, -1, queries, keys))
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
 
 
@@ -409,24 +420,25 @@ class HeadMixing(keras.layers.Layer):
 class TalkingHeadsAttention(keras.layers.Layer):
     """Self-attention whose heads are mixed before and after the softmax.
 
-    Computes `P_w softmax(P_l (Q K^T / sqrt(D))) V`, where `P_l` (`proj_logits`)
-    and `P_w` (`proj_weights`) are learned and act across the heads. It differs
-    from `keras.layers.MultiHeadAttention` by these two and by one fused `qkv`.
+    Computes `P_w softmax(P_l (Q K^T / sqrt(D))) V`, where the learned `P_l`
+    (`proj_logits`) and `P_w` (`proj_weights`) act across the heads. Unlike
+    `keras.layers.MultiHeadAttention`, it has these two and a fused `qkv`.
 
     Args:
-        num_heads: int > 0 that divides the width of the inputs.
+        num_heads: int > 0 that divides `embed_dim`.
 
     Call arguments:
         inputs: float tensor `(batch, tokens, embed_dim)`.
-        return_attention_scores: bool. Also return the scores after `P_w`.
+        return_attention_scores: whether to return the scores after `P_w` as
+            well.
 
     Returns:
-        Tensor `(batch, tokens, embed_dim)`; with scores, a pair with
+        Tensor `(batch, tokens, embed_dim)`. With scores, a pair of it and
         `(batch, num_heads, tokens, tokens)`.
 
     Raises:
-        ValueError: inputs are not of rank 3, or `embed_dim` is not divisible
-            by `num_heads`.
+        ValueError: the inputs do not have rank 3, or `embed_dim` is not
+            divisible by `num_heads`.
 
     Example:
     >>> tuple(TalkingHeadsAttention(4)(np.ones((2, 196, 192))).shape)
@@ -436,13 +448,14 @@ class TalkingHeadsAttention(keras.layers.Layer):
     `blocks.*.attn.*`.
     """
 
-    def __init__(self, num_heads, **kwargs):
+    def __init__(self, num_heads: int, **kwargs: Any):
         super().__init__(**kwargs)
         self.num_heads = positive_int("num_heads", num_heads)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         check_rank(self, input_shape, 3, "(batch, tokens, embed_dim)")
-        batch, tokens, embed_dim = input_shape
+        batch, tokens, _ = input_shape
+        embed_dim = width(input_shape)
         check_heads(embed_dim, self.num_heads)
         self.qkv = dense(self, "qkv", 3 * embed_dim)
         self.qkv.build(input_shape)
@@ -456,7 +469,9 @@ class TalkingHeadsAttention(keras.layers.Layer):
         self.proj = dense(self, "proj", embed_dim)
         self.proj.build(input_shape)
 
-    def call(self, inputs, return_attention_scores=False):
+    def call(
+        self, inputs: Tensor, return_attention_scores: bool = False
+    ) -> Tensor:
         query, key, value = ops.split(self.qkv(inputs), 3, axis=-1)
         scores = query_key_scores(query, key, self.num_heads)  # (H, B, N, N)
         scores = softmax(self.proj_logits(scores))
@@ -466,7 +481,9 @@ class TalkingHeadsAttention(keras.layers.Layer):
             return outputs, ops.transpose(scores, (1, 0, 2, 3))
         return outputs
 
-    def compute_output_spec(self, inputs, return_attention_scores=False):
+    def compute_output_spec(
+        self, inputs: Tensor, return_attention_scores: bool = False
+    ) -> Tensor:
         batch, tokens, _ = inputs.shape
         outputs = keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
         scores = keras.KerasTensor(
@@ -474,36 +491,36 @@ class TalkingHeadsAttention(keras.layers.Layer):
         )
         return (outputs, scores) if return_attention_scores else outputs
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "num_heads": self.num_heads}
 
 
 @keras.saving.register_keras_serializable(package="keras_cait")
 class ClassAttention(keras.layers.Layer):
-    """Attention in which the class token alone asks, and reads all tokens.
+    """Attention whose only query is the class token.
 
-    The class token is the only query; keys and values come from class token
-    and patches. The patches are not changed, so the cost is linear in them.
+    Keys and values come from the class token and the patches. The patches do
+    not change, so the cost is linear in their number.
 
     Args:
-        num_heads: int > 0 that divides the width of the inputs.
+        num_heads: int > 0 that divides `embed_dim`.
 
     Call arguments:
         class_token: float tensor `(batch, 1, embed_dim)`.
         patches: float tensor `(batch, patches, embed_dim)`.
-        return_attention_scores: bool. Also return the scores.
+        return_attention_scores: whether to return the scores as well.
 
     Returns:
-        Tensor `(batch, 1, embed_dim)`, the change of the class token; with
-        scores, a pair with `(batch, num_heads, 1, 1 + patches)`, class token
-        first.
+        Tensor `(batch, 1, embed_dim)`, to be added to the class token. With
+        scores, a pair of it and `(batch, num_heads, 1, 1 + patches)`, class
+        token first.
 
     Raises:
-        ValueError: inputs are not of rank 3, or `embed_dim` is not divisible
-            by `num_heads`.
+        ValueError: the inputs do not have rank 3, or `embed_dim` is not
+            divisible by `num_heads`.
 
     Example:
     >>> token, patches = np.ones((2, 1, 192)), np.ones((2, 196, 192))
@@ -514,14 +531,14 @@ class ClassAttention(keras.layers.Layer):
     `blocks_token_only.*.attn.*`.
     """
 
-    def __init__(self, num_heads, **kwargs):
+    def __init__(self, num_heads: int, **kwargs: Any):
         super().__init__(**kwargs)
         self.num_heads = positive_int("num_heads", num_heads)
 
-    def build(self, class_token_shape, patches_shape):
+    def build(self, class_token_shape: Shape, patches_shape: Shape) -> None:
         check_rank(self, class_token_shape, 3, "(batch, 1, embed_dim)")
         check_rank(self, patches_shape, 3, "(batch, patches, embed_dim)")
-        embed_dim = patches_shape[-1]
+        embed_dim = width(patches_shape)
         check_heads(embed_dim, self.num_heads)
         self.query = dense(self, "query", embed_dim)
         self.key = dense(self, "key", embed_dim)
@@ -532,7 +549,12 @@ class ClassAttention(keras.layers.Layer):
         self.value.build(patches_shape)
         self.proj.build(class_token_shape)
 
-    def call(self, class_token, patches, return_attention_scores=False):
+    def call(
+        self,
+        class_token: Tensor,
+        patches: Tensor,
+        return_attention_scores: bool = False,
+    ) -> Tensor:
         tokens = ops.concatenate([class_token, patches], axis=1)  # (B, 1+N, C)
         scores = query_key_scores(
             self.query(class_token), self.key(tokens), self.num_heads
@@ -544,8 +566,11 @@ class ClassAttention(keras.layers.Layer):
         return outputs
 
     def compute_output_spec(
-        self, class_token, patches, return_attention_scores=False
-    ):
+        self,
+        class_token: Tensor,
+        patches: Tensor,
+        return_attention_scores: bool = False,
+    ) -> Tensor:
         batch, tokens, _ = patches.shape
         outputs = keras.KerasTensor(class_token.shape, dtype=self.compute_dtype)
         scores = keras.KerasTensor(
@@ -554,17 +579,19 @@ class ClassAttention(keras.layers.Layer):
         )
         return (outputs, scores) if return_attention_scores else outputs
 
-    def compute_output_shape(self, class_token_shape, patches_shape):
+    def compute_output_shape(
+        self, class_token_shape: Shape, patches_shape: Shape
+    ) -> Shape:
         return class_token_shape
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "num_heads": self.num_heads}
 
 
-def query_key_scores(query, key, num_heads):
-    """`Q K^T / sqrt(D)` for each head: (B, M, C), (B, N, C) -> (H, B, M, N).
+def query_key_scores(query: Tensor, key: Tensor, num_heads: int) -> Tensor:
+    """`Q K^T / sqrt(D)` of each head: (B, M, C), (B, N, C) -> (H, B, M, N).
 
-    Heads come first: mixing them is then a plain matrix product.
+    With the heads first, mixing them is a plain matrix product.
     """
     scale = (query.shape[-1] // num_heads) ** -0.5
     query = ops.transpose(split_heads(query * scale, num_heads), (2, 0, 1, 3))
@@ -572,7 +599,7 @@ def query_key_scores(query, key, num_heads):
     return ops.matmul(query, key)
 
 
-def weighted_values(scores, value):
+def weighted_values(scores: Tensor, value: Tensor) -> Tensor:
     """Values weighted by scores: (H, B, M, N), (B, N, C) -> (B, M, C)."""
     heads, _, queries, _ = ops.shape(scores)
     embed_dim = value.shape[-1]
@@ -581,25 +608,27 @@ def weighted_values(scores, value):
     return ops.reshape(outputs, (-1, queries, embed_dim))
 
 
-def split_heads(tokens, num_heads):
+def split_heads(tokens: Tensor, num_heads: int) -> Tensor:
     """(B, N, C) -> (B, N, H, D)."""
     head_dim = tokens.shape[-1] // num_heads
     return ops.reshape(tokens, (-1, ops.shape(tokens)[1], num_heads, head_dim))
 
 
-def softmax(scores):
+def softmax(scores: Tensor) -> Tensor:
     """Softmax over the last axis, in float32 or better."""
     dtype = keras.backend.result_type(scores.dtype, "float32")
     return ops.cast(ops.softmax(ops.cast(scores, dtype)), scores.dtype)
 
 
-def kernel_initializer():
-    """Truncated normal of 0.02: kernels, class token and positions."""
+def kernel_initializer() -> keras.initializers.Initializer:
+    """Truncated normal of 0.02, for kernels, class token and positions."""
     return keras.initializers.TruncatedNormal(stddev=0.02)
 
 
-def dense(layer, name, units):
-    """A dense sublayer with the dtype of `layer` and CaiT's initialisation."""
+def dense(
+    layer: keras.layers.Layer, name: str, units: int
+) -> keras.layers.Dense:
+    """A dense sublayer with the dtype of `layer` and CaiT's initialization."""
     return keras.layers.Dense(
         units,
         kernel_initializer=kernel_initializer(),
@@ -608,7 +637,18 @@ def dense(layer, name, units):
     )
 
 
-def positive_int(name, value):
+def width(shape: Shape) -> int:
+    """Returns the last dimension; raises ValueError if it is unknown."""
+    if shape[-1] is None:
+        raise ValueError(
+            "The last dimension must be known. Received inputs of shape "
+            f"{tuple(shape)}."
+        )
+    return shape[-1]
+
+
+def positive_int(name: str, value: Any) -> int:
+    """Returns `value`; raises ValueError unless it is an integer > 0."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(
             f"{name} must be an integer greater than 0. "
@@ -617,25 +657,30 @@ def positive_int(name, value):
     return value
 
 
-def _grid(grid_size):
+def _grid(grid_size: Any) -> tuple[int, int]:
     if not isinstance(grid_size, list | tuple) or len(grid_size) != 2:
         raise ValueError(
             "grid_size must be a pair (rows, columns). "
             f"Received: grid_size={grid_size!r}. For example (14, 14)."
         )
-    return tuple(positive_int("grid_size", size) for size in grid_size)
+    rows, columns = grid_size
+    return positive_int("grid_size", rows), positive_int("grid_size", columns)
 
 
-def check_heads(embed_dim, num_heads):
+def check_heads(embed_dim: int, num_heads: int) -> None:
+    """Raises ValueError unless the heads share the width evenly."""
     if embed_dim % num_heads:
         raise ValueError(
-            f"The width must be divisible by the number of heads. Received: "
+            "The width must be divisible by the number of heads. Received: "
             f"embed_dim={embed_dim}, num_heads={num_heads}. The published "
-            f"models use heads of width 48."
+            "models have heads of width 48."
         )
 
 
-def check_rank(layer, shape, rank, expected):
+def check_rank(
+    layer: keras.layers.Layer, shape: Shape, rank: int, expected: str
+) -> None:
+    """Raises ValueError if inputs do not have the expected rank."""
     if len(shape) != rank:
         raise ValueError(
             f"{type(layer).__name__} expects inputs of rank {rank}, "

@@ -61,8 +61,8 @@ class LiteRTModel:
         self.path = Path(path)
         self.runner = interpreter.get_signature_runner(SIGNATURE)
         details = self.runner.get_input_details()["images"]
-        self.batch_size, *size, _ = map(int, details["shape"])
-        self.image_size = tuple(size)
+        self.batch_size, height, width, _ = map(int, details["shape"])
+        self.image_size = (height, width)
         self.dtype = details["dtype"]
         (self.output,) = outputs
         shape = self.runner.get_output_details()[self.output]["shape"]

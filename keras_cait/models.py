@@ -1,5 +1,6 @@
 """CaiT as a Keras model, and the ten variants of the paper."""
 
+from os import PathLike
 from typing import Any, NamedTuple
 
 import keras
@@ -19,7 +20,7 @@ from keras_cait.weights import load_pretrained, load_weights
 
 
 class Variant(NamedTuple):
-    """The hyper-parameters in which the variants of the paper differ."""
+    """The hyperparameters in which the variants of the paper differ."""
 
     embed_dim: int
     depth: int
@@ -30,8 +31,9 @@ class Variant(NamedTuple):
 
 
 # Widths, heads and depths: Touvron et al., 2021, table 3. Stochastic depth and
-# LayerScale: as published with the models; where none is (XS36, S48, M24),
-# LayerScale starts by depth. `image_size`: that of the smallest checkpoint.
+# LayerScale: as in the published models. XS36, S48 and M24 were not published;
+# their LayerScale depends on the depth. `image_size`: the smallest one with
+# pretrained weights, otherwise 224.
 VARIANTS = {
     "XXS24": Variant(192, 24, 4, 1e-5, 0.05, 224),
     "XXS36": Variant(192, 36, 4, 1e-5, 0.1, 224),
@@ -122,7 +124,7 @@ class CaiT(VisionTransformer):
         init_values: float | None = None,
         drop_path_rate: float = 0.0,
         include_top: bool = True,
-        weights: Any = None,
+        weights: str | PathLike[str] | None = None,
         input_tensor: Any = None,
         input_shape: Shape = (224, 224, 3),
         pooling: str | None = "token",
@@ -231,13 +233,12 @@ VARIANT_DOCSTRING = """CaiT-{variant} of the paper.
     {depth} self-attention blocks, {embed_dim} wide, with {num_heads} heads.
 
     Args:
-        weights: `"imagenet"` (the published checkpoint of the nearest size,
-            its positions resampled to `input_shape`), `None` (random
-            initialisation), or the path of a file that `load_weights`
-            reads.
-        input_shape: `(height, width, channels)`; `None` is
+        weights: `"imagenet"` (the pretrained weights of the nearest size, with
+            positions resampled to `input_shape`), `None` (random
+            initialization), or the path of a file that `load_weights` reads.
+        input_shape: `(height, width, channels)`. `None` is
             `({size}, {size}, 3)`.
-        drop_path_rate: float in [0, 1). Stochastic depth; `None` is the
+        drop_path_rate: float in [0, 1). Stochastic depth. `None` is the
             published {drop_path_rate}.
 
     The other arguments are those of `CaiT`.
@@ -246,9 +247,9 @@ VARIANT_DOCSTRING = """CaiT-{variant} of the paper.
         A `CaiT` model.
 
     Raises:
-        ValueError: an argument is out of its range, two do not fit, or there
-            are no such published weights.
-        OSError: published weights are neither in the cache nor reachable.
+        ValueError: an argument is out of range, two do not fit, or the variant
+            has no pretrained weights.
+        OSError: the pretrained weights are neither in the cache nor reachable.
 
     Example:
     >>> CaiT_{variant}(weights=None).output_shape
@@ -258,41 +259,42 @@ VARIANT_DOCSTRING = """CaiT-{variant} of the paper.
     """
 
 
-def _variant(variant):
-    """The function `CaiT_<variant>`, in the manner of `keras.applications`."""
+def _variant(variant: str):
+    """Makes the function `CaiT_<variant>`, as in `keras.applications`."""
     config = VARIANTS[variant]._asdict()
     size = config.pop("image_size")
     default_name = f"cait_{variant.lower()}"
 
     def build(
-        include_top=True,
-        weights="imagenet",
-        input_tensor=None,
-        input_shape=None,
-        pooling="token",
-        classes=1000,
-        classifier_activation="softmax",
-        include_preprocessing=True,
-        drop_path_rate=None,
-        name=default_name,
-    ):
+        include_top: bool = True,
+        weights: str | PathLike[str] | None = "imagenet",
+        input_tensor: Any = None,
+        input_shape: Shape | None = None,
+        pooling: str | None = "token",
+        classes: int = 1000,
+        classifier_activation: Any = "softmax",
+        include_preprocessing: bool = True,
+        drop_path_rate: float | None = None,
+        name: str = default_name,
+    ) -> CaiT:
         arguments = dict(config)
         if drop_path_rate is not None:
             arguments["drop_path_rate"] = drop_path_rate
         if input_tensor is not None:
             input_shape = tuple(input_tensor.shape[1:])
         input_shape = input_shape or (size, size, 3)
-        # Of images of unknown size, the positions keep the checkpoint's grid.
-        image_size = input_shape[:2]
-        if None in input_shape:
-            image_size = (size, size)
+        check_input_shape(input_shape)
+        # For images of unknown size, keep the grid of the pretrained weights.
+        height, width, channels = input_shape
+        if height is None or width is None:
+            height = width = size
             arguments["grid_size"] = (size // 16, size // 16)
         row = None
         if weights == "imagenet":
-            row = nearest_pretrained(variant, image_size)
-            if input_shape[-1] != 3:
+            row = nearest_pretrained(variant, (height, width))
+            if channels != 3:
                 raise ValueError(
-                    "The published weights take RGB images. Received: "
+                    "The pretrained weights need RGB images. Received: "
                     f'input_shape={input_shape} with weights="imagenet". Use '
                     "3 channels, or weights=None."
                 )
@@ -329,23 +331,23 @@ CaiT_M36 = _variant("M36")
 CaiT_M48 = _variant("M48")
 
 
-def _init_values_by_depth(depth):
-    """Touvron et al., 2021, section 2: the deeper, the closer to 0."""
+def _init_values_by_depth(depth: int) -> float:
+    """Touvron et al., 2021, section 2: deeper models start closer to 0."""
     if depth <= 18:
         return 0.1
     return 1e-5 if depth <= 24 else 1e-6
 
 
-def _check_pooling(pooling, include_top):
+def _check_pooling(pooling: Any, include_top: bool) -> None:
     if pooling not in ("token", "avg", None):
         raise ValueError(
-            'pooling must be "token" (the class embedding), "avg" (the mean '
+            'pooling must be "token" (the class token), "avg" (the mean '
             "of the patch tokens) or None (all tokens). "
             f"Received: pooling={pooling!r}."
         )
     if include_top and pooling is None:
         raise ValueError(
-            "The classifier needs one vector for each image. Received: "
+            "The classifier needs one vector per image. Received: "
             'pooling=None with include_top=True. Use pooling="token" (or '
             '"avg"), or include_top=False to get all tokens.'
         )

@@ -209,6 +209,7 @@ def _unpickle(stream: BinaryIO) -> tuple[Any, dict[str, _Storage]]:
     def pop_to_mark() -> tuple[Any, ...]:
         return pop(len(stack) - marks.pop())
 
+    argument: Any
     for opcode, argument, _ in pickletools.genops(stream):
         match opcode.name:
             case "PROTO":

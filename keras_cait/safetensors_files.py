@@ -84,7 +84,7 @@ def checksum(tensors: Mapping[str, np.ndarray]) -> str:
     """
     crc = 0
     for _, tensor in sorted(tensors.items()):
-        crc = zlib.crc32(tensor, crc)
+        crc = zlib.crc32(tensor.reshape(-1).view("uint8").data, crc)
     return f"{crc:08x}"
 
 

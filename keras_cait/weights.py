@@ -4,6 +4,7 @@ import logging
 import math
 import re
 from collections.abc import Mapping
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ Tensors = Mapping[str, Any]
 Grid = tuple[int, int]
 
 
-def load_weights(model: keras.Model, path: str | Path) -> keras.Model:
+def load_weights(model: keras.Model, path: str | PathLike[str]) -> keras.Model:
     """Loads the weights of a file into a model.
 
     Everything is checked before the first weight changes. Positions of another
@@ -62,7 +63,7 @@ def load_weights(model: keras.Model, path: str | Path) -> keras.Model:
 
 
 def save_weights(
-    model: keras.Model, path: str | Path, overwrite: bool = True
+    model: keras.Model, path: str | PathLike[str], overwrite: bool = True
 ) -> None:
     """Saves the weights of a model as `.safetensors` with timm's names.
 
@@ -186,7 +187,7 @@ def _load(model: keras.Model, path: Path, with_head: bool) -> keras.Model:
             'Only the variants, such as CaiT_S24, have weights="imagenet".'
         )
     if not path.is_file():
-        raise ValueError(f"There is no weights file {str(path)!r}.")
+        raise ValueError(f"There is no file {str(path)!r}.")
     try:
         if is_h5:
             _load_h5(model, path)

@@ -7,7 +7,7 @@ import pytest
 
 import keras_cait
 from export.__main__ import main
-from export.check_saved_model import check_signatures, table
+from export.check_saved_model import BATCH, ask, check_signatures, table
 from export.serving.model_folder import write_version
 from export.serving.warmup import example_picture
 from tests.helpers.models import randomise
@@ -38,7 +38,20 @@ def version(model, tmp_path_factory):
     return write_version(model, LABELS, output, batch_sizes=(1, 2))
 
 
-def test_every_signature_at_every_batch_size(model, version):
+@pytest.fixture(scope="module")
+def answers(version):
+    """What the SavedModel says in a process of its own, which takes seconds."""
+    return ask(version, (BATCH * PICTURES)[:BATCH])
+
+
+@pytest.fixture
+def asked(answers, monkeypatch):
+    monkeypatch.setattr(
+        "export.check_saved_model.ask", lambda *_: dict(answers)
+    )
+
+
+def test_every_signature_at_every_batch_size(model, version, asked):
     rows = check_signatures(version, model, PICTURES)
     assert {(row.signature, row.output) for row in rows} == {
         ("serving_default", "scores"),
@@ -60,7 +73,7 @@ def test_every_signature_at_every_batch_size(model, version):
     assert len(set(map(len, lines))) == 1
 
 
-def test_other_weights_are_found_out(version):
+def test_other_weights_are_found_out(version, asked):
     with pytest.raises(ValueError, match="differs from the Keras model"):
         check_signatures(version, build(seed=1), PICTURES)
 
@@ -89,7 +102,11 @@ def test_damaged_files(model, version, tmp_path, file):
 def test_what_fails_the_check_is_not_written(model, tmp_path, monkeypatch):
     model.save(tmp_path / "model.keras")
     (tmp_path / "labels.txt").write_text("\n".join(LABELS))
-    monkeypatch.setattr("export.check_saved_model.TOLERANCE", 0.0)
+
+    def refuse(*_):
+        raise ValueError("other answers")
+
+    monkeypatch.setattr("export.check_saved_model.ask", refuse)
     command = ["saved-model", "--weights", str(tmp_path / "model.keras")]
     output = tmp_path / "models/cait"
     assert main([*command, "--output", str(output)]) == 1

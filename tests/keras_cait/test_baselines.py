@@ -261,7 +261,7 @@ def test_saved_models_come_back(choice, tmp_path, pictures):
     [
         ({"residual_scaling": "skip"}, "one of none, rezero"),
         ({"residual_scaling": "scalar"}, "init_values is needed"),
-        ({"init_values": 0.1}, "by these alone"),
+        ({"init_values": 0.1}, "only by these"),
         ({"class_token_depth": 3}, "would see no patch"),
         ({"class_token_depth": -1}, "at least 0"),
         ({"class_token_depth": 0, "pooling": "avg"}, "must be None"),

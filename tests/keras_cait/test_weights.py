@@ -249,7 +249,7 @@ def test_refused_with_nothing_loaded(
 
 
 def test_errors_of_paths(small_model, tmp_path):
-    with pytest.raises(ValueError, match="There is no weights file"):
+    with pytest.raises(ValueError, match="There is no file"):
         load_weights(small_model, tmp_path / "no.safetensors")
     with pytest.raises(ValueError, match=r"Received: 'weights\.bin'"):
         small(weights="weights.bin")

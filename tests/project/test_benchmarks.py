@@ -3,9 +3,11 @@
 import json
 import re
 
+import numpy as np
 import pytest
+import tensorflow as tf
 
-from benchmarks import inference, report, results
+from benchmarks import inference, report, results, rewrites
 from benchmarks.interleave import Timing, interleave
 
 
@@ -43,7 +45,7 @@ def test_a_table_shows_every_number(tmp_path, capsys):
     results.show("A model, batch 1", rows)
     printed = capsys.readouterr().out
     for line in (
-        "|  | images/s | timm eager = 1 | % of a matrix product | peak MB |",
+        "| Run | images/s | timm eager = 1 | % of a matrix product | peak MB |",
         "| keras-cait, XLA | 12.3 |  | 182 | 1,234 |",
         "| timm eager | timm is not installed |  |  |  |",
     ):
@@ -60,14 +62,26 @@ def test_a_table_shows_every_number(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("path", report.DOCUMENTS, ids=lambda path: path.name)
-def test_measured_regions_are_those_of_the_results(path):
+def test_generated_regions_are_up_to_date(path):
     text = path.read_text()
-    assert text.count("<!-- measured:") == len(report.REGION.findall(text))
+    assert text.count("<!-- generated:") == len(report.REGION.findall(text))
     assert report.fill(text) == text, "Run: python -m benchmarks.report"
 
 
 def test_every_benchmark_is_on_the_page():
     page = (report.ROOT / "docs/benchmarks.md").read_text()
-    named = re.findall(r"<!-- measured: benchmark (\w+) -->", page)
+    named = re.findall(r"<!-- generated: benchmark (\w+) -->", page)
     stored = {path.stem for path in results.RESULTS.glob("*.json")}
     assert set(named) == set(report.BENCHMARKS) <= stored
+
+
+def test_graphs_without_a_rewrite_compute_the_same(small_model, pictures):
+    functions = rewrites.functions_of_images(small_model)
+    logits = functions["all rewrites"](pictures)
+    for name, function in functions.items():
+        expected = logits
+        if name == "Keras model":
+            expected = tf.nn.softmax(logits)
+        np.testing.assert_allclose(
+            function(pictures), expected, rtol=1e-4, atol=1e-5, err_msg=name
+        )

@@ -13,7 +13,10 @@ from PIL import Image
 
 import keras_cait
 import training.evaluate as program
-from export.__main__ import main as export
+from export.inference_graph import InferenceModel
+from export.litert import convert
+from export.metadata import add_metadata
+from export.serving.model_folder import write_version
 from keras_cait.loading import Classifier
 from keras_cait.pretrained import PRETRAINED
 from keras_cait.weights import save_weights
@@ -77,6 +80,7 @@ def kinds(tmp_path_factory):
     )
     model.save(folder / "model.keras")
     save_weights(model, folder / "model.safetensors")
+    labels = [str(i) for i in range(10)]
     (folder / "labels.txt").write_text("".join(f"{i}\n" for i in range(10)))
     (folder / "run/checkpoints/best").mkdir(parents=True)
     shutil.copy(folder / "model.keras", folder / "run")
@@ -86,11 +90,10 @@ def kinds(tmp_path_factory):
         tf.train.Checkpoint(model=weights).write(
             str(folder / f"run/checkpoints/ckpt-{step}")
         )
-    weights = ["--weights", str(folder / "model.keras")]
-    for command, output in (("saved-model", "saved"), ("litert", "m.tflite")):
-        assert (
-            export([command, *weights, "--output", str(folder / output)]) == 0
-        )
+    write_version(model, labels, folder / "saved", batch_sizes=(1,))
+    tflite = convert(InferenceModel(model))
+    tflite = add_metadata(tflite, labels, "cait", "digits", "1")
+    (folder / "m.tflite").write_bytes(tflite)
     raw.save(folder / "raw.keras")
     return folder
 

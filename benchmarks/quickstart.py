@@ -1,0 +1,155 @@
+"""Quickstart: accuracy of the quickstart's model in every export format.
+
+Run it after `make quickstart`.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cyclopts import App
+
+from benchmarks.results import Output, Rows, write
+from keras_cait.command_line import run
+
+SCHEMES = (
+    *("float32", "float16", "dynamic-int8", "static-int8"),
+    "static-int8-int16",
+)
+TANH = ("float32", "dynamic-int8")  # also with --gelu tanh
+
+
+def command(*words: object) -> None:
+    """Runs a program of the project, with its output on the terminal."""
+    subprocess.run([sys.executable, "-m", *map(str, words)], check=True)
+
+
+def export_files(model: Path, folder: Path) -> list[Path]:
+    """Exports the model in every format; returns the .tflite files."""
+    command(
+        *("export", "saved-model", "--model", model),
+        *("--output", folder / "digits"),
+    )
+    litert = ("export", "litert", "--model", model)
+    for name, options in (
+        ("erf", ["--scheme", *SCHEMES, "--calibration", "digits"]),
+        ("tanh", ["--scheme", *TANH, "--gelu", "tanh"]),
+    ):
+        command(*litert, "--output", folder / name, *options)
+    return [
+        *(folder / "erf" / f"{name}.tflite" for name in SCHEMES),
+        *(folder / "tanh" / f"{name}.tflite" for name in TANH),
+    ]
+
+
+def evaluate(sources: Sequence[Path], folder: Path) -> dict[Path, Any]:
+    """Evaluates models on the validation digits with training.evaluate."""
+    found = {}
+    for number, source in enumerate(sources):
+        output = folder / f"evaluation-{number}"
+        command(
+            *("training.evaluate", "--model", source),
+            *("--data", "digits", "--output", output),
+        )
+        (result,) = output.glob("*.json")
+        found[source] = json.loads(result.read_text())
+    return found
+
+
+def format_rows(results: dict[str, Any]) -> Rows:
+    """Accuracy and calibration of each format."""
+    return {
+        name: {
+            "top1": result["top1"],
+            "top5": result["top5"],
+            "ece": result["ece"],
+            "images": result["images"],
+        }
+        for name, result in results.items()
+    }
+
+
+def scheme_rows(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Rows:
+    """What verify measured of the .tflite files."""
+    keys = ("top1", "top5", "agreement", "max_difference", "megabytes")
+    facts = ("operations", "left_out", "partitions")
+    return {
+        name: {
+            **{key: row[key] for key in keys},
+            **(
+                {key: row["litert"][key] for key in facts}
+                if row["litert"]
+                else {}
+            ),
+        }
+        for name, row in zip(names, rows, strict=True)
+    }
+
+
+def block_rows(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Rows:
+    """Signal-to-noise ratio in dB after each block, per file."""
+    found: dict[str, dict[str, float]] = {}
+    for name, row in zip(names, rows, strict=True):
+        if row["litert"]:
+            for block, difference in row["litert"]["blocks"].items():
+                found.setdefault(block, {})[name] = difference["snr"]
+    return found
+
+
+app = App(name="python -m benchmarks.quickstart", help=__doc__)
+
+
+@app.default
+def main(
+    *, model: Path = Path("runs/quickstart"), output: Output = None
+) -> None:
+    """Exports the model in every format and evaluates each file.
+
+    Args:
+        model: Run folder of the quickstart.
+    """
+    import keras_cait
+    from keras_cait.loading import load_model
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        files = export_files(model, folder)
+        weights = folder / "model.safetensors"
+        keras_cait.save_weights(load_model(model), weights)
+        formats = {
+            "run folder": model,
+            "`.keras`": model / "model.keras",
+            "`.safetensors`": weights,
+            "SavedModel": folder / "digits",
+            "`.tflite`, `float32`": files[0],
+            "`.tflite`, `dynamic-int8`": files[2],
+        }
+        found = evaluate(list(formats.values()), folder)
+        report = folder / "verify.json"
+        command(
+            *("export", "verify", folder / "digits", *files),
+            *("--model", model, "--data", f"folder:{model}"),
+            *("--output", report),
+        )
+        rows = json.loads(report.read_text())
+    names = [
+        *("Keras model", "SavedModel"),
+        *(f"`{scheme}`" for scheme in SCHEMES),
+        *(f"`{scheme}`, `--gelu tanh`" for scheme in TANH),
+    ]
+    tables = {
+        "formats": format_rows(
+            {title: found[path] for title, path in formats.items()}
+        ),
+        "schemes": scheme_rows(rows, names),
+        "blocks": block_rows(rows, names),
+    }
+    write(tables, output)
+
+
+if __name__ == "__main__":
+    run(app)
