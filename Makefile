@@ -63,15 +63,15 @@ $(RUN)/model.keras: | .venv/quickstart
 	$(BIN)/python -m training.train quickstart --output $(RUN)
 
 $(RUN)/models/digits/1: | $(RUN)/model.keras
-	$(BIN)/python -m export saved-model --weights $(RUN)/model.keras \
+	$(BIN)/python -m export saved-model --model $(RUN) \
 	  --output $(RUN)/models/digits
 
 $(RUN)/model.tflite: | $(RUN)/model.keras
-	$(BIN)/python -m export litert --weights $(RUN)/model.keras --output $@
+	$(BIN)/python -m export litert --model $(RUN) --output $@
 
 $(RUN)/verify.json: | $(RUN)/models/digits/1 $(RUN)/model.tflite
 	$(BIN)/python -m export verify $(RUN)/models/digits $(RUN)/model.tflite \
-	  --weights $(RUN)/model.keras --pictures $(RUN)/validation --output $@
+	  --model $(RUN) --data folder:$(RUN) --output $@
 
 $(RUN)/report.md: | $(RUN)/verify.json
 	$(BIN)/python -m training.report $(RUN)

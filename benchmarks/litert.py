@@ -29,14 +29,14 @@ def write_files(
     from export.inference_graph import InferenceModel
     from export.litert import convert
     from export.litert_report import operations
-    from export.quantization import RECIPES, quantize
+    from export.quantization import SCHEMES, quantize
 
     model = getattr(keras_cait, f"CaiT_{variant}")(weights=None)
     rng = np.random.default_rng(0)
     images = rng.uniform(0, 255, (4, *model.image_shape)).astype("float32")
     float32 = convert(InferenceModel(model))
     facts = {}
-    for scheme in RECIPES:
+    for scheme in SCHEMES:
         path = Path(folder, f"{scheme}.tflite")
         path.write_bytes(quantize(float32, scheme, images))
         operation_count, outside, partitions = operations(path)

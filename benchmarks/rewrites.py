@@ -26,7 +26,7 @@ from export.inference_graph import (
     dense,
     matmul,
     mix_heads,
-    normalise,
+    normalize,
     softmax,
 )
 from keras_cait.command_line import run
@@ -79,7 +79,7 @@ def functions_of_images(model: keras_cait.CaiT) -> dict[str, Function]:
             affine(tf.cast(images, tf.float32))
         ),
         "without LayerNorm's affine": undone(
-            normalise=lambda x: affine(normalise(x))
+            normalize=lambda x: affine(normalize(x))
         ),
         "without LayerScale": undone(dense=branch),
         "without the query's scale": undone(matmul=query_scaled),

@@ -1,7 +1,7 @@
-"""All signatures of a SavedModel beside the Keras model.
+"""Checks every signature of a SavedModel against the Keras model.
 
-The SavedModel runs in a new process, in which neither Keras nor keras_cait can
-be imported, as on the server.
+The SavedModel runs in a new process that cannot import Keras or keras_cait, as
+on a server.
 """
 
 import json
@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +20,11 @@ import tensorflow as tf
 import keras_cait
 from export.decoding import decode_pictures
 
-BATCH = 8  # the largest that `export/run_signatures.py` asks for
-# Of the largest value: more is no rounding of float32, or of shorter types.
-TOLERANCE, ROUGH_TOLERANCE = 1e-4, 0.1
-# Whatever imports one of these there, fails.
-ALONE = """
+LARGEST_BATCH = 8  # of `export/run_signatures.py`
+# Maximum difference relative to the largest value, for float32 / for bfloat16.
+TOLERANCE, BFLOAT16_TOLERANCE = 1e-4, 0.1
+# Runs a program in which importing Keras or keras_cait fails.
+WITHOUT_KERAS = """
 import runpy, sys
 sys.modules["keras"] = sys.modules["keras_cait"] = None
 sys.argv.pop(0)
@@ -32,12 +33,20 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 @dataclass(frozen=True)
-class Row:
-    """One output of one signature at one batch size, beside the Keras model.
+class SignatureCheck:
+    """One output of one signature at one batch size, against the Keras model.
 
-    Differences are relative to the largest expected value; `top1` and `top5`
-    are the shares of pictures whose best class and whose five best classes
-    agree (`None` for outputs that name no classes).
+    Attributes:
+        signature: name of the signature.
+        output: name of the output.
+        batch_size: number of images.
+        max_difference: largest absolute difference, relative to the largest
+            expected value.
+        mean_difference: mean absolute difference, relative to the same value.
+        top1: share of images in 0...1 with the same best class; `None` for
+            outputs without classes.
+        top5: share of images in 0...1 with the same set of five best classes;
+            `None` for outputs without classes.
     """
 
     signature: str
@@ -49,82 +58,93 @@ class Row:
     top5: float | None
 
 
-def check_signatures(version, model, pictures):
-    """Runs a SavedModel in a new process, and compares all its answers.
+def check_saved_model(
+    version: str | Path, model: keras_cait.CaiT, images: Sequence[bytes]
+) -> list[SignatureCheck]:
+    """Runs a SavedModel in a new process and compares all its outputs.
 
     Args:
-        version: path of the SavedModel with its `manifest.json`.
+        version: folder of the SavedModel, with its `manifest.json`.
         model: the `CaiT` it was made from.
-        pictures: list of bytes, encoded pictures; they are repeated until
-            they fill the largest batch.
+        images: encoded images, repeated until they fill the largest batch.
 
     Returns:
-        List of `Row`.
+        One check for each output of each signature at each batch size.
 
     Raises:
-        ValueError: it does not run with TensorFlow alone, or the answers are
-            not the Keras model's.
+        ValueError: the SavedModel does not run without Keras, or its outputs
+            differ from the Keras model's.
     """
     version = Path(version)
-    encoded = (BATCH * list(pictures))[:BATCH]
-    answers = ask(version, encoded)
+    encoded = (LARGEST_BATCH * list(images))[:LARGEST_BATCH]
+    outputs = run_signatures(version, encoded)
     manifest = json.loads((version / "manifest.json").read_text())
     precisions = {manifest["precision"], model.dtype_policy.compute_dtype}
-    tolerance = TOLERANCE if precisions == {"float32"} else ROUGH_TOLERANCE
-    labels = (version / "assets.extra" / "labels.txt").read_text().splitlines()
-    images = decode_pictures(tf.constant(encoded), model.image_shape[:2])
-    of_pictures = keras_answers(model, images)
-    of_pixels = keras_answers(model, answers.pop("pixels"))
+    tolerance = TOLERANCE if precisions == {"float32"} else BFLOAT16_TOLERANCE
+    text = (version / "assets.extra" / "labels.txt").read_text(encoding="utf-8")
+    labels = text.splitlines()
+    decoded = decode_pictures(tf.constant(encoded), model.image_shape[:2])
+    expected_of_bytes = keras_outputs(model, decoded)
+    expected_of_pixels = keras_outputs(model, outputs.pop("pixels"))
 
-    rows = []
-    for key, found in answers.items():
-        signature, output, size = key.split("/")
-        if output == "classes":  # compared with their scores
+    checks = []
+    for key, found in outputs.items():
+        signature, output, batch_size = key.split("/")
+        count = int(batch_size)
+        if output == "classes":  # checked together with the scores
             continue
-        expected = of_pixels if signature == "pixels" else of_pictures
-        probabilities = expected["probabilities"][: int(size)]
+        expected = (
+            expected_of_pixels if signature == "pixels" else expected_of_bytes
+        )
+        probabilities = expected["probabilities"][:count]
         top1 = top5 = None
         if output == "scores":
-            classes = answers[f"{signature}/classes/{size}"]
-            indices = [
-                [labels.index(name.decode()) for name in row] for row in classes
-            ]
-            value = np.take_along_axis(probabilities, np.array(indices), 1)
-            top1, top5 = agreement(np.array(indices), probabilities)
+            classes = outputs[f"{signature}/classes/{count}"]
+            indices = np.array(
+                [
+                    [labels.index(name.decode()) for name in row]
+                    for row in classes
+                ]
+            )
+            value = np.take_along_axis(probabilities, indices, 1)
+            top1, top5 = agreement(indices, probabilities)
         else:
-            value = expected[output][: int(size)]
+            value = expected[output][:count]
         if output in ("logits", "probabilities"):
             top1, top5 = agreement(np.argsort(-found), probabilities)
         difference = np.abs(found - value) / np.abs(value).max()
-        row = Row(
+        check = SignatureCheck(
             signature,
             output,
-            int(size),
+            count,
             float(difference.max()),
             float(difference.mean()),
             top1,
             top5,
         )
-        if not row.max_difference <= tolerance:
+        if not check.max_difference <= tolerance:
             raise ValueError(
-                f"{output} of {signature} at batch {size} differs from the "
-                f"Keras model by {row.max_difference:.1e} of its largest "
-                f"value; {tolerance:.0e} would be rounding. Compare it with "
-                "the weights it was exported from, or export it again."
+                f"Output {output!r} of signature {signature!r} differs from "
+                f"the Keras model by {check.max_difference:.1e} of its largest "
+                f"value at batch size {count}; rounding explains at most "
+                f"{tolerance:.0e}. Check that {str(version)!r} was exported "
+                "from this model, or export it again."
             )
-        rows.append(row)
-    return rows
+        checks.append(check)
+    return checks
 
 
-def ask(version, encoded):
-    """The arrays that `export/run_signatures.py` writes."""
+def run_signatures(
+    version: Path, encoded: Sequence[bytes]
+) -> dict[str, np.ndarray]:
+    """Runs `export/run_signatures.py`, and reads the arrays it writes."""
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / str(i) for i in range(len(encoded))]
-        for file, one in zip(files, encoded, strict=True):
-            file.write_bytes(one)
+        for file, image in zip(files, encoded, strict=True):
+            file.write_bytes(image)
         program = Path(__file__).with_name("run_signatures.py")
-        output = Path(folder) / "answers.npz"
-        command = [sys.executable, "-P", "-c", ALONE, program, version]
+        output = Path(folder) / "outputs.npz"
+        command = [sys.executable, "-P", "-c", WITHOUT_KERAS, program, version]
         process = subprocess.run(
             [*command, output, *files],
             capture_output=True,
@@ -134,14 +154,16 @@ def ask(version, encoded):
         if process.returncode:
             lines = process.stderr.strip().splitlines() or ["no message"]
             raise ValueError(
-                f"{version} does not run with TensorFlow alone: {lines[-1]}"
+                f"{str(version)!r} does not run without Keras: {lines[-1]}"
             )
         with np.load(output) as file:
             return dict(file)
 
 
-def keras_answers(model, images):
-    """All outputs of the signatures, by the Keras model."""
+def keras_outputs(
+    model: keras_cait.CaiT, images: np.ndarray | tf.Tensor
+) -> dict[str, np.ndarray]:
+    """The outputs of all signatures, computed by the Keras model."""
     head = model.get_layer("head")
     embedding = keras.Model(model.input, head.input).predict_on_batch(images)
     kernel, bias = head.get_weights()
@@ -154,8 +176,10 @@ def keras_answers(model, images):
     }
 
 
-def agreement(indices, probabilities):
-    """Shares of pictures with the same best class, and the same best five."""
+def agreement(
+    indices: np.ndarray, probabilities: np.ndarray
+) -> tuple[float, float]:
+    """Shares of images with the same best class and the same five best."""
     best = probabilities.argsort(axis=1)[:, ::-1]
     count = min(5, indices.shape[1])
     same = [
@@ -165,20 +189,20 @@ def agreement(indices, probabilities):
     return float((indices[:, 0] == best[:, 0]).mean()), sum(same) / len(same)
 
 
-def table(rows):
-    """The rows as aligned text, the batch sizes of an output together."""
+def checks_table(checks: Sequence[SignatureCheck]) -> str:
+    """The checks as aligned text, one line each."""
     lines = [
         "signature        output         batch  max diff  mean diff  "
         "top-1  top-5"
     ]
-    for row in rows:
-        shares = [
+    for check in checks:
+        top1, top5 = (
             "" if share is None else f"{share:.0%}"
-            for share in (row.top1, row.top5)
-        ]
+            for share in (check.top1, check.top5)
+        )
         lines.append(
-            f"{row.signature:15}  {row.output:13}  {row.batch_size:5}  "
-            f"{row.max_difference:8.1e}  {row.mean_difference:9.1e}  "
-            f"{shares[0]:>5}  {shares[1]:>5}"
+            f"{check.signature:15}  {check.output:13}  {check.batch_size:5}  "
+            f"{check.max_difference:8.1e}  {check.mean_difference:9.1e}  "
+            f"{top1:>5}  {top5:>5}"
         )
     return "\n".join(lines)

@@ -1,109 +1,116 @@
-"""LiteRT: one `.tflite` file of static shape for phones and browsers."""
+"""Converts models to `.tflite` files for phones and browsers."""
 
 import gc
 import tempfile
+from collections.abc import Callable, Sequence
 from copy import copy
+from typing import get_args
 
 import numpy as np
 import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.tools import flatbuffer_utils
 
-from export.litert_runner import DEFAULT
+from export.inference_graph import InferenceModel
+from export.options import ExtraSignature
+from keras_cait.litert import SIGNATURE
 
-SIGNATURES = ("embedding", "attention")
 
+def convert(
+    model: InferenceModel,
+    softmax: bool = True,
+    batch_size: int = 1,
+    signatures: Sequence[ExtraSignature] = (),
+) -> bytes:
+    """Converts a model to a float32 `.tflite` file.
 
-def convert(model, softmax=True, batch_size=1, signatures=()):
-    """Converts a model to the bytes of a float32 `.tflite` file.
-
-    Every shape is static and every weight a constant, so that XNNPACK takes
-    the graph whole and packs its weights once. All signatures share them.
+    All shapes are static and all weights constant, which lets XNNPACK run the
+    whole graph and pack its weights once. All signatures share the weights.
 
     Args:
-        model: `export.inference_graph.InferenceModel`.
-        softmax: bool. Whether the softmax is part of the graph.
-        batch_size: int > 0.
-        signatures: which of `"embedding"` and `"attention"` can be asked for
-            besides the classes.
+        model: the inference graph.
+        softmax: whether the softmax is part of the graph.
+        batch_size: int > 0. Number of images per call.
+        signatures: signatures to add to `serving_default`.
 
     Returns:
-        bytes. The input of each signature is `images`, float32 RGB in
-        0...255, `(batch_size, height, width, 3)`. The first signature,
-        `serving_default`, answers `probabilities`, or without softmax
-        `logits`, `(batch_size, classes)`; `embedding` answers `embedding`,
-        `(batch_size, embed_dim)`; `attention` answers as `serving_default`
-        and `attention`, of the class token to each patch, one block after the
-        other, `(batch_size, class_attention_depth * heads, rows, columns)`.
-        All are float32.
+        Content of the file. The input of each signature is `images`, float32
+        RGB in 0...255, `(batch_size, height, width, 3)`. All outputs are
+        float32. `serving_default` comes first and returns `probabilities`, or
+        `logits` without softmax, `(batch_size, classes)`. `embedding` returns
+        `embedding`, `(batch_size, embed_dim)`. `attention` returns the output
+        of `serving_default` and `attention` from the class token to each
+        patch, the heads of all blocks in order,
+        `(batch_size, class_attention_depth * heads, rows, columns)`.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: an argument is out of range.
 
     Example:
     >>> tflite = convert(InferenceModel(model))  # doctest: +SKIP
     """
-    if not set(signatures) <= set(SIGNATURES):
+    choices = get_args(ExtraSignature)
+    if not set(signatures) <= set(choices):
         raise ValueError(
-            f"signatures must be of {', '.join(SIGNATURES)}. Received: "
+            f"signatures must be among {', '.join(choices)}. Got "
             f"{', '.join(signatures)}."
         )
     if batch_size < 1:
-        raise ValueError(
-            f"batch_size must be at least 1. Received: {batch_size}."
-        )
+        raise ValueError(f"batch_size must be at least 1. Got {batch_size}.")
     images = tf.TensorSpec(
         (batch_size, *model.image_shape), tf.float32, "images"
     )
     scores = "probabilities" if softmax else "logits"
-    names = {
-        DEFAULT: [scores],
+    outputs = {
+        SIGNATURE: [scores],
         "embedding": ["embedding"],
         "attention": [scores, "attention"],
     }
     functions = {
-        signature: function(model, images, names[signature])
-        for signature in (DEFAULT, *signatures)
+        name: signature_function(model, images, outputs[name])
+        for name in (SIGNATURE, *signatures)
     }
-    # By way of a SavedModel, which keeps the names of inputs and outputs. The
-    # converter makes constants of its variables; as constants of the graph they
-    # would be there once for each signature, and twice as many times in memory.
+    # A SavedModel keeps the names of inputs and outputs, and the converter
+    # turns its variables into constants. Constants in the graph itself would be
+    # stored once per signature and take twice the memory.
     module = tf.Module()
     module.model, module.functions = model, functions
     with tempfile.TemporaryDirectory() as folder:
         tf.saved_model.save(module, folder, functions)
-        del model, module, functions  # The weights are on the disk.
+        del model, module, functions  # their weights are on disk now
         gc.collect()
         converter = tf.lite.TFLiteConverter.from_saved_model(
-            folder, signature_keys=[DEFAULT, *signatures]
+            folder, signature_keys=[SIGNATURE, *signatures]
         )
         tflite = converter.convert()
     return default_first(tflite) if signatures else tflite
 
 
-def function(model, images, names):
-    """Some answers of a model to a batch of images."""
+def signature_function(
+    model: InferenceModel, images: tf.TensorSpec, names: Sequence[str]
+) -> Callable:
+    """Some outputs of a model as a function of a batch of images."""
 
-    def answers(images):
+    def run(images):
         outputs = dict(model(images))
-        _, *blocks, rows, columns = outputs["attention"].shape
-        shape = (images.shape[0], blocks[0] * blocks[1], rows, columns)
+        _, blocks, heads, rows, columns = outputs["attention"].shape
+        shape = (images.shape[0], blocks * heads, rows, columns)
         outputs["attention"] = tf.reshape(outputs["attention"], shape)
         return {name: outputs[name] for name in names}
 
-    return tf.function(answers, [images])
+    return tf.function(run, [images])
 
 
-def default_first(tflite):
-    """Puts `serving_default` before the other signatures.
+def default_first(tflite: bytes) -> bytes:
+    """Moves `serving_default` before the other signatures.
 
-    The converter sorts them by name, and what knows nothing of signatures
-    takes the first graph.
+    The converter sorts signatures by name, but programs that do not know
+    signatures run the first graph.
     """
     model = flatbuffer_utils.read_model_from_bytearray(bytearray(tflite))
     order = sorted(
         model.signatureDefs,
-        key=lambda one: one.signatureKey.decode() != DEFAULT,
+        key=lambda one: one.signatureKey.decode() != SIGNATURE,
     )
     model.subgraphs = [model.subgraphs[one.subgraphIndex] for one in order]
     for index, signature in enumerate(order):
@@ -112,17 +119,17 @@ def default_first(tflite):
     return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
 
 
-def take_uint8(tflite):
-    """Lets a `.tflite` file take uint8 instead of float32 pixels.
+def take_uint8(tflite: bytes) -> bytes:
+    """Changes the input of a `.tflite` model from float32 to uint8.
 
-    XNNPACK has no cast of integers. So the input is declared as quantised, in
-    steps of 1, and an operation that it has dequantises it.
+    XNNPACK cannot cast integers, so the input is declared as quantized in
+    steps of 1, and a dequantize op, which XNNPACK supports, converts it.
 
     Args:
-        tflite: bytes, of a file of `convert`, quantised or not.
+        tflite: model of `convert`, quantized or not.
 
     Returns:
-        bytes.
+        The changed model.
     """
     model = flatbuffer_utils.read_model_from_bytearray(bytearray(tflite))
     code = schema.OperatorCodeT()

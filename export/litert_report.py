@@ -1,124 +1,109 @@
-"""How a `.tflite` file runs here, and where it leaves the Keras model."""
+"""How a `.tflite` file runs here, and where it differs from the Keras model."""
 
 import re
 import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 from ai_edge_litert.interpreter import OpResolverType
 
-from export.litert_runner import LiteRTClassifier, open_file
+import keras_cait
 from keras_cait import intermediate_features
+from keras_cait.litert import LiteRTModel, open_interpreter
 
 THREADS = (1, 2)
 BLOCK = re.compile(r"((self|class)_attention_block_\d+)/output")
 
 
+class BlockDifference(TypedDict):
+    """Cosine similarity, and signal-to-noise ratio in dB."""
+
+    cosine: float
+    snr: float
+
+
 @dataclass(frozen=True)
 class Report:
-    """What is known of one file.
+    """Facts about one `.tflite` file.
 
-    `operations` counts all, `left_out` those that XNNPACK does not take and
-    `partitions` the parts into which they cut the rest: 0 and 1 are the whole
-    graph. `milliseconds` are medians of one call, by the number of threads.
-    `blocks` are, by name, cosine similarity and signal-to-noise ratio in dB of
-    the residual stream after each block, against the Keras model's.
+    Attributes:
+        operations: number of ops.
+        left_out: ops that XNNPACK does not run.
+        partitions: parts into which those cut the graph. With `left_out` 0
+            and `partitions` 1, XNNPACK runs the whole graph.
+        milliseconds: median time of one call, by number of threads.
+        blocks: difference of the residual stream after each block from the
+            Keras model's, by name of the block.
     """
 
     operations: int
     left_out: int
     partitions: int
-    milliseconds: dict
-    blocks: dict
+    milliseconds: dict[int, float]
+    blocks: dict[str, BlockDifference]
 
 
-def report(path, model, images):
-    """Runs a file by itself and beside the Keras model.
+def report(
+    path: str | Path, model: keras_cait.CaiT, images: np.ndarray
+) -> Report:
+    """Runs a file and compares it with the Keras model.
 
     Args:
-        path: path of a `.tflite` file of `export.litert`.
-        model: the `CaiT` that it was made from.
-        images: array `(pictures, height, width, 3)`, RGB in 0...255.
-
-    Returns:
-        `Report`.
+        path: a `.tflite` file written by `python -m export litert`.
+        model: the `CaiT` it was made from.
+        images: array `(images, height, width, 3)`, RGB in 0...255.
 
     Raises:
-        ValueError: the file is none, or was made from another model.
+        ValueError: the file is not an image classifier, or was made from
+            another model.
 
     Example:
     >>> report("model.tflite", model, images).partitions  # doctest: +SKIP
     1
     """
-    classifiers = {n: LiteRTClassifier(path, n) for n in THREADS}
-    batch, *shape = classifiers[THREADS[0]].shape
-    if tuple(shape) != model.image_shape:
+    runners = {threads: LiteRTModel(path, threads) for threads in THREADS}
+    runner = runners[THREADS[0]]
+    shape = (*runner.image_size, 3)
+    if shape != model.image_shape:
         raise ValueError(
-            f"{path} takes images of shape {tuple(shape)}, the model takes "
-            f"{model.image_shape}. Give the model that it was made from."
+            f"{str(path)!r} takes images of shape {shape}, but the model "
+            f"takes {model.image_shape}. Give the model it was made from."
         )
-    images = np.resize(
-        images, (max(batch, len(images) // batch * batch), *shape)
-    )
+    batch = runner.batch_size
+    count = max(batch, len(images) // batch * batch)
+    images = np.resize(images, (count, *shape))
     return Report(
         *operations(path),
-        {n: 1e3 * classify.seconds() for n, classify in classifiers.items()},
-        blocks(path, model, images),
+        {n: 1e3 * runner.seconds() for n, runner in runners.items()},
+        compare_blocks(path, model, images),
     )
 
 
-def blocks(path, model, images):
-    """Cosine similarity and SNR of each block."""
-    found = block_outputs(path, images)
-    names = [
-        layer.name
-        for layer in model.layers
-        if layer.name.startswith(("self_attention_", "class_attention_"))
-    ]
-    expected = dict(
-        zip(names, intermediate_features(model, names)(images), strict=True)
-    )
-    expected = {
-        name: np.asarray(x, "float64").reshape(-1, model.embed_dim)
-        for name, x in expected.items()
-    }
-    shapes = (
-        {name: x.shape for name, x in y.items()} for y in (found, expected)
-    )
-    if len({str(sorted(one.items())) for one in shapes}) > 1:
-        raise ValueError(
-            f"{path} has {len(found)} blocks, the model {len(expected)}, or "
-            "they differ in width. Give the model that the file was made from."
-        )
-    return {
-        name: {
-            "cosine": cosine(found[name], expected[name]),
-            "snr": snr(found[name], expected[name]),
-        }
-        for name in names
-    }
-
-
-def operations(path):
-    """How many operations a file has, and in how many parts XNNPACK runs it.
+def operations(path: str | Path) -> tuple[int, int, int]:
+    """Counts the ops of a file, and the parts that XNNPACK runs.
 
     Args:
-        path: path of a `.tflite` file. Of several signatures, the first one
-            counts.
+        path: a `.tflite` file. Only its first signature counts.
 
     Returns:
-        Triple of ints: all operations, those that XNNPACK does not take, and
-        the parts into which they cut the rest. 0 and 1 are the whole graph.
+        All ops, those that XNNPACK does not run, and the parts into which
+        those cut the graph. 0 and 1: XNNPACK runs the whole graph.
+
+    Raises:
+        ValueError: the file is not a `.tflite` model.
     """
-    interpreter = open_file(path)
+    interpreter = open_interpreter(path)
     interpreter.allocate_tensors()
-    every = interpreter._get_ops_details()
-    delegates = [one for one in every if one["op_name"] == "DELEGATE"]
-    others = [one for one in every if one["op_name"] != "DELEGATE"]
-    # Backwards from the answer: what a part of XNNPACK makes is made by it,
-    # the rest by operations of their own.
+    details = interpreter._get_ops_details()
+    partitions = [one for one in details if one["op_name"] == "DELEGATE"]
+    others = [one for one in details if one["op_name"] != "DELEGATE"]
+    # Walk back from the outputs. A tensor made by a partition and also by an op
+    # is made by the partition, which has replaced the op.
     makers = {}
-    for operation in others + delegates:
+    for operation in others + partitions:
         makers |= dict.fromkeys(operation["outputs"].tolist(), operation)
     waiting = [one["index"] for one in interpreter.get_output_details()]
     executed = {}
@@ -131,24 +116,53 @@ def operations(path):
     return len(others), len(executed) - parts, parts
 
 
-def block_outputs(path, images):
+def compare_blocks(
+    path: str | Path, model: keras_cait.CaiT, images: np.ndarray
+) -> dict[str, BlockDifference]:
+    """Compares the output of each block with the Keras model's."""
+    found = block_outputs(path, images)
+    blocks = model.self_attention_blocks + model.class_attention_blocks
+    names = [block.name for block in blocks]
+    features = intermediate_features(model, names)(images)
+    expected = {
+        name: np.asarray(x, "float64").reshape(-1, model.embed_dim)
+        for name, x in zip(names, features, strict=True)
+    }
+    if shapes(found) != shapes(expected):
+        raise ValueError(
+            f"{str(path)!r} has {len(found)} blocks and the model "
+            f"{len(expected)}, or their widths differ. Give the model it was "
+            "made from."
+        )
+    return {
+        name: {
+            "cosine": cosine(found[name], expected[name]),
+            "snr": snr(found[name], expected[name]),
+        }
+        for name in names
+    }
+
+
+def block_outputs(
+    path: str | Path, images: np.ndarray
+) -> dict[str, np.ndarray]:
     """The residual stream after each block of a file.
 
     Args:
-        path: path of a `.tflite` file.
-        images: array `(pictures, height, width, 3)`, RGB in 0...255; as many
-            as the file takes at a time, or a multiple.
+        path: a `.tflite` file.
+        images: array `(images, height, width, 3)`, RGB in 0...255; a multiple
+            of the file's batch size.
 
     Returns:
-        dict of names of blocks to float32 arrays `(tokens, embed_dim)`, of
-        all pictures, first block first.
+        float32 arrays `(tokens, embed_dim)` of all images, by name of the
+        block.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the memory that this takes
-        interpreter = open_file(
+        warnings.simplefilter("ignore")  # about memory
+        interpreter = open_interpreter(
             path,
             experimental_preserve_all_tensors=True,
-            # XNNPACK keeps what lies between to itself.
+            # XNNPACK does not keep tensors between its ops.
             experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
         )
     interpreter.allocate_tensors()
@@ -159,48 +173,49 @@ def block_outputs(path, images):
         if (match := BLOCK.match(tensor["name"]))
         and tensor["dtype"] == np.float32
     }
-    answers = {name: [] for name in indices}
-    batch = details["shape"][0]
-    for start in range(0, len(images), batch):
-        some = np.asarray(images[start : start + batch], details["dtype"])
-        interpreter.set_tensor(details["index"], some)
+    outputs = {name: [] for name in indices}
+    batch_size = details["shape"][0]
+    for start in range(0, len(images), batch_size):
+        batch = np.asarray(images[start : start + batch_size], details["dtype"])
+        interpreter.set_tensor(details["index"], batch)
         interpreter.invoke()
         for name, index in indices.items():
-            answers[name].append(interpreter.get_tensor(index))
-    return {name: np.concatenate(some) for name, some in answers.items()}
+            outputs[name].append(interpreter.get_tensor(index))
+    return {name: np.concatenate(parts) for name, parts in outputs.items()}
 
 
-def cosine(found, expected):
+def shapes(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+    """The shapes of arrays."""
+    return {name: array.shape for name, array in arrays.items()}
+
+
+def cosine(found: np.ndarray, expected: np.ndarray) -> float:
+    """Cosine similarity of two arrays."""
     norms = np.linalg.norm(found) * np.linalg.norm(expected)
     return float(np.vdot(found, expected) / norms)
 
 
-def snr(found, expected):
+def snr(found: np.ndarray, expected: np.ndarray) -> float:
     """Signal-to-noise ratio in dB."""
     noise = np.square(found - expected).sum()
     return float(10 * np.log10(np.square(expected).sum() / noise))
 
 
-def run_lines(reports):
-    """Cells of a table: how each file runs; the head comes first."""
-    head = ("", "operations", "not XNNPACK's", "parts")
-    yield (*head, *(f"ms, {n} thread{'s' * (n > 1)}" for n in THREADS))
+def run_lines(reports: Mapping[str, Report]) -> Iterator[list[str]]:
+    """Cells of a table of how each file runs; the head comes first."""
+    times = [f"ms, {n} thread{'s' * (n > 1)}" for n in THREADS]
+    yield ["", "ops", "not on XNNPACK", "partitions", *times]
     for name, one in reports.items():
-        yield (
-            *(name, str(one.operations), str(one.left_out)),
-            *(
-                str(one.partitions),
-                *(f"{one.milliseconds[n]:.2f}" for n in THREADS),
-            ),
-        )
+        counts = [one.operations, one.left_out, one.partitions]
+        times = [f"{one.milliseconds[n]:.2f}" for n in THREADS]
+        yield [name, *map(str, counts), *times]
 
 
-def block_lines(reports):
-    """Cells of a table: SNR in dB and cosine of each block, by file."""
-    yield ("dB, cosine", *reports)
+def block_lines(reports: Mapping[str, Report]) -> Iterator[list[str]]:
+    """Cells of a table of SNR and cosine of each block, by file."""
+    yield ["dB, cosine", *reports]
     for block in next(iter(reports.values())).blocks:
-        cells = (one.blocks[block] for one in reports.values())
-        yield (
-            block,
-            *(f"{cell['snr']:.1f}, {cell['cosine']:.5f}" for cell in cells),
-        )
+        cells = [one.blocks[block] for one in reports.values()]
+        yield [block] + [
+            f"{cell['snr']:.1f}, {cell['cosine']:.5f}" for cell in cells
+        ]

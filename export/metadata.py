@@ -1,14 +1,14 @@
 """Labels and description inside a `.tflite` file, as MediaPipe reads them.
 
-The format is TensorFlow Lite's: a FlatBuffer of `metadata_schema.fbs` (format
-M001) among the buffers of the model, and the labels as a file of a ZIP archive
-behind the model. No library that is kept up writes it, so the few of its tables
-that say something of a classifier of pictures are written here by the number of
-their fields.
+The format is TensorFlow Lite Metadata: a FlatBuffer of `metadata_schema.fbs`
+(version M001) among the buffers of the model, and the labels as a file of a ZIP
+archive appended to the model. No maintained library writes it, so this file
+writes the few tables that an image classifier needs, by field number.
 """
 
 import io
 import zipfile
+from collections.abc import Sequence
 
 import flatbuffers
 import numpy as np
@@ -26,29 +26,39 @@ TENSOR_AXIS_LABELS = 2
 
 
 def add_metadata(
-    tflite, labels, name, description, version, author=None, license=None
-):
-    """Describes a classifier of pictures within its file.
+    tflite: bytes,
+    labels: Sequence[str],
+    name: str,
+    description: str,
+    version: str,
+    author: str | None = None,
+    license: str | None = None,
+) -> bytes:
+    """Adds labels and a description to an image classifier.
 
     Args:
-        tflite: bytes, of a file of `export.litert.convert`, in its last form.
-        labels: list of str, by class.
-        name, description, version: str, of the model.
-        author, license: str, or `None` for nothing.
+        tflite: model of `export.litert.convert`, after all other changes.
+        labels: names of the classes, in order.
+        name, description, version: of the model.
+        author, license: of the weights; `None` omits them.
 
     Returns:
-        bytes. Also a ZIP archive, of `labels.txt`.
+        Content of the `.tflite` file, which is also a ZIP archive of
+        `labels.txt`.
 
     Raises:
-        ValueError: a label spans lines.
+        ValueError: a label contains a line break.
 
     Example:
     >>> add_metadata(
-    ...     tflite, labels, "CaiT-XXS24", "Names pictures.", "1"
+    ...     tflite, labels, "CaiT-XXS24", "Image classifier.", "1"
     ... )  # doctest: +SKIP
     """
-    if any(len(label.splitlines()) > 1 for label in labels):
-        raise ValueError("Labels are one line each. Received one of several.")
+    for label in labels:
+        if len(label.splitlines()) != 1:
+            raise ValueError(
+                f"Labels must be one line of text each. Got {label!r}."
+            )
     model = flatbuffer_utils.read_model_from_bytearray(bytearray(tflite))
     buffer = schema.BufferT()
     buffer.data = np.frombuffer(
@@ -63,36 +73,14 @@ def add_metadata(
     entry.buffer = len(model.buffers) - 1
     model.metadata = [*(model.metadata or []), entry]
     file = io.BytesIO(flatbuffer_utils.convert_object_to_bytearray(model))
-    # Stored as it is: MediaPipe maps it into memory.
+    # Not compressed, because MediaPipe maps the labels into memory.
     with zipfile.ZipFile(file, "a") as archive:
         archive.writestr(zipfile.ZipInfo(LABELS), "\n".join(labels) + "\n")
     return file.getvalue()
 
 
-def read_labels(path):
-    """The labels in a `.tflite` file.
-
-    Args:
-        path: path of the file.
-
-    Returns:
-        list of str, by class.
-
-    Raises:
-        ValueError: the file holds none.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.read(LABELS).decode().splitlines()
-    except (zipfile.BadZipFile, KeyError):
-        raise ValueError(
-            f"{path} holds no labels. Export the model with python -m export "
-            "litert, which puts them into the file."
-        ) from None
-
-
-def first_outputs(model):
-    """The names of the answers of the first graph."""
+def first_outputs(model: schema.ModelT) -> list[str]:
+    """Output names of the first graph."""
     return [
         one.name.decode()
         for signature in model.signatureDefs
@@ -101,7 +89,14 @@ def first_outputs(model):
     ]
 
 
-def metadata(outputs, name, description, version, author, license):
+def metadata(
+    outputs: Sequence[str],
+    name: str,
+    description: str,
+    version: str,
+    author: str | None,
+    license: str | None,
+) -> bytes:
     """The FlatBuffer of `ModelMetadata`."""
     builder = flatbuffers.Builder()
 
@@ -118,7 +113,7 @@ def metadata(outputs, name, description, version, author, license):
         return builder.CreateNumpyVector(np.array(values, "float32"))
 
     def table(fields):
-        """Of offsets and, in a tuple, bytes; by the number of the field."""
+        """Fields by number: offsets, or bytes in a tuple."""
         builder.StartObject(max(fields) + 1)
         for number, value in fields.items():
             if isinstance(value, tuple):
@@ -127,13 +122,13 @@ def metadata(outputs, name, description, version, author, license):
                 builder.PrependUOffsetTRelativeSlot(number, value, 0)
         return builder.EndObject()
 
-    # NormalizationOptions: mean, std. The model normalises by itself.
+    # NormalizationOptions: mean, std. The model normalizes its input.
     unchanged = table({0: floats(0), 1: floats(1)})
     # TensorMetadata: name, description, content, process_units, stats.
     images = table(
         {
             0: text("images"),
-            1: text("RGB in 0...255, not normalised."),
+            1: text("RGB in 0...255, not normalized."),
             # Content, ImageProperties
             3: table({0: (IMAGE_PROPERTIES,), 1: table({0: (RGB,)})}),
             4: vector([table({0: (NORMALIZATION_OPTIONS,), 1: unchanged})]),
@@ -145,14 +140,14 @@ def metadata(outputs, name, description, version, author, license):
     labels = table(
         {
             0: text(LABELS),
-            1: text("One label a line, by class."),
+            1: text("One label per line, in the order of the classes."),
             2: (TENSOR_AXIS_LABELS,),
         }
     )
-    answers = table(
+    scores = table(
         {
             0: text(output),
-            1: text("One score for each class."),
+            1: text("One score per class."),
             5: table({0: floats(1), 1: floats(0)})
             if output == "probabilities"
             else None,
@@ -160,7 +155,7 @@ def metadata(outputs, name, description, version, author, license):
         }
     )
     # SubGraphMetadata: input_tensor_metadata, output_tensor_metadata.
-    graph = table({2: vector([images]), 3: vector([answers])})
+    graph = table({2: vector([images]), 3: vector([scores])})
     # ModelMetadata: name, description, version, subgraph_metadata, author,
     # license, min_parser_version.
     model = table(

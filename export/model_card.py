@@ -2,9 +2,10 @@
 
 import json
 from pathlib import Path
+from typing import TypedDict
 
 import keras_cait
-from keras_cait.weights import CHECKPOINTS
+from keras_cait.loading import published
 
 # Of the published weights.
 AUTHORS = (
@@ -13,71 +14,93 @@ AUTHORS = (
 )
 
 
-def measured_accuracy(weights, model):
-    """What the weights are known to reach, at the size of the model's images.
+class Accuracy(TypedDict):
+    """Measured accuracy: shares of the images in 0...1, and the dataset."""
+
+    top1: float
+    top5: float
+    of: str
+
+
+class Description(TypedDict, total=False):
+    """What a `.tflite` file says about its model."""
+
+    name: str
+    description: str
+    version: str
+    author: str
+    license: str
+
+
+def measured_accuracy(
+    source: str | Path, model: keras_cait.CaiT
+) -> Accuracy | None:
+    """Accuracy known for a model at the size of its images.
 
     Args:
-        weights: as of `export.loading.trained_model`.
-        model: `CaiT`, what `export.loading.trained_model` made of them.
+        source: as of `export.exportable.load_exportable`.
+        model: the model loaded from it.
 
     Returns:
-        dict of `top1` and `top5`, shares of the pictures, and `of`, where
-        they were measured: the run that wrote the weights, or ImageNet-1k for
-        published ones. `None` where nothing is known.
+        Accuracy on the validation images of the training run that wrote the
+        weights, or on ImageNet-1k for published weights. `None` if unknown.
 
     Example:
     >>> model = keras_cait.CaiT_XXS24(weights=None)
-    >>> f"{measured_accuracy('imagenet', model)['top1']:.1%}"
+    >>> f"{measured_accuracy('XXS24', model)['top1']:.1%}"
     '78.4%'
     """
-    summary = Path(weights).with_name("summary.json")
-    if weights == "imagenet":
-        size = model.image_shape[0]
-        row = CHECKPOINTS.get((model.name.removeprefix("cait_").upper(), size))
-        return row and {
+    row = published(source)
+    if row:
+        if (row.image_size, row.image_size) != model.image_shape[:2]:
+            return None
+        return {
             "top1": row.measured_top_1 / 100,
             "top5": row.measured_top_5 / 100,
-            "of": f"ImageNet-1k, by timm's evaluation of {row.repository}",
+            "of": f"ImageNet-1k (timm's evaluation of {row.repository})",
         }
-    if Path(weights).name == "model.keras" and summary.is_file():
-        measured = json.loads(summary.read_text())
-        return {
-            "top1": measured["top1"],
-            "top5": measured["top5"],
-            "of": "the training run's held-out pictures",
-        }
-    return None
+    path = Path(source)
+    run = path if path.is_dir() else path.parent
+    summary = run / "summary.json"
+    if path not in (run, run / "model.keras") or not summary.is_file():
+        return None
+    measured = json.loads(summary.read_text(encoding="utf-8"))
+    return {
+        "top1": measured["top1"],
+        "top5": measured["top5"],
+        "of": "the validation images of the training run",
+    }
 
 
-def description(weights, model):
-    """What to tell of a model in a file of its own.
+def describe_model(source: str | Path, model: keras_cait.CaiT) -> Description:
+    """Describes a model for the metadata of a `.tflite` file.
 
     Args:
-        weights: as of `export.loading.trained_model`.
-        model: `CaiT`, what `export.loading.trained_model` made of them.
+        source, model: as of `measured_accuracy`.
 
     Returns:
-        dict of str: `name`, `description`, `version` (of keras_cait); of
-        published weights `author` and `license` as well.
+        Name, description and version of keras-cait; author and license of
+        published weights.
 
     Example:
     >>> model = keras_cait.CaiT_XXS24(weights=None)
-    >>> description("imagenet", model)["license"]
+    >>> describe_model("XXS24", model)["license"]
     'Apache-2.0'
     """
     height, width, _ = model.image_shape
-    sentences = [
-        f"CaiT (arXiv 2103.17239) that tells {model.classes} classes of "
-        f"pictures of {height} x {width} pixels apart."
-    ]
-    accuracy = measured_accuracy(weights, model)
+    text = (
+        f"CaiT image classifier: {model.classes} classes, {height} x {width} "
+        "input (arXiv 2103.17239)."
+    )
+    accuracy = measured_accuracy(source, model)
     if accuracy:
-        sentences.append(f"Top-1 {accuracy['top1']:.1%} on {accuracy['of']}.")
-    about = {
+        text += f" Top-1 accuracy {accuracy['top1']:.1%} on {accuracy['of']}."
+    description: Description = {
         "name": model.name,
-        "description": " ".join(sentences),
+        "description": text,
         "version": keras_cait.__version__,
     }
-    if weights == "imagenet":
-        about |= {"author": AUTHORS, "license": "Apache-2.0"}
-    return about
+    row = published(source)
+    if row:
+        description |= {"author": AUTHORS, "license": row.licence}
+    return description

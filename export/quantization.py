@@ -1,19 +1,21 @@
-"""Smaller and faster `.tflite` files, by the recipes that keep their accuracy.
+"""Quantization schemes for `.tflite` files.
 
-Only dense layers and the patch convolution are quantised, per output channel:
-they hold nearly all weights and most of the work. Products of activations
+Only dense layers and the patch convolution are quantized, per output channel:
+they hold nearly all weights and do most of the work. Products of activations
 (scores, head mixing, values), softmax, LayerNorm and the residual stream stay
-in float32. LayerScale is folded into the weights, so that no tensor of tiny
-gammas is ever rounded.
+in float32. LayerScale is already folded into the weights, so tiny gammas are
+never rounded.
 
-What ranges that are known beforehand hurt is the class stage, whose one token
-differs more from picture to picture than the patches do. So the static recipes
-take them for the dense layers of self-attention blocks, which do nearly all the
-work; the others find theirs as they run.
+Fixed activation ranges hurt most in the class stage, whose single token varies
+more between images than the patches do. The static schemes therefore use them
+only in the dense layers of self-attention blocks, which do nearly all the work;
+other layers compute their ranges at run time.
 """
 
 import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
@@ -21,64 +23,63 @@ from litert_quantizer.qtyping import TFLOperationName
 from litert_quantizer.quantizer import AlgorithmName, Quantizer
 from litert_quantizer.recipe_manager import RecipeManager
 
-from export.pictures import picture_files
+from export.options import Scheme
+from keras_cait.datasets import open_dataset
+from keras_cait.files import image_files
 from keras_cait.preprocessing import load_image, resize_and_crop
 
-RECIPES = (
-    "float32",
-    "float16",
-    "dynamic-int8",
-    "static-int8",
-    "static-int8-int16",
-)
+SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 LAYERS = (TFLOperationName.FULLY_CONNECTED, TFLOperationName.CONV_2D)
-STATIC = r"self_attention_block_\d+/.*"  # of the names in the graph
+STATIC_LAYERS = r"self_attention_block_\d+/.*"  # names in the graph
 
 
-def quantize(tflite, recipe, calibration=()):
-    """A float32 `.tflite` file, quantised.
+def quantize(
+    tflite: bytes, scheme: Scheme, calibration: Sequence[np.ndarray] = ()
+) -> bytes:
+    """Quantizes a float32 `.tflite` model.
 
-    | recipe | weights | activations in dense layers |
+    | scheme | weights | activations in dense layers |
     |---|---|---|
     | `float32` | float32 | float32 |
-    | `float16` | float16, read as float32 | float32 |
-    | `dynamic-int8` | int8 | int8, ranges found as it runs |
-    | `static-int8` | int8 | int8, ranges of the calibration |
-    | `static-int8-int16` | int8 | int16, ranges of the calibration |
+    | `float16` | float16, converted to float32 | float32 |
+    | `dynamic-int8` | int8 | int8, ranges computed at run time |
+    | `static-int8` | int8 | int8, ranges from calibration |
+    | `static-int8-int16` | int8 | int16, ranges from calibration |
 
-    The static recipes treat class stage, head and patches as `dynamic-int8`.
+    The static schemes treat patch embedding, class stage and head as
+    `dynamic-int8` does.
 
     Args:
-        tflite: bytes, as from `export.litert.convert`.
-        recipe: str, one of `RECIPES`.
-        calibration: images `(height, width, 3)` of 0...255 such as the model
-            will see, for the static recipes; a hundred or two are enough.
+        tflite: model written by `export.litert.convert`.
+        scheme: one of `SCHEMES`.
+        calibration: images `(height, width, 3)` in 0...255 like those the
+            model will see, for the static schemes; 100 to 200 are enough.
 
     Returns:
-        bytes. Inputs and outputs stay float32.
+        The quantized model. Inputs and outputs stay float32.
 
     Raises:
-        ValueError: there is no such recipe, or a static one lacks images.
+        ValueError: the scheme is unknown, or a static one has no images.
 
     Example:
     >>> quantize(tflite, "dynamic-int8")  # doctest: +SKIP
     """
-    check_recipes([recipe], len(calibration) > 0)
-    if recipe == "float32":
+    check_schemes([scheme], len(calibration) > 0)
+    if scheme == "float32":
         return tflite
     manager = RecipeManager()
     for layer in LAYERS:
-        if recipe == "float16":
+        if scheme == "float16":
             manager.add_weight_only_config(
                 ".*", layer, 16, algorithm_key=AlgorithmName.FLOAT_CASTING
             )
         else:
             manager.add_dynamic_config(".*", layer, num_bits=8)
-    if recipe.startswith("static"):
+    if scheme.startswith("static"):
         manager.add_static_config(
-            STATIC,
+            STATIC_LAYERS,
             TFLOperationName.FULLY_CONNECTED,
-            activation_num_bits=16 if recipe.endswith("int16") else 8,
+            activation_num_bits=16 if scheme.endswith("int16") else 8,
             weight_num_bits=8,
         )
     quantizer = Quantizer(bytearray(tflite), manager.get_quantization_recipe())
@@ -92,82 +93,89 @@ def quantize(tflite, recipe, calibration=()):
         ]
         signatures = interpreter.get_signature_list()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the memory that this takes
+            warnings.simplefilter("ignore")  # about memory
             ranges = quantizer.calibrate(dict.fromkeys(signatures, batches))
     return bytes(quantizer.quantize(ranges).quantized_model)
 
 
-def check_recipes(recipes, is_calibrated):
-    """Raises ValueError for what `quantize` cannot do."""
-    for recipe in recipes:
-        if recipe not in RECIPES:
-            raise ValueError(
-                f"A recipe is one of {', '.join(RECIPES)}. Received: "
-                f"{recipe!r}."
-            )
-        if recipe.startswith("static") and not is_calibrated:
-            raise ValueError(
-                f"{recipe} needs pictures such as the model will see, to find "
-                "the ranges of its activations: --calibration FOLDER|DATASET."
-            )
-
-
-def calibration_images(source, size, count=200, data_dir=None):
-    """Pictures from all over a folder or data set, as float32 images.
-
-    Args:
-        source: path of a folder with pictures, in sub-folders or not; or name
-            of a set of TensorFlow Datasets, of which it takes training
-            pictures.
-        size: pair of ints, `(height, width)` in pixels.
-        count: int > 0. How many at most.
-        data_dir: path, where TensorFlow Datasets keeps its files; `None` is
-            its default.
-
-    Returns:
-        List of float32 arrays `(height, width, 3)` in 0...255.
+def check_schemes(schemes: Iterable[str], is_calibrated: bool) -> None:
+    """Checks schemes before any work.
 
     Raises:
-        ValueError: there is neither such a folder nor such a set, it holds no
-            pictures, or one cannot be read.
+        ValueError: a scheme is unknown, or a static one has no calibration
+            images.
+
+    Example:
+    >>> check_schemes(["float16", "dynamic-int8"], is_calibrated=False)
     """
-    is_folder = Path(source).is_dir()
-    if is_folder:
-        all_of_them = picture_files([Path(source)])
-    else:
-        all_of_them = training_examples(str(source), data_dir)
-    stride = -(-len(all_of_them) // count)
-    chosen = [all_of_them[i] for i in range(0, len(all_of_them), stride)]
-    if not is_folder:
-        chosen = [example["image"] for example in chosen]
+    for scheme in schemes:
+        if scheme not in SCHEMES:
+            raise ValueError(
+                f"The scheme must be one of {', '.join(SCHEMES)}. Got "
+                f"{scheme!r}."
+            )
+        if scheme.startswith("static") and not is_calibrated:
+            raise ValueError(
+                f"{scheme} needs images like those the model will see, to "
+                "find the ranges of its activations. Add --calibration DATA."
+            )
+
+
+def calibration_images(
+    data: str,
+    image_size: tuple[int, int],
+    count: int = 200,
+    data_dir: str | Path | None = None,
+) -> list[np.ndarray]:
+    """Training images from all over a dataset.
+
+    Args:
+        data: as of `keras_cait.datasets.open_dataset`; `folder:PATH` may also
+            be a folder of images without subfolders, as labels are not used.
+        image_size: height and width in pixels.
+        count: int > 0. Maximum number of images.
+        data_dir: folder in which TensorFlow Datasets keeps its files.
+
+    Returns:
+        float32 arrays `(height, width, 3)`, RGB in 0...255.
+
+    Raises:
+        ValueError: there is no such dataset, it has no images, or one cannot
+            be read; the message names it.
+    """
+    folder = Path(data.removeprefix("folder:"))
+    if data.startswith("folder:") and is_flat(folder):
+        files = image_files([folder])
+        images = [str(file) for file in spread(files, count)]
+        return [prepare(image, image, image_size) for image in images]
+    dataset = open_dataset(data, "train", data_dir)
     return [
-        resize_and_crop(load_image(picture), size).astype("float32")
-        for picture in chosen
+        prepare(dataset[index][0], dataset.name(index), image_size)
+        for index in spread(range(len(dataset)), count)
     ]
 
 
-def training_examples(name, data_dir):
-    """Those of a prepared set of TensorFlow Datasets, with encoded images."""
-    import tensorflow_datasets as tfds
+def is_flat(folder: Path) -> bool:
+    """Whether a folder exists and has no subfolders."""
+    return folder.is_dir() and not any(one.is_dir() for one in folder.iterdir())
 
+
+def spread(items: Sequence, count: int) -> Sequence:
+    """At most `count` evenly spaced items.
+
+    Example:
+    >>> spread(range(10), 3)
+    range(0, 10, 4)
+    """
+    return items[:: -(-len(items) // count)]
+
+
+def prepare(
+    image: str | bytes | np.ndarray, name: str, image_size: tuple[int, int]
+) -> np.ndarray:
+    """Reads, resizes and crops one image."""
     try:
-        builder = tfds.builder(
-            name, data_dir=data_dir, file_format="array_record"
-        )
-    except (tfds.core.DatasetNotFoundError, ValueError):
-        raise ValueError(
-            "--calibration must be a folder of pictures or the name of a set "
-            f"of TensorFlow Datasets. Received: {name!r}."
-        ) from None
-    if not builder.is_prepared():
-        raise ValueError(
-            f"{name!r} is not prepared in {str(builder.data_path)!r}. Prepare "
-            f"it first: python -m training.prepare {name} --data-dir DIR"
-        )
-    if "image" not in builder.info.features:
-        raise ValueError(
-            f"{name!r} of TensorFlow Datasets has no image, but "
-            f"{sorted(builder.info.features)}. Choose a set of pictures."
-        )
-    decoders = {"image": tfds.decode.SkipDecoding()}
-    return builder.as_data_source("train", decoders=decoders)
+        pixels = resize_and_crop(load_image(image), image_size)
+    except ValueError as error:
+        raise ValueError(f"Cannot use {name!r}: {error}") from None
+    return pixels.astype("float32")

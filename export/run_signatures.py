@@ -1,18 +1,20 @@
-"""Runs all signatures of a SavedModel, with TensorFlow alone.
+"""Runs all signatures of a SavedModel, without Keras and keras_cait.
 
-A program of its own, as which `export/check_saved_model.py` starts it:
+A separate program, started by `export/check_saved_model.py`:
 
-    python export/run_signatures.py models/cait_s24/1 answers.npz PICTURE ...
+    python export/run_signatures.py models/cait_s24/1 outputs.npz IMAGE ...
 
-It asks each signature for the first 1, 3 and 8 pictures, checks names, data
-types and shapes against `manifest.json`, runs the warm-up requests, and writes
-the answers as `signature/output/batch size`, and the `pixels` that it made up
-for the signature of that name.
+It runs each signature on the first 1, 3 and 8 images, checks names, dtypes and
+shapes against `manifest.json`, and replays the warm-up requests. Outputs are
+written as `signature/output/batch size`; the random input of the signature
+`pixels` is written as `pixels`.
 """
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -21,21 +23,22 @@ from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 BATCH_SIZES = (1, 3, 8)
 
 
-def main(version, output, *pictures):
-    version = Path(version)
-    signatures = tf.saved_model.load(str(version)).signatures
-    manifest = json.loads((version / "manifest.json").read_text())
+def main(version: str, output: str, *images: str) -> None:
+    """Runs all signatures and writes their outputs."""
+    folder = Path(version)
+    signatures = tf.saved_model.load(version).signatures
+    manifest = json.loads((folder / "manifest.json").read_text())
     height, width = manifest["image_size"]
-    encoded = [Path(picture).read_bytes() for picture in pictures]
+    encoded = [Path(image).read_bytes() for image in images]
     pixels = np.random.default_rng(0).integers(
         0, 256, (max(BATCH_SIZES), height, width, 3), "uint8"
     )
     inputs = {
         "image_bytes": encoded,
         "images": pixels,
-        "inputs": [example(one) for one in encoded],
+        "inputs": [example(image) for image in encoded],
     }
-    answers = {"pixels": pixels}
+    arrays = {"pixels": pixels}
     for name, described in manifest["signatures"].items():
         (key,) = described["inputs"]
         for size in BATCH_SIZES:
@@ -46,38 +49,46 @@ def main(version, output, *pictures):
                 value = value.numpy()
                 if value.dtype == object:  # strings
                     value = value.astype("S")
-                answers[f"{name}/{output_name}/{size}"] = value
-    for name, batch in warmup_requests(version):
+                arrays[f"{name}/{output_name}/{size}"] = value
+    for name, batch in warmup_requests(folder):
         signatures[name](**batch)
-    np.savez(output, **answers)
+    np.savez(output, **arrays)
 
 
-def example(encoded):
-    """A picture as a serialized `tf.Example`."""
+def example(encoded: bytes) -> bytes:
+    """An encoded image as a serialized `tf.Example`."""
     value = tf.train.Feature(bytes_list=tf.train.BytesList(value=[encoded]))
     features = tf.train.Features(feature={"image/encoded": value})
     return tf.train.Example(features=features).SerializeToString()
 
 
-def check(signature, size, outputs, described):
-    """Raises ValueError where outputs are not as the manifest says."""
+def check(
+    signature: str,
+    batch_size: int,
+    outputs: dict[str, tf.Tensor],
+    described: dict[str, Any],
+) -> None:
+    """Raises ValueError if outputs differ from the manifest's description."""
     found = {
         name: {"dtype": value.dtype.name, "shape": value.shape.as_list()}
         for name, value in outputs.items()
     }
     expected = {
-        name: {**tensor, "shape": [size, *tensor["shape"][1:]]}
+        name: {**tensor, "shape": [batch_size, *tensor["shape"][1:]]}
         for name, tensor in described.items()
     }
     if found != expected:
         raise ValueError(
-            f"{signature} answers {found}. manifest.json says {expected}."
+            f"Signature {signature!r} returns {found}, but manifest.json says "
+            f"{expected}."
         )
 
 
-def warmup_requests(version):
-    """The signature and the inputs of each warm-up request."""
-    path = version / "assets.extra" / "tf_serving_warmup_requests"
+def warmup_requests(
+    folder: Path,
+) -> Iterator[tuple[str, dict[str, tf.Tensor]]]:
+    """Signature and inputs of each warm-up request."""
+    path = folder / "assets.extra" / "tf_serving_warmup_requests"
     for record in tf.data.TFRecordDataset(str(path)):
         log = PredictionLog.FromString(record.numpy())
         if log.HasField("classify_log"):

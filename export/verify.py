@@ -1,33 +1,48 @@
-"""Exported files beside the Keras model, on the same pictures."""
+"""Compares exported files with the Keras model on the same images."""
 
+import io
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from PIL import Image
 
+import keras_cait
 from export.litert_report import Report, block_lines, report, run_lines
-from export.litert_runner import LiteRTClassifier
-from export.serving.model_folder import existing_versions
-from keras_cait.preprocessing import load_image, resize_and_crop
+from export.predictors import (
+    UNKNOWN,
+    Predict,
+    keras_predictor,
+    load_predictor,
+    to_pixels,
+)
+from keras_cait.datasets import Dataset
+from keras_cait.loading import saved_model_folder
+from keras_cait.preprocessing import imagenet_labels
 
-# The SavedModel names the best classes alone; the others have this score.
-UNKNOWN = -1.0
-
-BATCH_SIZE = 50
-OF_BLOCKS = 8  # pictures for the outputs of the blocks
+TIMED_IMAGES = 50
+BLOCK_IMAGES = 8
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one file did on the pictures.
+    """Results of one model on the images.
 
-    `top1`, `top5` and `agreement` (with the Keras model's first answers) are
-    shares of the pictures, `max_difference` is the largest difference of any
-    probability from the Keras model's, `milliseconds` is the median time for
-    one picture alone, decoding included. `example` is what the file says of
-    the first picture: label and score. `litert` is there for a `.tflite`.
+    Attributes:
+        name: of the file, or `"Keras"`.
+        top1: share of images in 0...1 whose best class is right.
+        top5: share of images in 0...1 with the right class among the best 5.
+        agreement: share of images in 0...1 with the Keras model's best class.
+        max_difference: largest difference of any probability from the Keras
+            model's.
+        milliseconds: median time for one image, including decoding.
+        megabytes: size of the file or folder in 10^6 bytes.
+        example: label and score of the first image's best class.
+        litert: more about a `.tflite` file.
     """
 
     name: str
@@ -37,168 +52,231 @@ class Row:
     max_difference: float
     milliseconds: float
     megabytes: float
-    example: tuple
+    example: tuple[str, float]
     litert: Report | None = None
 
 
-def verify(model, labels, exported, pictures):
+def compare(
+    model: keras_cait.CaiT,
+    labels: Sequence[str],
+    exported: Sequence[str | Path],
+    dataset: Dataset,
+    batch_size: int = 64,
+) -> list[Row]:
     """Compares exported files with a Keras model.
 
     Args:
-        model: `CaiT`.
-        labels: list of str, by class; the names of the sub-folders.
-        exported: list of paths: `.tflite` files, SavedModels, or folders of
-            served models, of which the newest version is taken.
-        pictures: folder of picture files, in one sub-folder for each class.
+        model: the `CaiT` they were made from.
+        labels: names of its classes, in order.
+        exported: `.tflite` files, SavedModels, or folders of served models, of
+            which the newest version is used.
+        dataset: labeled images.
+        batch_size: int > 0. Images per batch.
 
     Returns:
-        List of `Row`, the Keras model first.
+        One row per model, the Keras model first.
 
     Raises:
-        ValueError: the folder holds no pictures of these classes, or a file
-            is neither a SavedModel nor a `.tflite`.
+        ValueError: the dataset has classes that the model does not know, an
+            image cannot be read, or a path is not an exported model.
     """
-    files = [
-        (file, label)
-        for label, name in enumerate(labels)
-        for file in sorted((Path(pictures) / name).glob("*.*"))
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1. Got {batch_size}.")
+    targets = match_classes(dataset.class_names, labels)
+    first = [
+        encode(dataset[i][0]) for i in range(min(TIMED_IMAGES, len(dataset)))
     ]
-    if not files:
+    sample = encoded_sample(dataset, BLOCK_IMAGES)
+    paths = [exported_path(path) for path in exported]
+    predictors = [keras_predictor(model)]
+    predictors += [load_predictor(path, labels) for path in paths]
+
+    truth: list[int] = []
+    scores: list[list[np.ndarray]] = [[] for _ in predictors]
+    for start in range(0, len(dataset), batch_size):
+        indices = range(start, min(start + batch_size, len(dataset)))
+        batch = [dataset[i] for i in indices]
+        encoded = [encode(image) for image, _ in batch]
+        truth += [targets[class_index(label)] for _, label in batch]
+        image_names = [dataset.name(i) for i in indices]
+        for predict, found in zip(predictors, scores, strict=True):
+            found.append(predict_named(predict, encoded, image_names))
+
+    names = ["Keras"] + [
+        "/".join(path.parts[-2:]) if path.is_dir() else path.name
+        for path in paths
+    ]
+    sizes = [4 * model.count_params(), *map(bytes_on_disk, paths)]
+    reports = [None] + [
+        report(path, model, to_pixels(sample, model.image_shape[:2]))
+        if path.suffix == ".tflite"
+        else None
+        for path in paths
+    ]
+    expected = np.concatenate(scores[0])
+    return [
+        row(
+            name,
+            np.concatenate(found),
+            expected,
+            np.array(truth),
+            labels,
+            1e3 * seconds_per_image(predict, first),
+            size / 1e6,
+            litert,
+        )
+        for name, found, predict, size, litert in zip(
+            names, scores, predictors, sizes, reports, strict=True
+        )
+    ]
+
+
+def row(
+    name: str,
+    scores: np.ndarray,
+    expected: np.ndarray,
+    truth: np.ndarray,
+    labels: Sequence[str],
+    milliseconds: float,
+    megabytes: float,
+    litert: Report | None,
+) -> Row:
+    """The row of one model, from its scores and the Keras model's."""
+    best = scores.argsort(axis=-1)[:, ::-1]
+    top1 = best[:, 0]
+    return Row(
+        name=name,
+        top1=float((top1 == truth).mean()),
+        top5=float((best[:, :5] == truth[:, None]).any(axis=1).mean()),
+        agreement=float((top1 == expected.argmax(axis=-1)).mean()),
+        max_difference=float(
+            np.abs(scores - expected)[scores != UNKNOWN].max()
+        ),
+        milliseconds=milliseconds,
+        megabytes=megabytes,
+        example=(labels[top1[0]], float(scores[0].max())),
+        litert=litert,
+    )
+
+
+def match_classes(
+    class_names: Sequence[str], labels: Sequence[str]
+) -> list[int]:
+    """The model's class for each class of a dataset.
+
+    Args:
+        class_names: names of the dataset's classes; ImageNet's may be WordNet
+            ids.
+        labels: names of the model's classes.
+
+    Raises:
+        ValueError: the model does not know a class.
+
+    Example:
+    >>> match_classes(["dog"], ["cat", "dog"])
+    [1]
+    """
+    wordnet = dict(imagenet_labels())
+    index = {label: i for i, label in enumerate(labels)}
+    unknown = [
+        name
+        for name in class_names
+        if name not in index and wordnet.get(name) not in index
+    ]
+    if unknown:
         raise ValueError(
-            f"{pictures} holds no pictures. Expected one folder for each "
-            f"class, named {', '.join(labels[:3])} ..."
+            f"The model does not know the classes {', '.join(unknown[:3])} of "
+            f"the dataset, only {', '.join(labels[:3])} and "
+            f"{max(0, len(labels) - 3)} more. Use images of its classes."
         )
-    truth = np.array([label for _, label in files])
-    encoded = [file.read_bytes() for file, _ in files]
-    some = encoded[:: -(-len(encoded) // OF_BLOCKS)]
+    return [
+        index[name] if name in index else index[wordnet[name]]
+        for name in class_names
+    ]
 
-    keras_size = model.count_params() * 4
-    contestants = [("Keras", keras_classifier(model), keras_size, None)]
-    for path in map(version_folder, exported):
-        name = "/".join(path.parts[-2:]) if path.is_dir() else path.name
-        classify = classifier(path, labels)
-        litert = None
-        if path.suffix == ".tflite":
-            litert = report(path, model, pixels(some, model.image_shape[:2]))
-        contestants.append((name, classify, size_of(path), litert))
 
-    rows, expected = [], None
-    for name, classify, bytes_on_disk, litert in contestants:
-        scores = np.concatenate(
-            [
-                classify(encoded[start : start + BATCH_SIZE])
-                for start in range(0, len(encoded), BATCH_SIZE)
-            ]
+def class_index(label: int | np.ndarray) -> int:
+    """The class of an image that has exactly one."""
+    if isinstance(label, np.ndarray):
+        raise ValueError(
+            "verify needs a dataset with one label per image. Choose another "
+            "--data, such as imagenet2012."
         )
-        if expected is None:
-            expected = scores
-        best = scores.argsort(axis=-1)[:, ::-1]
-        top1 = best[:, 0]
-        rows.append(
-            Row(
-                name=name,
-                top1=float((top1 == truth).mean()),
-                top5=float((best[:, :5] == truth[:, None]).any(axis=1).mean()),
-                agreement=float((top1 == expected.argmax(axis=-1)).mean()),
-                max_difference=float(
-                    np.abs(scores - expected)[scores != UNKNOWN].max()
-                ),
-                milliseconds=1e3 * latency(classify, encoded[:BATCH_SIZE]),
-                megabytes=bytes_on_disk / 1e6,
-                example=(labels[top1[0]], float(scores[0].max())),
-                litert=litert,
-            )
+    return label
+
+
+def encoded_sample(dataset: Dataset, count: int) -> list[bytes]:
+    """At most `count` encoded images from all over a dataset."""
+    stride = -(-len(dataset) // count)
+    return [encode(dataset[i][0]) for i in range(0, len(dataset), stride)]
+
+
+def encode(image: bytes | np.ndarray) -> bytes:
+    """The bytes of an encoded image; an array is encoded as PNG."""
+    if isinstance(image, bytes):
+        return image
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "png")
+    return file.getvalue()
+
+
+def predict_named(
+    predict: Predict, encoded: Sequence[bytes], names: Sequence[str]
+) -> np.ndarray:
+    """Calls a predictor; an image that it cannot read is named."""
+    unreadable = (ValueError, tf.errors.InvalidArgumentError)
+    try:
+        return predict(encoded)
+    except unreadable:
+        for image, name in zip(encoded, names, strict=True):
+            try:
+                predict([image])
+            except unreadable as error:
+                raise ValueError(
+                    f"Cannot read image {name!r}: {error}"
+                ) from None
+        raise
+
+
+def exported_path(path: str | Path) -> Path:
+    """A `.tflite` file, or the folder of a SavedModel.
+
+    Raises:
+        ValueError: the path is neither.
+    """
+    path = Path(path)
+    if path.suffix == ".tflite" and path.is_file():
+        return path
+    folder = saved_model_folder(path)
+    if folder is None:
+        raise ValueError(
+            f"{str(path)!r} is not a .tflite file, a SavedModel or the folder "
+            "of a served model."
         )
-    return rows
+    return folder
 
 
-def picture_bytes(folder, count):
-    """Some encoded pictures of a folder, from all over it."""
-    files = sorted(Path(folder).glob("*/*.*"))
-    return [file.read_bytes() for file in files[:: -(-len(files) // count)]]
-
-
-def latency(classify, encoded):
-    """Median seconds for one picture, each asked for alone."""
+def seconds_per_image(predict: Predict, encoded: Sequence[bytes]) -> float:
+    """Median seconds for one image per call."""
     seconds = []
-    for picture in encoded:
+    for image in encoded:
         start = time.perf_counter()
-        classify([picture])
+        predict([image])
         seconds.append(time.perf_counter() - start)
     return float(np.median(seconds))
 
 
-def version_folder(path):
-    """The newest version, if the path is the folder of a served model."""
-    path = Path(path)
-    versions = existing_versions(path) if path.is_dir() else []
-    return path / str(versions[-1]) if versions else path
-
-
-def classifier(path, labels):
-    """A file as a function of encoded pictures to their probabilities."""
-    if path.suffix == ".tflite":
-        return litert_classifier(path, labels)
-    if tf.saved_model.contains_saved_model(str(path)):
-        return saved_model_classifier(path, labels)
-    raise ValueError(
-        f"{path} is neither a .tflite file nor a SavedModel, nor the folder "
-        "of a served model."
-    )
-
-
-def keras_classifier(model):
-    predict = tf.function(
-        lambda images: model(images, training=False),
-        input_signature=[tf.TensorSpec(model.input.shape, tf.float32)],
-    )
-    size = model.image_shape[:2]
-    return lambda encoded: predict(pixels(encoded, size)).numpy()
-
-
-def saved_model_classifier(path, labels):
-    """Asks `serving_default`, and puts its labelled scores in order."""
-    classify = tf.saved_model.load(str(path)).signatures["serving_default"]
-    index = {label.encode(): i for i, label in enumerate(labels)}
-
-    def scores(encoded):
-        answer = classify(image_bytes=tf.constant(encoded))
-        found = np.vectorize(index.get)(answer["classes"].numpy())
-        scores = np.full((len(encoded), len(labels)), UNKNOWN, np.float32)
-        np.put_along_axis(scores, found, answer["scores"].numpy(), axis=1)
-        return scores
-
-    return scores
-
-
-def litert_classifier(path, labels):
-    classify = LiteRTClassifier(path)
-    if classify.classes != len(labels):
-        raise ValueError(
-            f"{path} has {classify.classes} classes, the labels are "
-            f"{len(labels)}. Give the labels that it was exported with: "
-            "--labels FILE."
-        )
-    return lambda encoded: classify(pixels(encoded, classify.size))
-
-
-def pixels(encoded, size):
-    """Encoded pictures as a batch, `(batch, height, width, 3)`."""
-    images = [resize_and_crop(load_image(one), size) for one in encoded]
-    return np.stack(images).astype("float32")
-
-
-def size_of(path):
-    """Bytes of a file or of all files of a folder."""
+def bytes_on_disk(path: Path) -> int:
+    """Bytes of a file, or of all files of a folder."""
     files = [path] if path.is_file() else path.rglob("*")
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def table(rows):
-    """The rows as aligned text, and what is known of the `.tflite` files."""
-    columns = ("", "top-1", "top-5", "agreement", "max difference", "ms", "MB")
-    lines = [columns] + [
-        (
+def results_table(rows: Sequence[Row]) -> str:
+    """The rows as aligned text, and the reports of `.tflite` files."""
+    head = ["", "top-1", "top-5", "agreement", "max difference", "ms", "MB"]
+    lines = [head] + [
+        [
             row.name,
             f"{row.top1:.1%}",
             f"{row.top5:.1%}",
@@ -206,7 +284,7 @@ def table(rows):
             f"{row.max_difference:.1e}",
             f"{row.milliseconds:.2f}",
             f"{row.megabytes:.1f}",
-        )
+        ]
         for row in rows
     ]
     tables = [lines]
@@ -216,8 +294,8 @@ def table(rows):
     return "\n\n".join(map(aligned, tables))
 
 
-def aligned(lines):
-    """Cells as columns, the first to the left and the others to the right."""
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Cells in columns, the first aligned left and the others right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(
@@ -228,5 +306,6 @@ def aligned(lines):
     )
 
 
-def as_json(rows):
+def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The rows as JSON-serializable dicts."""
     return [asdict(row) for row in rows]

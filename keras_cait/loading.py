@@ -214,9 +214,9 @@ def classifier(model: keras.Model, identity: str = "") -> Classifier:
         outputs = ops.cast(model(images, training=False), "float32")
         return ops.softmax(outputs) if is_logits else outputs
 
-    height, width = model.input.shape[1:3]
+    height, width = model.inputs[0].shape[1:3]
     return Classifier(
-        predict, (height, width), int(model.output.shape[-1]), identity
+        predict, (height, width), int(model.outputs[0].shape[-1]), identity
     )
 
 
@@ -381,16 +381,16 @@ def _keras_file(
         raise ValueError(
             f"Cannot load a Keras model from {str(path)!r}: {reason}"
         ) from None
-    size = image_size or model.input.shape[1]
+    size = image_size or model.inputs[0].shape[1]
     policy = precision or model.dtype_policy.name
-    if (size, policy) == (model.input.shape[1], model.dtype_policy.name):
+    if (size, policy) == (model.inputs[0].shape[1], model.dtype_policy.name):
         return model
     config = {**model.get_config(), "dtype": policy}
-    if image_size and image_size != model.input.shape[1]:
-        channels = model.input.shape[-1]
+    if image_size and image_size != model.inputs[0].shape[1]:
+        channels = model.inputs[0].shape[-1]
         config |= {"input_shape": (size, size, channels), "grid_size": None}
     changed = type(model).from_config(config)
-    if changed.input.shape == model.input.shape:
+    if changed.inputs[0].shape == model.inputs[0].shape:
         changed.set_weights(model.get_weights())
         return changed
     return load_weights(changed, path)

@@ -1,6 +1,7 @@
-"""The configuration of stock TF Serving around the versions of one model."""
+"""Configuration files of TensorFlow Serving for the versions of one model."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 
@@ -9,28 +10,35 @@ import tensorflow as tf
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def serving_files(name, versions, stable, batch_sizes, xla):
-    """The texts of the configuration files.
+def configuration(
+    name: str,
+    versions: Sequence[int],
+    stable: int,
+    batch_sizes: Sequence[int],
+    xla: bool,
+) -> dict[str, str]:
+    """Fills the templates.
 
     Args:
-        name: str. Name of the model: the folder of its versions.
-        versions: list of ints, all that are to be served.
-        stable: int. The version of the label `stable`; `canary` is the newest.
-        batch_sizes: list of ints, the sizes to which batches are padded.
-        xla: bool. Whether any version needs XLA, which the server has turned
-            off unless it is told otherwise.
+        name: name of the served model, which is also its folder's.
+        versions: all versions to serve.
+        stable: the version with the label `stable`; `canary` is the newest.
+        batch_sizes: sizes to which the server pads its batches.
+        xla: whether any version needs XLA, which the server disables by
+            default.
 
     Returns:
-        dict of file name to text.
+        Texts by file name.
 
     Example:
-    >>> files = serving_files("cait", [2, 3], 2, [1, 8], xla=False)
+    >>> files = configuration("cait", [2, 3], 2, [1, 8], xla=False)
     >>> "value: 2" in files["models.config"]
     True
     """
     values = {
         "model": name,
-        "resource": name.lower().replace("_", "-"),  # as Kubernetes has it
+        # Kubernetes allows neither capitals nor underscores.
+        "resource": name.lower().replace("_", "-"),
         "versions": " ".join(f"versions: {version}" for version in versions),
         "stable": stable,
         "canary": max(versions),
@@ -47,6 +55,20 @@ def serving_files(name, versions, stable, batch_sizes, xla):
     }
 
 
-def stable_version(models_config):
-    """The version that the label `stable` points to in a `models.config`."""
-    return int(re.search(r'"stable" value: (\d+)', models_config)[1])
+def stable_version(models_config: str) -> int:
+    """The version with the label `stable` in a `models.config`.
+
+    Raises:
+        ValueError: there is none.
+
+    Example:
+    >>> stable_version('version_labels { key: "stable" value: 3 }')
+    3
+    """
+    match = re.search(r'"stable" value: (\d+)', models_config)
+    if not match:
+        raise ValueError(
+            "models.config has no version with the label stable. Restore the "
+            'line: version_labels { key: "stable" value: VERSION }'
+        )
+    return int(match[1])

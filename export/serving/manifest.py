@@ -1,18 +1,30 @@
-"""What a version of a served model is made of: its `manifest.json`."""
+"""`manifest.json`: what a version of a served model is made of."""
 
 import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import keras
 import tensorflow as tf
+from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef, TensorInfo
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 import keras_cait
 from keras_cait.conversion import to_reference
 
 
-def describe(model, folder):
-    """What a version is made of, for its `manifest.json`."""
-    signatures = saved_graph(folder).signature_def
+def describe_version(model: keras_cait.CaiT, folder: Path) -> dict[str, Any]:
+    """Describes a version.
+
+    Args:
+        model: the model it was made from.
+        folder: its SavedModel.
+
+    Returns:
+        JSON-serializable dict.
+    """
+    signatures = read_graph(folder).signature_def
     return {
         "model": model.name,
         "image_size": model.image_shape[:2],
@@ -27,8 +39,8 @@ def describe(model, folder):
         "signatures": {
             name: {
                 "method": signature.method_name,
-                "inputs": tensors(signature.inputs),
-                "outputs": tensors(signature.outputs),
+                "inputs": describe_tensors(signature.inputs),
+                "outputs": describe_tensors(signature.outputs),
             }
             for name, signature in sorted(signatures.items())
             if not name.startswith("__")
@@ -42,23 +54,23 @@ def describe(model, folder):
     }
 
 
-def saved_graph(folder):
-    """The one graph of a SavedModel, with its signatures."""
+def read_graph(folder: Path) -> MetaGraphDef:
+    """The only graph of a SavedModel, with its signatures."""
     saved = SavedModel.FromString((folder / "saved_model.pb").read_bytes())
     return saved.meta_graphs[0]
 
 
-def operations(folder):
-    """The kinds of TensorFlow operations that a SavedModel needs."""
-    graph = saved_graph(folder).graph_def
+def operations(folder: Path) -> list[str]:
+    """Names of the TensorFlow ops that a SavedModel uses."""
+    graph = read_graph(folder).graph_def
     nodes = [*graph.node]
     for function in graph.library.function:
         nodes += function.node_def
     return sorted({node.op for node in nodes})
 
 
-def tensors(infos):
-    """Data type and shape of the tensors of a signature, by name."""
+def describe_tensors(infos: Mapping[str, TensorInfo]) -> dict[str, Any]:
+    """Dtype and shape of the tensors of a signature, by name."""
     return {
         name: {
             "dtype": tf.as_dtype(info.dtype).name,
@@ -68,8 +80,8 @@ def tensors(infos):
     }
 
 
-def weights_hash(model):
-    """SHA-256 of all weights, the same from whichever file they came."""
+def weights_hash(model: keras_cait.CaiT) -> str:
+    """SHA-256 of all weights, independent of the file they came from."""
     digest = hashlib.sha256()
     for name, array in sorted(to_reference(model.weights).items()):
         digest.update(name.encode())

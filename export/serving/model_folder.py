@@ -1,133 +1,188 @@
-"""A model's folder for TF Serving: numbered versions and their configuration.
+"""The folder of a served model: numbered versions and their configuration.
 
 models/cait_s24/
-  1/, 2/ ...                       SavedModels, never written again
+  1/, 2/ ...                       SavedModels, never changed
     assets.extra/                  labels and warm-up requests
     manifest.json                  what this version is made of
-  models.config                    the versions that are served, labelled
+  models.config                    the served versions and their labels
   batching_parameters.txt, monitoring.config, prometheus.yaml,
   compose.yaml, kubernetes.yaml
 """
 
 import json
+import os
 import re
-import shutil
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import tensorflow as tf
 
+import keras_cait
 from export.inference_graph import InferenceModel
+from export.model_card import Accuracy
+from export.options import Precision
 from export.saved_model import write_saved_model
-from export.serving.configuration import serving_files, stable_version
-from export.serving.manifest import describe
+from export.serving.configuration import configuration, stable_version
+from export.serving.manifest import describe_version
 from export.serving.warmup import write_warmup
+from keras_cait.files import locked
 
 BATCH_SIZES = (1, 2, 4, 8)
+# Plain words that YAML reads as something else than text.
+YAML_WORDS = ("y", "n", "yes", "no", "on", "off", "true", "false", "null")
 
 
 def write_version(
-    model,
-    labels,
-    output,
-    top=5,
-    precision="float32",
-    xla=False,
-    batch_sizes=BATCH_SIZES,
-    accuracy=None,
-    check=lambda version: None,
-):
+    model: keras_cait.CaiT,
+    labels: Sequence[str],
+    output: str | Path,
+    top: int = 5,
+    precision: Precision = "float32",
+    xla: bool = False,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    accuracy: Accuracy | None = None,
+    check: Callable[[Path], object] = lambda version: None,
+) -> Path:
     """Writes the next version of a served model, whole or not at all.
 
-    The label `stable` stays at the version it points to, `canary` moves to the
-    new one; at the first version both are 1.
+    The label `canary` moves to the new version, and the label `stable` stays
+    where it is. Both start at version 1.
 
     Args:
-        model: `CaiT`.
-        labels: list of str, by class.
-        output: path of the model's folder; its name is the model's name.
-        top: int > 0. How many classes the answer to a picture holds.
-        precision: `"float32"` or `"bfloat16"`.
-        xla: bool. Whether XLA compiles the model, once for each batch size.
+        model: the model to serve.
+        labels: names of the classes, in order.
+        output: the model's folder, whose name is the name of the served model.
+        top: int > 0. Number of classes returned per image.
+        precision: of weights and matrix products.
+        xla: whether XLA compiles the model, once per batch size.
         batch_sizes: ints > 0, to which the server pads its batches.
-        accuracy: what the manifest says of it, as of
-            `export.model_card.measured_accuracy`.
-        check: function of the path of the finished version, called before it
-            appears; when it raises, nothing is written.
+        accuracy: written to the manifest.
+        check: called with the path of the finished version before it appears.
+            If it raises, nothing is written.
 
     Returns:
         Path of the new version.
 
     Raises:
-        ValueError: an argument is out of its range, or two do not fit.
+        ValueError: an argument is out of range, or another process is writing
+            to the folder.
         OSError: the files cannot be written.
 
     Example:
     >>> write_version(model, labels, "models/cait_s24")  # doctest: +SKIP
     PosixPath('models/cait_s24/1')
     """
-    output = Path(output)
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", output.name):
-        raise ValueError(
-            "The folder's name is the name of the served model: letters, "
-            f"digits, _ and -. Received: {output.name!r}."
-        )
+    output = check_output(output)
     batch_sizes = sorted(set(batch_sizes))
-    if batch_sizes[0] < 1:
+    if not batch_sizes or batch_sizes[0] < 1:
         raise ValueError(
-            f"Batch sizes must be at least 1. Received: {batch_sizes}."
+            f"Batch sizes must be at least 1. Got {batch_sizes or 'none'}."
         )
-    versions = existing_versions(output)
-    version = max(versions, default=0) + 1
-    config = output / "models.config"
-    stable = stable_version(config.read_text()) if config.exists() else version
-
-    output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = output.with_name(f".{output.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    folder = unfinished / str(version)
-    folder.parent.mkdir()
-    try:
-        inference = InferenceModel(model, precision)
-        write_saved_model(inference, labels, folder, top, xla)
-        write_warmup(folder, output.name, model.image_shape[:2], batch_sizes)
-        notes = {
+    with (
+        locked(output),
+        tempfile.TemporaryDirectory(
+            prefix=f".{output.name}.", dir=output.parent
+        ) as temporary,
+    ):
+        unfinished = Path(temporary)
+        unfinished.chmod(0o755)
+        versions = existing_versions(output)
+        number = max(versions, default=0) + 1
+        config = output / "models.config"
+        stable = (
+            stable_version(config.read_text()) if config.exists() else number
+        )
+        any_xla = xla or any(uses_xla(output / str(one)) for one in versions)
+        folder = unfinished / str(number)
+        try:
+            inference = InferenceModel(model, precision)
+            write_saved_model(inference, labels, folder, top, xla)
+            write_warmup(
+                folder, output.name, model.image_shape[:2], batch_sizes
+            )
+        except tf.errors.OpError as error:
+            raise OSError(
+                f"Cannot write {str(output)!r}: {error.message}"
+            ) from error
+        manifest = describe_version(model, folder) | {
             "accuracy": accuracy,
             "precision": precision,
             "xla": xla,
             "top": top,
         }
-        manifest = describe(model, folder) | notes
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=2))
-        files = serving_files(
+        files = configuration(
             output.name,
-            [*versions, version],
+            [*versions, number],
             stable,
             batch_sizes,
-            xla or any(needs_xla(output / str(one)) for one in versions),
+            any_xla,
         )
+        check(folder)
         for name, text in files.items():
             (unfinished / name).write_text(text)
-        check(folder)
-        if output.exists():
-            folder.rename(output / folder.name)
-            for name in files:
-                (unfinished / name).replace(output / name)
-        else:
-            unfinished.rename(output)
-    except tf.errors.OpError as error:
-        raise OSError(f"Could not write {output}: {error.message}") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return output / folder.name
+        # The version comes first, then the configuration that names it.
+        output.mkdir(exist_ok=True)
+        folder.rename(output / str(number))
+        for name in files:
+            (unfinished / name).replace(output / name)
+    return output / str(number)
 
 
-def existing_versions(output):
-    """The versions in a model's folder, from the oldest to the newest."""
+def check_output(output: str | Path) -> Path:
+    """Checks that a version can be written, before work is spent on it.
+
+    Args:
+        output: the folder of the served model. Its parent is created.
+
+    Returns:
+        The absolute path.
+
+    Raises:
+        ValueError: the name cannot be served, or the path is a file.
+        OSError: the parent folder cannot be created or written.
+    """
+    output = Path(output).absolute()
+    check_served_name(output.name)
+    if output.exists() and not output.is_dir():
+        raise ValueError(
+            f"{str(output)!r} is a file. Choose a folder for the served model."
+        )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    folder = output if output.exists() else output.parent
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"No permission to write to {str(folder)!r}.")
+    return output
+
+
+def check_served_name(name: str) -> None:
+    """Checks that a name suits TensorFlow Serving, YAML and Kubernetes.
+
+    Raises:
+        ValueError: it does not; the message states the rule.
+
+    Example:
+    >>> check_served_name("cait_s24")
+    """
+    is_valid = re.fullmatch(r"[A-Za-z]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?", name)
+    if not is_valid or name.lower() in YAML_WORDS:
+        raise ValueError(
+            "The output folder's name is the name of the served model. It "
+            "must start with a letter, end with a letter or digit, consist of "
+            "letters, digits, _ and -, have at most 63 characters, and must "
+            f"not be one of YAML's words ({', '.join(YAML_WORDS)}). Got "
+            f"{name!r}."
+        )
+
+
+def existing_versions(output: str | Path) -> list[int]:
+    """The versions in a model's folder, oldest first."""
     folders = Path(output).glob("*/saved_model.pb")
     names = [file.parent.name for file in folders]
     return sorted(int(name) for name in names if name.isdecimal())
 
 
-def needs_xla(folder):
+def uses_xla(version: Path) -> bool:
     """Whether a version was exported for XLA."""
-    return json.loads((folder / "manifest.json").read_text())["xla"]
+    return json.loads((version / "manifest.json").read_text())["xla"]

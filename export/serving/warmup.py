@@ -1,5 +1,8 @@
 """Warm-up requests, which the server runs before a version goes live."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis.classification_pb2 import ClassificationRequest
@@ -13,7 +16,8 @@ from tensorflow_serving.apis.prediction_log_pb2 import (
 
 from export.decoding import decode_picture
 
-SIGNATURES = {
+# The input of each signature that is called with Predict.
+INPUTS = {
     "serving_default": "image_bytes",
     "pixels": "images",
     "embedding": "image_bytes",
@@ -21,22 +25,27 @@ SIGNATURES = {
 }
 
 
-def write_warmup(path, name, size, batch_sizes):
+def write_warmup(
+    version: Path,
+    name: str,
+    image_size: tuple[int, int],
+    batch_sizes: Sequence[int],
+) -> None:
     """Writes one request for each signature and batch size.
 
     Args:
-        path: path of the version's folder; the file is its
+        version: folder of the version. The requests are written to its
             `assets.extra/tf_serving_warmup_requests`.
-        name: str. Name of the model.
-        size: pair of ints, the `(height, width)` of the model's images.
-        batch_sizes: list of ints.
+        name: name of the served model.
+        image_size: height and width of the model's images in pixels.
+        batch_sizes: numbers of images per request.
     """
-    encoded = example_picture()
-    pixels = tf.cast(decode_picture(encoded, size), tf.uint8)
-    file = path / "assets.extra" / "tf_serving_warmup_requests"
-    with tf.io.TFRecordWriter(str(file)) as writer:
+    encoded = example_image()
+    pixels = tf.cast(decode_picture(encoded, image_size), tf.uint8)
+    path = version / "assets.extra" / "tf_serving_warmup_requests"
+    with tf.io.TFRecordWriter(str(path)) as writer:
         for batch_size in batch_sizes:
-            for signature, key in SIGNATURES.items():
+            for signature, key in INPUTS.items():
                 one = pixels if key == "images" else encoded
                 request = predict_request(
                     name, signature, key, tf.stack(batch_size * [one])
@@ -50,14 +59,17 @@ def write_warmup(path, name, size, batch_sizes):
             writer.write(log.SerializeToString())
 
 
-def example_picture(seed=0):
-    """A JPEG of 500 x 375 pixels, as smooth as a photo: a string tensor."""
+def example_image(seed: int = 0) -> tf.Tensor:
+    """A random 500 x 375 JPEG as smooth as a photo, as a string tensor."""
     colors = np.random.default_rng(seed).uniform(0, 255, (9, 12, 3))
-    picture = tf.image.resize(colors, (375, 500), "bicubic")
-    return tf.io.encode_jpeg(tf.saturate_cast(picture, tf.uint8))
+    image = tf.image.resize(colors, (375, 500), "bicubic")
+    return tf.io.encode_jpeg(tf.saturate_cast(image, tf.uint8))
 
 
-def predict_request(name, signature, key, batch):
+def predict_request(
+    name: str, signature: str, key: str, batch: tf.Tensor
+) -> PredictRequest:
+    """A Predict request for one signature."""
     request = PredictRequest(
         model_spec=ModelSpec(name=name, signature_name=signature)
     )
@@ -65,11 +77,14 @@ def predict_request(name, signature, key, batch):
     return request
 
 
-def classification_request(name, pictures):
+def classification_request(
+    name: str, images: Sequence[bytes]
+) -> ClassificationRequest:
+    """A Classify request for encoded images."""
     request = ClassificationRequest(
         model_spec=ModelSpec(name=name, signature_name="classify")
     )
-    for encoded in pictures:
+    for encoded in images:
         example = request.input.example_list.examples.add()
         feature = example.features.feature["image/encoded"]
         feature.bytes_list.value.append(encoded)

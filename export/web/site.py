@@ -1,46 +1,50 @@
-"""Makes the folder of a static page around a `.tflite` file, and serves it."""
+"""Makes a static site that runs a `.tflite` file in the browser."""
 
 import json
 import shutil
 import subprocess
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Sequence
 from pathlib import Path
 
-from export.litert_runner import LiteRTClassifier
-from export.metadata import read_labels
+from keras_cait.litert import LiteRTModel
+from keras_cait.loading import load_labels
 
 PAGE = Path(__file__).parent / "page"
 
 
-def make_site(model, examples, folder):
-    """Writes a page that needs nothing but a static host.
+def make_site(
+    model: str | Path, examples: Sequence[str | Path], folder: str | Path
+) -> None:
+    """Writes a site that any static host can serve.
 
-    LiteRT.js is fetched by npm in the version that `page/package-lock.json`
-    names, and copied into the folder.
+    npm downloads the version of LiteRT.js in `page/package-lock.json`.
 
     Args:
-        model: path of a `.tflite` file of `python -m export litert`, of one
-            picture at a time. With the signature `attention`, the page shows
-            where the model looks.
-        examples: paths of pictures that the page offers, the first of which
-            it classifies when it opens.
-        folder: path. It must not exist.
+        model: a `.tflite` file written by `python -m export litert`, with
+            batch size 1. With the signature `attention`, the page shows where
+            the model looks.
+        examples: images that the page offers. It opens with the first.
+        folder: folder to write; it must not exist.
 
     Raises:
-        ValueError: the file is no such model, or npm is missing or fails.
+        ValueError: the file is not such a model, or npm is missing or fails.
 
     Example:
-    >>> make_site("model.tflite", [Path("cat.jpg")], "site")  # doctest: +SKIP
+    >>> make_site("model.tflite", ["cat.jpg"], "site")  # doctest: +SKIP
     """
     model, folder = Path(model), Path(folder)
-    labels = read_labels(model)
-    classifier = LiteRTClassifier(model)
-    if classifier.shape[0] != 1:
+    if model.suffix != ".tflite":
         raise ValueError(
-            "The page classifies one picture at a time. Received: "
-            f"{model} of batch size {classifier.shape[0]}. Export the model "
-            "without --batch-size."
+            f"The page runs .tflite files. Got {str(model)!r}. Export the "
+            "model with python -m export litert."
+        )
+    classifier = LiteRTModel(model)
+    labels = load_labels(model, classes=classifier.classes)
+    if classifier.batch_size != 1:
+        raise ValueError(
+            "The page classifies one image at a time, but "
+            f"{str(model)!r} has batch size {classifier.batch_size}. Export "
+            "the model without --batch-size."
         )
     shutil.copytree(PAGE, folder)
     runtime = install(folder)
@@ -50,7 +54,7 @@ def make_site(model, examples, folder):
             folder / "litert" / name,
             ignore=shutil.ignore_patterns("*.map", "*.json", "*.ts"),
         )
-    # One file each for browsers without SIMD, with it, and with threads.
+    # One file each for browsers without SIMD, with SIMD, and with threads.
     shutil.copytree(
         runtime / "core" / "wasm",
         folder / "litert" / "wasm",
@@ -61,16 +65,16 @@ def make_site(model, examples, folder):
         used.unlink()
     (folder / "examples").mkdir()
     urls = []
-    for i, path in enumerate(examples):
-        urls.append(f"examples/{i}{path.suffix.lower()}")
-        shutil.copy(path, folder / urls[-1])
+    for i, example in enumerate(map(Path, examples)):
+        urls.append(f"examples/{i}{example.suffix.lower()}")
+        shutil.copy(example, folder / urls[-1])
     shutil.copy(model, folder / "model.tflite")
     site = {"name": model.stem, "labels": labels, "examples": urls}
     (folder / "site.json").write_text(json.dumps(site))
 
 
-def install(folder):
-    """Fetches LiteRT.js into a folder; returns the folder of its packages."""
+def install(folder: Path) -> Path:
+    """Downloads LiteRT.js into a folder; returns the folder of its packages."""
     try:
         subprocess.run(
             ["npm", "ci", "--no-audit", "--no-fund"],
@@ -81,44 +85,11 @@ def install(folder):
         )
     except FileNotFoundError:
         raise ValueError(
-            "npm fetches LiteRT.js, and it is missing. Install Node.js 20 or "
+            "npm is missing, which downloads LiteRT.js. Install Node.js 20 or "
             "later."
         ) from None
     except subprocess.CalledProcessError as error:
         raise ValueError(
-            f"npm could not fetch LiteRT.js:\n{error.stderr.strip()}"
+            f"npm could not download LiteRT.js: {error.stderr.strip()}"
         ) from None
     return folder / "node_modules" / "@litertjs"
-
-
-class Handler(SimpleHTTPRequestHandler):
-    """Files with the types and headers that a static host should send."""
-
-    extensions_map = SimpleHTTPRequestHandler.extensions_map | {
-        ".js": "text/javascript",
-        ".wasm": "application/wasm",
-        ".tflite": "application/octet-stream",
-    }
-
-    def end_headers(self):
-        # Pages that are isolated from others may use threads.
-        self.send_header("Cross-Origin-Opener-Policy", "same-origin")
-        self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
-        super().end_headers()
-
-    def log_message(self, *args):
-        """Says nothing of each request."""
-
-
-def server(folder, port=8000):
-    """A server of a folder, on this machine alone.
-
-    Args:
-        folder: path of a site.
-        port: int; 0 is any that is free.
-
-    Returns:
-        `http.server.ThreadingHTTPServer`.
-    """
-    handler = partial(Handler, directory=str(folder))
-    return ThreadingHTTPServer(("127.0.0.1", port), handler)

@@ -1,4 +1,4 @@
-"""A SavedModel is checked in a process that has TensorFlow alone."""
+"""A SavedModel is checked in a process without Keras."""
 
 import json
 import shutil
@@ -7,14 +7,20 @@ import pytest
 
 import keras_cait
 from export.__main__ import main
-from export.check_saved_model import BATCH, ask, check_signatures, table
+from export.check_saved_model import (
+    LARGEST_BATCH,
+    check_saved_model,
+    checks_table,
+    run_signatures,
+)
 from export.serving.model_folder import write_version
-from export.serving.warmup import example_picture
+from export.serving.warmup import example_image
+from tests.helpers.commands import exit_status
 from tests.helpers.models import randomise
 from tests.helpers.reference import REFERENCE
 
 LABELS = [f"class {i}" for i in range(5)]
-PICTURES = [
+IMAGES = [
     file.read_bytes()
     for file in sorted((REFERENCE / "preprocess").rglob("*.png"))
 ]
@@ -39,21 +45,21 @@ def version(model, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def answers(version):
-    """What the SavedModel says in a process of its own, which takes seconds."""
-    return ask(version, (BATCH * PICTURES)[:BATCH])
+def outputs(version):
+    """Outputs of the SavedModel; the new process takes seconds."""
+    return run_signatures(version, (LARGEST_BATCH * IMAGES)[:LARGEST_BATCH])
 
 
 @pytest.fixture
-def asked(answers, monkeypatch):
+def known_outputs(outputs, monkeypatch):
     monkeypatch.setattr(
-        "export.check_saved_model.ask", lambda *_: dict(answers)
+        "export.check_saved_model.run_signatures", lambda *_: dict(outputs)
     )
 
 
-def test_every_signature_at_every_batch_size(model, version, asked):
-    rows = check_signatures(version, model, PICTURES)
-    assert {(row.signature, row.output) for row in rows} == {
+def test_every_signature_at_every_batch_size(model, version, known_outputs):
+    checks = check_saved_model(version, model, IMAGES)
+    assert {(check.signature, check.output) for check in checks} == {
         ("serving_default", "scores"),
         ("pixels", "logits"),
         ("pixels", "probabilities"),
@@ -62,20 +68,20 @@ def test_every_signature_at_every_batch_size(model, version, asked):
         ("attention", "scores"),
         ("classify", "scores"),
     }
-    assert len(rows) == 3 * 7
-    assert {row.batch_size for row in rows} == {1, 3, 8}
-    for row in rows:
-        assert row.mean_difference <= row.max_difference < 1e-5
-        assert row.top1 in (None, 1.0)
-        assert row.top5 in (None, 1.0)
-    lines = table(rows).splitlines()
-    assert len(lines) == 1 + len(rows)
+    assert len(checks) == 3 * 7
+    assert {check.batch_size for check in checks} == {1, 3, 8}
+    for check in checks:
+        assert check.mean_difference <= check.max_difference < 1e-5
+        assert check.top1 in (None, 1.0)
+        assert check.top5 in (None, 1.0)
+    lines = checks_table(checks).splitlines()
+    assert len(lines) == 1 + len(checks)
     assert len(set(map(len, lines))) == 1
 
 
-def test_other_weights_are_found_out(version, asked):
+def test_other_weights_are_found_out(version, known_outputs):
     with pytest.raises(ValueError, match="differs from the Keras model"):
-        check_signatures(version, build(seed=1), PICTURES)
+        check_saved_model(version, build(seed=1), IMAGES)
 
 
 def test_a_shape_that_is_not_the_manifest_s(model, version, tmp_path):
@@ -84,8 +90,8 @@ def test_a_shape_that_is_not_the_manifest_s(model, version, tmp_path):
     outputs = manifest["signatures"]["embedding"]["outputs"]
     outputs["embedding"]["shape"] = [None, 48]
     (other / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match=r"embedding answers.*24.*48"):
-        check_signatures(other, model, PICTURES)
+    with pytest.raises(ValueError, match=r"'embedding' returns.*24.*48"):
+        check_saved_model(other, model, IMAGES)
 
 
 @pytest.mark.parametrize(
@@ -95,8 +101,8 @@ def test_damaged_files(model, version, tmp_path, file):
     other = shutil.copytree(version, tmp_path / "1")
     content = (other / file).read_bytes()
     (other / file).write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match="does not run with TensorFlow alone"):
-        check_signatures(other, model, PICTURES)
+    with pytest.raises(ValueError, match="does not run without Keras"):
+        check_saved_model(other, model, IMAGES)
 
 
 def test_what_fails_the_check_is_not_written(model, tmp_path, monkeypatch):
@@ -104,16 +110,16 @@ def test_what_fails_the_check_is_not_written(model, tmp_path, monkeypatch):
     (tmp_path / "labels.txt").write_text("\n".join(LABELS))
 
     def refuse(*_):
-        raise ValueError("other answers")
+        raise ValueError("other outputs")
 
-    monkeypatch.setattr("export.check_saved_model.ask", refuse)
-    command = ["saved-model", "--weights", str(tmp_path / "model.keras")]
+    monkeypatch.setattr("export.check_saved_model.run_signatures", refuse)
+    command = ["saved-model", "--model", tmp_path / "model.keras"]
     output = tmp_path / "models/cait"
-    assert main([*command, "--output", str(output)]) == 1
+    assert exit_status(main, *command, "--output", output) == 1
     assert not list((tmp_path / "models").iterdir())
 
 
-def test_example_pictures_are_of_the_size_of_photos():
-    sizes = [len(example_picture(seed).numpy()) for seed in range(3)]
+def test_example_images_are_of_the_size_of_photos():
+    sizes = [len(example_image(seed).numpy()) for seed in range(3)]
     assert len(set(sizes)) == 3
     assert all(10_000 < size < 100_000 for size in sizes)

@@ -15,13 +15,14 @@ from export.serving.client import (
     classify_all,
 )
 from export.serving.model_folder import write_version
+from tests.helpers.commands import exit_status
 from tests.helpers.models import randomise
 from tests.helpers.reference import REFERENCE
 from tests.helpers.serving import Server
 
 LABELS = [f"class {i}" for i in range(5)]
-PICTURES = sorted((REFERENCE / "preprocess").rglob("*.png"))
-ENCODED = [file.read_bytes() for file in PICTURES]
+IMAGES = sorted((REFERENCE / "preprocess").rglob("*.png"))
+ENCODED = [file.read_bytes() for file in IMAGES]
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +173,7 @@ def test_many_pictures_of_which_some_are_broken(
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"no picture")
     missing = tmp_path / "missing.jpg"
-    paths = [*PICTURES[:3], broken, *PICTURES[3:], missing]
+    paths = [*IMAGES[:3], broken, *IMAGES[3:], missing]
     answers = list(classify_all(connect(), paths, 2, concurrency))
     assert answers[3].code == "INVALID_ARGUMENT"
     assert isinstance(answers[-1], FileNotFoundError)
@@ -182,28 +183,28 @@ def test_many_pictures_of_which_some_are_broken(
 @pytest.mark.parametrize("protocol", ["grpc", "rest"])
 def test_command(server, protocol, tmp_path, capsys):
     address = getattr(server, f"{protocol}_address")
-    folder = str(PICTURES[0].parent)
-    command = ["classify", "--server", address, "--model", "cait_tiny"]
-    command += ["--protocol", protocol, "--label", "stable"]
-    assert main([*command, "--json", folder]) == 0
+    folder = str(IMAGES[0].parent)
+    options = ["--server", address, "--served-model", "cait_tiny"]
+    options += ["--protocol", protocol, "--version-label", "stable"]
+    assert exit_status(main, "classify", folder, *options, "--json") == 0
     printed = capsys.readouterr()
     assert "6 of 6" in printed.err
     expected = direct(server, 1, ENCODED)
     lines = [json.loads(line) for line in printed.out.splitlines()]
-    assert [line["picture"] for line in lines] == list(map(str, PICTURES))
+    assert [line["image"] for line in lines] == list(map(str, IMAGES))
     assert_same([line["classes"] for line in lines], expected)
 
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
-    assert main([*command, str(PICTURES[0]), str(tmp_path)]) == 1
+    assert exit_status(main, "classify", IMAGES[0], tmp_path, *options) == 1
     printed = capsys.readouterr().out
     assert expected[0][0][0] in printed
     assert "INVALID_ARGUMENT" in printed
 
 
-def test_command_without_a_picture(server, tmp_path, capsys):
-    command = ["classify", "--server", server.grpc_address, str(tmp_path)]
-    assert main([*command, "--model", "cait_tiny"]) == 1
-    assert "no pictures" in capsys.readouterr().err
+def test_command_without_an_image(server, tmp_path, capsys):
+    options = ["--server", server.grpc_address, "--served-model", "cait_tiny"]
+    assert exit_status(main, "classify", tmp_path, *options) == 1
+    assert "No images" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(

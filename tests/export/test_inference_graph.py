@@ -1,4 +1,4 @@
-"""The folded inference graph gives the answers of the Keras model."""
+"""The folded inference graph matches the Keras model."""
 
 import keras
 import numpy as np
@@ -11,7 +11,7 @@ from tests.helpers.models import randomise
 
 
 def outputs(model, images):
-    """What `InferenceModel` gives, by the Keras model alone."""
+    """The outputs of `InferenceModel`, computed by the Keras model."""
     logits = keras_cait.CaiT.from_config(
         {**model.get_config(), "classifier_activation": None}
     )
@@ -35,7 +35,7 @@ def assert_close(found, expected, relative):
         assert difference <= relative, name
 
 
-def test_all_answers_are_the_keras_model_s(small_model, pictures):
+def test_all_outputs_match_the_keras_model(small_model, pictures):
     assert_close(
         InferenceModel(small_model)(pictures),
         outputs(small_model, pictures),
@@ -120,7 +120,7 @@ def test_graph_is_fast_everywhere(small_model, output):
         ({"include_top": False}, "include_top=False"),
         ({"include_preprocessing": False}, "include_preprocessing=False"),
         ({"pooling": "avg"}, "pooling='avg'"),
-        ({"input_shape": (None, None, 3)}, "one size"),
+        ({"input_shape": (None, None, 3)}, "fixed size"),
         ({"input_shape": (32, 32, 4)}, "RGB"),
     ],
     ids=str,
@@ -132,15 +132,15 @@ def test_other_models_are_refused(arguments, message):
         InferenceModel(model)
 
 
-def test_quantised_weights_are_refused(small_model):
+def test_quantized_weights_are_refused(small_model):
     small_model.quantize("int8")
     with pytest.raises(ValueError, match="quantize"):
         InferenceModel(small_model)
 
 
-def test_what_is_no_cait_is_refused():
+def test_only_a_cait_is_exported():
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
-    with pytest.raises(ValueError, match="Only a CaiT"):
+    with pytest.raises(ValueError, match="Only CaiT models"):
         InferenceModel(model)
 
 

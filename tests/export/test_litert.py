@@ -1,4 +1,4 @@
-"""Exported files give the Keras model's answers, whole or not at all."""
+"""Exported files match the Keras model, and appear whole or not at all."""
 
 import json
 
@@ -13,21 +13,22 @@ from export.__main__ import main
 from export.inference_graph import InferenceModel
 from export.litert import convert
 from export.litert_report import operations
-from export.litert_runner import LiteRTClassifier
-from export.metadata import read_labels
-from export.quantization import RECIPES, calibration_images
+from export.predictors import litert_predictor
+from export.quantization import SCHEMES, calibration_images
 from export.serving.model_folder import write_version
-from export.verify import litert_classifier
+from keras_cait.litert import LiteRTModel
+from keras_cait.loading import find_labels
 from keras_cait.preprocessing import (
     load_image,
     resize_and_crop,
     resize_and_crop_in_graph,
 )
+from tests.helpers.commands import exit_status
 from tests.helpers.models import randomise
 from tests.helpers.reference import REFERENCE
 
 LABELS = [f"class {i}" for i in range(5)]
-PICTURES = sorted((REFERENCE / "preprocess").rglob("*.png"))
+IMAGES = sorted((REFERENCE / "preprocess").rglob("*.png"))
 
 
 @pytest.fixture(scope="module")
@@ -42,17 +43,17 @@ def exported(tmp_path_factory):
     model.save(folder / "model.keras")
     (folder / "labels.txt").write_text("\n".join(LABELS))
     write_version(model, LABELS, folder / "models/cait", batch_sizes=(1,))
-    weights = ["--weights", str(folder / "model.keras")]
-    output = ["--output", str(folder / "model.tflite")]
-    assert main(["litert", *weights, *output]) == 0
+    options = ["--model", folder / "model.keras"]
+    options += ["--output", folder / "model.tflite"]
+    assert exit_status(main, "litert", *options) == 0
     return folder
 
 
 @pytest.fixture(scope="module")
 def expected(exported):
-    """Probabilities of the Keras model on the pictures."""
+    """Probabilities of the Keras model."""
     model = keras.models.load_model(exported / "model.keras")
-    images = [resize_and_crop(load_image(file), 32) for file in PICTURES]
+    images = [resize_and_crop(load_image(file), 32) for file in IMAGES]
     return model.predict(np.stack(images), verbose=0)
 
 
@@ -108,7 +109,7 @@ def test_litert_runs_whole_on_the_delegate(exported, pictures):
 
 
 # How far the largest probability may move, and whether XNNPACK runs it whole.
-QUANTISED = {
+QUANTIZED = {
     "float32": (1e-6, True),
     "float16": (2e-2, True),
     "dynamic-int8": (0.1, True),
@@ -118,60 +119,61 @@ QUANTISED = {
 
 
 @pytest.fixture(scope="module")
-def quantised(exported):
-    """A file of each recipe, calibrated on the pictures."""
-    output = exported / "quantised"
-    arguments = [
-        *("litert", "--weights", str(exported / "model.keras")),
-        *("--quantize", ",".join(RECIPES)),
-        *("--calibration", str(REFERENCE / "preprocess")),
-        *("--output", str(output)),
-    ]
-    assert main(arguments) == 0
+def quantized(exported):
+    """A file of each scheme, calibrated on the images."""
+    output = exported / "quantized"
+    options = ["--model", exported / "model.keras", "--output", output]
+    options += ["--calibration", f"folder:{REFERENCE / 'preprocess'}"]
+    options += ["--scheme", *SCHEMES]
+    assert exit_status(main, "litert", *options) == 0
     return output
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_quantised_files_stay_near_the_model(recipe, quantised, expected):
-    file = quantised / f"{recipe}.tflite"
-    tolerance, is_whole = QUANTISED[recipe]
-    classify = litert_classifier(file, LABELS)
-    answers = classify([picture.read_bytes() for picture in PICTURES])
-    difference = np.abs(answers - expected).max()
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_quantized_files_stay_near_the_model(scheme, quantized, expected):
+    file = quantized / f"{scheme}.tflite"
+    tolerance, is_whole = QUANTIZED[scheme]
+    predict = litert_predictor(file, LABELS)
+    found = predict([image.read_bytes() for image in IMAGES])
+    difference = np.abs(found - expected).max()
     assert difference <= tolerance
-    assert (difference > 1e-6) == (recipe != "float32")
+    assert (difference > 1e-6) == (scheme != "float32")
     assert (operations(file)[1:] == (0, 1)) == is_whole
-    if recipe != "float32":
-        whole = (quantised / "float32.tflite").stat().st_size
+    if scheme != "float32":
+        whole = (quantized / "float32.tflite").stat().st_size
         assert file.stat().st_size < 0.9 * whole
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "status", "message"),
     [
-        (("--quantize", "int4"), "A recipe is one of"),
-        (("--quantize", "static-int8"), "--calibration FOLDER"),
-        (("--signatures", "scores"), "signatures must be of embedding"),
-        (("--batch-size", "0"), "batch_size must be at least 1"),
-        (("--labels", "EMPTY.txt"), "The model has 5 classes. Received: 1"),
-        (("--weights", "EMPTY.keras"), "Only a CaiT is exported"),
-        (("--output", "EMPTY.txt/model.tflite"), "File exists"),
+        ("--scheme int4", 2, 'Invalid value "int4" for --scheme'),
+        ("--signatures scores", 2, 'Invalid value "scores" for --signatures'),
+        ("--batch-size x", 2, "--batch-size"),
+        ("--scheme static-int8", 1, "Add --calibration DATA"),
+        ("--batch-size 0", 1, "batch_size must be at least 1"),
+        ("--labels EMPTY.txt", 1, "Got 1 labels for the 5 classes"),
+        ("--model EMPTY.keras", 1, "Only CaiT models can be exported"),
+        ("--output EMPTY.txt/model.tflite", 1, "File exists"),
         (
-            ("--quantize", "static-int8", "--calibration", "EMPTY"),
-            "There are no pictures in",
+            "--scheme static-int8 --calibration folder:EMPTY",
+            1,
+            "No images in",
         ),
         (
-            ("--quantize", "static-int8", "--calibration", "EMPTY.txt"),
-            "must be a folder of pictures or the name of a set",
+            "--scheme static-int8 --calibration EMPTY.txt",
+            1,
+            "must be digits, folder:PATH or a name of TensorFlow Datasets",
         ),
         (
-            ("--quantize", "static-int8", "--calibration", "cifar10"),
+            "--scheme static-int8 --calibration cifar10",
+            1,
             "Prepare it first: python -m training.prepare cifar10",
         ),
     ],
 )
 def test_litert_refuses_with_nothing_written(
-    options, message, exported, tmp_path, capsys
+    options, status, message, exported, tmp_path, capsys
 ):
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -179,29 +181,31 @@ def test_litert_refuses_with_nothing_written(
     keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]).save(
         empty.with_suffix(".keras")
     )
-    arguments = [
-        *("litert", "--weights", str(exported / "model.keras")),
-        *("--output", str(tmp_path / "files/model.tflite")),
-        *(option.replace("EMPTY", str(empty)) for option in options),
-    ]
-    assert main(arguments) == 1
+    words = options.replace("EMPTY", str(empty)).split()
+    if "--model" not in words:
+        words += ["--model", exported / "model.keras"]
+    if "--output" not in words:
+        words += ["--output", tmp_path / "files/model.tflite"]
+    assert exit_status(main, "litert", *words) == status
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     files = {path.name for path in tmp_path.rglob("*") if path.is_file()}
     assert files == {"empty.txt", "empty.keras"}
 
 
-def test_calibration_takes_training_pictures_of_a_data_set(tmp_path):
+def test_calibration_takes_training_images_of_a_dataset(tmp_path):
     import tensorflow_datasets as tfds
 
     image = tfds.features.Image(encoding_format="png")
     tfds.dataset_builders.store_as_tfds_dataset(
         "photos",
         "1.0.0",
-        tfds.features.FeaturesDict({"image": image}),
+        tfds.features.FeaturesDict(
+            {"image": image, "label": tfds.features.ClassLabel(num_classes=1)}
+        ),
         {
             "train": [
-                (i, {"image": np.full((40, 30, 3), i, "uint8")})
+                (i, {"image": np.full((40, 30, 3), i, "uint8"), "label": 0})
                 for i in range(5)
             ]
         },
@@ -215,18 +219,15 @@ def test_calibration_takes_training_pictures_of_a_data_set(tmp_path):
 
 
 def test_every_option_in_one_file(exported, pictures, tmp_path):
-    weights = str(exported / "model.keras")
     output = tmp_path / "model.tflite"
-    arguments = [
-        *("litert", "--weights", weights, "--output", str(output)),
-        *("--signatures", "embedding,attention", "--gelu", "tanh"),
-        *("--input", "uint8", "--batch-size", "2", "--logits"),
-    ]
-    assert main(arguments) == 0
+    options = ["--model", exported / "model.keras", "--output", output]
+    options += ["--signatures", "embedding", "attention", "--gelu", "tanh"]
+    options += ["--input", "uint8", "--batch-size", "2", "--logits"]
+    assert exit_status(main, "litert", *options) == 0
     assert operations(output)[1:] == (0, 1)
-    assert read_labels(output) == LABELS
+    assert find_labels(output) == LABELS
 
-    model = keras.models.load_model(weights)
+    model = keras.models.load_model(exported / "model.keras")
     answers = InferenceModel(model, gelu="tanh")(pictures)
     by_tanh, trained = (
         answers["probabilities"].numpy(),
@@ -242,8 +243,8 @@ def test_every_option_in_one_file(exported, pictures, tmp_path):
     assert set(found) == {"logits", "embedding", "attention"}
     for name, value in found.items():
         np.testing.assert_allclose(value, answers[name], atol=1e-4)
-    classify = LiteRTClassifier(output)
-    np.testing.assert_allclose(classify(pictures[:1]), by_tanh[:1], atol=1e-5)
+    predict = LiteRTModel(output)
+    np.testing.assert_allclose(predict(pictures[:1]), by_tanh[:1], atol=1e-5)
 
 
 def of_something_else(path):
@@ -263,49 +264,44 @@ def of_another_model(path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: path.write_text("no file"), "is no .tflite file"),
-        (of_something_else, "is no classifier of pictures"),
-        (of_another_model, "has 3 blocks, the model 4"),
+        (lambda path: path.write_text("no file"), "is not a .tflite model"),
+        (of_something_else, "is not an image classifier"),
+        (of_another_model, "has 3 blocks and the model 4"),
     ],
 )
 def test_verify_refuses_other_files(make, message, exported, tmp_path, capsys):
     make(tmp_path / "other.tflite")
-    folder = tmp_path / "pictures" / LABELS[0]
+    folder = tmp_path / "images" / "validation" / LABELS[0]
     folder.mkdir(parents=True)
-    (folder / "a.png").write_bytes(PICTURES[0].read_bytes())
-    arguments = [
-        *("verify", str(tmp_path / "other.tflite")),
-        *("--weights", str(exported / "model.keras")),
-        *("--pictures", str(tmp_path / "pictures")),
-        *("--output", str(tmp_path / "verify.json")),
-    ]
-    assert main(arguments) == 1
-    error = capsys.readouterr().err.rstrip().rpartition("ValueError: ")[2]
-    assert message in error and "\n" not in error
+    (folder / "a.png").write_bytes(IMAGES[0].read_bytes())
+    options = ["--model", exported / "model.keras"]
+    options += ["--data", f"folder:{tmp_path / 'images'}"]
+    options += ["--output", tmp_path / "verify.json"]
+    file = tmp_path / "other.tflite"
+    assert exit_status(main, "verify", file, *options) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
     assert not (tmp_path / "verify.json").exists()
 
 
-def test_verify_compares_on_labelled_pictures(
+def test_verify_compares_on_labeled_images(
     exported, expected, tmp_path, capsys
 ):
     top1 = expected.argmax(axis=-1)
-    for i, file in enumerate(PICTURES):
+    for i, file in enumerate(IMAGES):
         label = top1[i] if i else (top1[i] + 1) % 5  # one of them is wrong
-        folder = tmp_path / "pictures" / LABELS[label]
+        folder = tmp_path / "images" / "validation" / LABELS[label]
         folder.mkdir(parents=True, exist_ok=True)
         (folder / file.name).write_bytes(file.read_bytes())
-    files = [str(exported / name) for name in ("models/cait", "model.tflite")]
-    arguments = [
-        *("verify", *files),
-        *("--weights", str(exported / "model.keras")),
-        *("--pictures", str(tmp_path / "pictures")),
-        *("--output", str(tmp_path / "verify.json")),
-    ]
-    assert main(arguments) == 0
+    files = [exported / name for name in ("models/cait", "model.tflite")]
+    options = ["--model", exported / "model.keras"]
+    options += ["--data", f"folder:{tmp_path / 'images'}", "--batch-size", "4"]
+    options += ["--output", tmp_path / "verify.json"]
+    assert exit_status(main, "verify", *files, *options) == 0
     rows = json.loads((tmp_path / "verify.json").read_text())
     assert [row["name"] for row in rows] == ["Keras", "cait/1", "model.tflite"]
     for row in rows:
-        assert row["top1"] == pytest.approx(1 - 1 / len(PICTURES))
+        assert row["top1"] == pytest.approx(1 - 1 / len(IMAGES))
         assert row["top5"] == 1.0  # of five classes
         assert row["agreement"] == 1.0
         assert row["max_difference"] < 1e-3
@@ -322,10 +318,9 @@ def test_verify_compares_on_labelled_pictures(
 def test_nothing_is_overwritten(exported, capsys):
     output = exported / "model.tflite"
     before = output.read_bytes()
-    weights = str(exported / "model.keras")
-    arguments = ["litert", "--weights", weights, "--output", str(output)]
-    assert main(arguments) == 1
-    assert "exists already" in capsys.readouterr().err
+    options = ["--model", exported / "model.keras", "--output", output]
+    assert exit_status(main, "litert", *options) == 1
+    assert "already exists" in capsys.readouterr().err
     assert output.read_bytes() == before
 
 
@@ -336,9 +331,9 @@ def test_a_failed_export_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("export.litert.convert", full_disk)
-    weights = str(exported / "model.keras")
-    output = str(tmp_path / "files/model.tflite")
-    assert main(["litert", "--weights", weights, "--output", output]) == 1
+    options = ["--model", exported / "model.keras"]
+    options += ["--output", tmp_path / "files/model.tflite"]
+    assert exit_status(main, "litert", *options) == 1
     assert "No space left on device" in capsys.readouterr().err
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
@@ -346,8 +341,8 @@ def test_a_failed_export_leaves_nothing(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"weights": "missing.keras"}, "missing.keras"),
-        ({"labels": "missing.txt"}, "There are no labels at"),
+        ({"model": "missing.keras"}, "missing.keras"),
+        ({"labels": "missing.txt"}, "Cannot read labels"),
         ({"output": "file/cait"}, "File exists"),
     ],
 )
@@ -356,13 +351,13 @@ def test_bad_input_ends_in_one_line(
 ):
     (tmp_path / "file").touch()
     arguments = {
-        "weights": exported / "model.keras",
+        "model": exported / "model.keras",
         "labels": exported / "labels.txt",
         "output": tmp_path / "cait",
     }
     arguments |= {key: tmp_path / name for key, name in change.items()}
     flags = [f"--{key}={value}" for key, value in arguments.items()]
-    assert main(["saved-model", *flags]) == 1
+    assert exit_status(main, "saved-model", *flags) == 1
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1

@@ -1,4 +1,4 @@
-"""MediaPipe reads an exported file by itself: labels, range of pixels."""
+"""MediaPipe reads an exported file: labels and pixel range."""
 
 import mediapipe
 import pytest
@@ -7,6 +7,7 @@ from PIL import Image
 
 from export.__main__ import main
 from keras_cait.preprocessing import load_image, resize_and_crop
+from tests.helpers.commands import exit_status
 from tests.helpers.reference import REFERENCE
 
 LABELS = ["Apfel", "bicycle", "càt", "dog house", "eel"]
@@ -17,31 +18,31 @@ LABELS = ["Apfel", "bicycle", "càt", "dog house", "eel"]
     [
         ([], 1e-4),
         (["--input", "uint8"], 1e-4),
-        (["--quantize", "dynamic-int8", "--input", "uint8"], 0.1),
+        (["--scheme", "dynamic-int8", "--input", "uint8"], 0.1),
     ],
     ids=["float32", "uint8", "int8"],
 )
 def test_image_classifier(options, tolerance, small_model, tmp_path):
-    weights, output = tmp_path / "model.keras", tmp_path / "model.tflite"
-    small_model.save(weights)
+    model, output = tmp_path / "model.keras", tmp_path / "model.tflite"
+    small_model.save(model)
     (tmp_path / "labels.txt").write_text("\n".join(LABELS), encoding="utf-8")
-    arguments = ["--weights", str(weights), "--output", str(output), *options]
-    assert main(["litert", *arguments]) == 0
+    arguments = ["--model", model, "--output", output, *options]
+    assert exit_status(main, "litert", *arguments) == 0
 
-    # Of the model's size: MediaPipe scales without a crop, and by other rules.
+    # At the model's size, because MediaPipe resizes differently, uncropped.
     photo = load_image(REFERENCE / "preprocess/landscape_500x375.png")
     image = resize_and_crop(photo, (32, 32))
-    picture = tmp_path / "picture.png"
-    Image.fromarray(image).save(picture)
+    file = tmp_path / "image.png"
+    Image.fromarray(image).save(file)
     expected = small_model.predict(image[None], verbose=0)[0]
 
     with vision.ImageClassifier.create_from_options(
         vision.ImageClassifierOptions(BaseOptions(str(output)))
     ) as classifier:
-        answer = classifier.classify(
-            mediapipe.Image.create_from_file(str(picture))
+        result = classifier.classify(
+            mediapipe.Image.create_from_file(str(file))
         )
-    (found,) = answer.classifications
+    (found,) = result.classifications
     assert found.categories[0].category_name == LABELS[expected.argmax()]
     scores = {one.category_name: one.score for one in found.categories}
     assert scores == pytest.approx(

@@ -12,8 +12,9 @@ from PIL import Image
 
 import keras_cait
 from export.__main__ import main
-from export.web.site import server
+from export.web.server import site_server
 from keras_cait.preprocessing import resize_and_crop
+from tests.helpers.commands import exit_status
 from tests.helpers.models import randomise
 from tests.helpers.oracle_weights import make_input
 
@@ -43,11 +44,11 @@ def examples(tmp_path_factory):
 
 
 def litert(model, folder, name, *options):
-    weights, labels = folder / "model.keras", folder / "labels.txt"
-    model.save(weights)
+    keras_file, labels = folder / "model.keras", folder / "labels.txt"
+    model.save(keras_file)
     labels.write_text("\n".join(LABELS) + "\n")
-    arguments = ["litert", "--weights", str(weights), *options]
-    assert main([*arguments, "--output", str(folder / name)]) == 0
+    options = ["--model", keras_file, "--output", folder / name, *options]
+    assert exit_status(main, "litert", *options) == 0
     return folder / name
 
 
@@ -56,8 +57,8 @@ def site(model, examples, tmp_path_factory):
     folder = tmp_path_factory.mktemp("web")
     path = litert(model, folder, "lions.tflite", "--signatures", "attention")
     site = folder / "site"
-    arguments = ["web", "--model", str(path), "--output", str(site)]
-    assert main([*arguments, "--examples", str(examples)]) == 0
+    options = ["--model", path, "--output", site, "--examples", examples]
+    assert exit_status(main, "web", *options) == 0
     options = ("--input", "uint8", "--logits")
     litert(model, site, "bytes.tflite", *options)
     return site
@@ -72,7 +73,7 @@ def test_the_page_answers_as_keras_does(model, examples, site):
     maps = keras_cait.class_attention_maps(model, images)
     maps = np.mean(np.asarray(maps), axis=(1, 2)).reshape(len(files), -1)
 
-    with server(site, port=0) as running:
+    with site_server(site, port=0) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
         seen = visit(f"http://localhost:{running.server_port}/")
         running.shutdown()
@@ -118,7 +119,7 @@ def test_a_site_is_whole_or_not_there(site, tmp_path, monkeypatch, capsys):
     assert not list(site.glob("package*")) + list(site.glob("node_modules"))
 
     def refused(*arguments):
-        assert main(["web", *map(str, arguments)]) == 1
+        assert exit_status(main, "web", *arguments) == 1
         error = capsys.readouterr().err
         assert error.count("\n") == 1
         assert list(tmp_path.iterdir()) == []
@@ -127,7 +128,7 @@ def test_a_site_is_whole_or_not_there(site, tmp_path, monkeypatch, capsys):
     target, good = tmp_path / "site", site / "model.tflite"
     output = ("--output", target)
     assert "no site" in refused(*output, "--serve")
-    assert "no labels" in refused(*output, "--model", site / "page.js")
+    assert ".tflite files" in refused(*output, "--model", site / "page.js")
     batch = litert(
         keras.models.load_model(site / "model.keras"),
         site,

@@ -1,0 +1,67 @@
+"""`python -m export classify`"""
+
+from pathlib import Path
+from typing import Literal
+
+from keras_cait.command_line import BatchSize
+
+
+def classify(
+    images: list[Path],
+    /,
+    *,
+    server: str,
+    served_model: str,
+    version: int | None = None,
+    version_label: str | None = None,
+    protocol: Literal["grpc", "rest"] = "grpc",
+    batch_size: BatchSize = 8,
+    concurrency: int = 1,
+    timeout: float = 30.0,
+    json: bool = False,
+) -> None:
+    """Classify images with a model on TensorFlow Serving.
+
+    Args:
+        images: Images, or folders of images.
+        server: Address of the server, HOST:PORT.
+        served_model: Name of the model on the server.
+        version: Version of the model. Default: the newest.
+        version_label: Label of the version, such as stable, instead of its
+            number.
+        protocol: Protocol of the port. The server's defaults are 8500 for gRPC
+            and 8501 for REST.
+        concurrency: Number of simultaneous requests.
+        timeout: Seconds that one request may take.
+        json: Print one JSON object per line and image.
+    """
+    import sys
+    from json import dumps
+
+    from export.serving.client import GrpcClient, RestClient, classify_all
+    from keras_cait.files import GRAPH_SUFFIXES, image_files
+
+    connect = GrpcClient if protocol == "grpc" else RestClient
+    client = connect(server, served_model, version, version_label, timeout)
+    files = image_files(images, GRAPH_SUFFIXES)
+    results = classify_all(client, files, batch_size, concurrency)
+    failures = 0
+    for done, (file, result) in enumerate(zip(files, results, strict=True), 1):
+        failed = isinstance(result, OSError)
+        failures += failed
+        if json:
+            key, value = (
+                ("error", str(result)) if failed else ("classes", result)
+            )
+            print(dumps({"image": str(file), key: value}))
+        elif failed:
+            print(f"{file}: {result}")
+        else:
+            best = ", ".join(f"{name} {score:.1%}" for name, score in result)
+            print(f"{file}: {best}")
+        end = "\n" if done == len(files) else "\r"
+        print(f"{done} of {len(files)}", end=end, file=sys.stderr)
+    if failures:
+        raise OSError(
+            f"{failures} of {len(files)} images could not be classified."
+        )

@@ -1,0 +1,52 @@
+"""`python -m export saved-model`"""
+
+from pathlib import Path
+
+from export.options import BatchSizes, Precision
+from keras_cait.command_line import ImageSize, Labels, ModelSource, Variant
+
+
+def saved_model(
+    *,
+    model: ModelSource,
+    output: Path,
+    variant: Variant = None,
+    image_size: ImageSize = None,
+    labels: Labels = None,
+    top: int = 5,
+    precision: Precision = "float32",
+    xla: bool = False,
+    batch_sizes: BatchSizes = (1, 2, 4, 8),
+) -> None:
+    """Write the next version of a model for TensorFlow Serving.
+
+    Args:
+        output: Folder of the served model, which is named after the model. A
+            numbered version and the server's configuration are written to it.
+        top: Number of classes returned per image.
+        precision: Precision of weights and matrix products.
+        xla: Compile the model with XLA, once per batch size.
+        batch_sizes: Sizes to which the server pads its batches.
+    """
+    from export.check_saved_model import check_saved_model
+    from export.exportable import load_exportable
+    from export.model_card import measured_accuracy
+    from export.serving.model_folder import check_output, write_version
+    from export.serving.warmup import example_image
+
+    check_output(output)
+    trained, names = load_exportable(model, variant, image_size, labels)
+    images = [example_image(seed).numpy() for seed in range(8)]
+    version = write_version(
+        trained,
+        names,
+        output,
+        top,
+        precision,
+        xla,
+        batch_sizes,
+        measured_accuracy(model, trained),
+        check=lambda path: check_saved_model(path, trained, images),
+    )
+    print(f"Wrote {version}")
+    print(f"Serve it: docker compose -f {output}/compose.yaml up")

@@ -1,0 +1,56 @@
+"""`python -m export web`"""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+
+def web(
+    *,
+    model: Annotated[
+        Path | None,
+        Parameter(
+            help=".tflite file of python -m export litert. Omit it to serve an "
+            "existing site."
+        ),
+    ] = None,
+    output: Path,
+    examples: Annotated[
+        tuple[Path, ...],
+        Parameter(consume_multiple=True, show_default=False),
+    ] = (),
+    serve: bool = False,
+    port: int = 8000,
+) -> None:
+    """Make a static site that classifies images in the browser.
+
+    Args:
+        output: Folder of the site. With --model, it must not exist.
+        examples: Images, or folders of images, that the page offers; up to 12
+            are used.
+        serve: Serve the site on this computer until Ctrl-C.
+        port: Port for --serve.
+    """
+    from export.web.server import site_server
+    from export.web.site import make_site
+    from keras_cait.files import image_files, new_output
+
+    if model:
+        files = image_files(examples) if examples else []
+        # Evenly spaced, because neighbors are often of the same class.
+        chosen = files[:: max(1, len(files) // 12)][:12]
+        with new_output(output) as unfinished:
+            make_site(model, chosen, unfinished)
+        print(f"Wrote {output}")
+    elif not (serve and (output / "site.json").exists()):
+        raise ValueError(
+            f"There is no site in {str(output)!r}. Make one with --model FILE."
+        )
+    if serve:
+        with site_server(output, port) as server:
+            print(f"Serving http://localhost:{server.server_port} until Ctrl-C")
+            try:
+                server.serve_forever()
+            except KeyboardInterrupt:
+                print()

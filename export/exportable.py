@@ -1,0 +1,121 @@
+"""Which models can be exported, and loading them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+
+import keras_cait
+from keras_cait.loading import (
+    find_labels,
+    load_labels,
+    load_model,
+    read_labels,
+)
+
+
+def load_exportable(
+    source: str | Path,
+    variant: str | None = None,
+    image_size: int | None = None,
+    labels: str | Path | None = None,
+) -> tuple[keras_cait.CaiT, list[str]]:
+    """Loads a model to export and the names of its classes.
+
+    Args:
+        source: published name, run folder, `.keras` file or weights file.
+        variant: architecture of a `.weights.h5` file.
+        image_size: height and width of the images in pixels; `None` is the
+            source's own.
+        labels: text file with one label per line; `None` takes the labels
+            beside the model, otherwise ImageNet's.
+
+    Returns:
+        The model, and its labels by class.
+
+    Raises:
+        ValueError: the model cannot be loaded or exported, or has another
+            number of classes than there are labels.
+        OSError: published weights are neither in the cache nor reachable.
+
+    Example:
+    >>> model, labels = load_exportable("S24")  # doctest: +SKIP
+    """
+    names = read_labels(labels) if labels else find_labels(source)
+    model = load_model(
+        source,
+        variant=variant,
+        image_size=image_size,
+        classes=names and len(names),
+    )
+    model = check_exportable(model)
+    return model, load_labels(source, labels, model.classes)
+
+
+def check_exportable(model: keras.Model) -> keras_cait.CaiT:
+    """Checks that a model can be exported.
+
+    Args:
+        model: any Keras model.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: the model is not a float `CaiT` with a head, preprocessing
+            and `pooling="token"`, for RGB images of a fixed size.
+
+    Example:
+    >>> model = CaiT(48, depth=1, num_heads=4, input_shape=(64, 96, 3))
+    >>> check_exportable(model) is model
+    True
+    """
+    if not isinstance(model, keras_cait.CaiT):
+        raise ValueError(
+            f"Only CaiT models can be exported. Got a {type(model).__name__}."
+        )
+    if model.get_config()["quantization_mode"]:
+        raise ValueError(
+            "Got a model after quantize(). Export the float model it was made "
+            "from, and choose a quantization scheme for the export."
+        )
+    if not (
+        model.include_top
+        and model.include_preprocessing
+        and model.pooling == "token"
+    ):
+        raise ValueError(
+            "Only classifiers of images in 0...255 can be exported. Got "
+            f"include_top={model.include_top}, "
+            f"include_preprocessing={model.include_preprocessing} and "
+            f"pooling={model.pooling!r}. Rebuild the model with True, True and "
+            '"token", and load its weights.'
+        )
+    height, width, channels = model.image_shape
+    if None in (height, width) or channels != 3:
+        raise ValueError(
+            "Only models of RGB images of a fixed size can be exported. Got "
+            f"input_shape={model.image_shape}. Rebuild the model, for example "
+            "with input_shape=(224, 224, 3), and load its weights."
+        )
+    return model
+
+
+def check_labels(labels: Sequence[str], classes: int) -> None:
+    """Checks that there is one label per class.
+
+    Args:
+        labels: names of the classes.
+        classes: number of classes of the model.
+
+    Raises:
+        ValueError: the numbers differ.
+
+    Example:
+    >>> check_labels(["cat", "dog"], 2)
+    """
+    if len(labels) != classes:
+        raise ValueError(
+            f"Got {len(labels)} labels for {classes} classes. Give one label "
+            "per class, in the order of the classes."
+        )

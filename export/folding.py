@@ -1,0 +1,122 @@
+"""The weights of the inference graph, folded from those of a trained model.
+
+Training-only operations are folded into neighboring weights, once and in
+float64:
+
+- pixel normalization into the patch convolution, whose bias joins the positions
+- the affine of each LayerNorm into the dense layer after it
+- LayerScale into `proj` and `fc2`, the query scale into `qkv` and `query`
+- the biases of `proj_logits` and of class-attention `key` cancel in the softmax
+- the bias of class-attention `value` joins the bias of `proj`, because the
+  attention weights sum to 1
+- the bias of `proj_weights` scales the sum of the values, which is cheaper than
+  adding it to every score
+- class attention has one query, so `key` and `value` are applied to it rather
+  than to every patch
+"""
+
+from typing import Any
+
+import numpy as np
+
+import keras_cait
+from keras_cait.layers import resample_positions
+
+
+def fold(model: keras_cait.CaiT) -> dict[str, Any]:
+    """Folds the weights of a model.
+
+    Args:
+        model: `CaiT` that `export.exportable.check_exportable` accepts.
+
+    Returns:
+        Nested dicts of float64 arrays, as `export.inference_graph` reads them.
+        A dense layer is a pair of kernel `(in, out)` and bias `(out,)`.
+    """
+    variables = {v.path: v for v in model.weights}
+    heads, width = model.num_heads, model.embed_dim
+    head_dim = width // heads
+    query_scale = head_dim**-0.5
+
+    def read(path):
+        return np.asarray(variables[path], "float64")
+
+    def folded(layer, norm=None, scale=1.0):
+        """Kernel and bias of a dense layer after a LayerNorm, scaled."""
+        kernel, bias = read(f"{layer}/kernel"), read(f"{layer}/bias")
+        if norm is not None:
+            bias = bias + read(f"{norm}/beta") @ kernel
+            kernel = read(f"{norm}/gamma")[:, None] * kernel
+        return kernel * scale, bias * scale
+
+    def folded_mlp(block):
+        return {
+            "fc1": folded(f"{block}/mlp/fc1", f"{block}/norm2"),
+            "fc2": folded(
+                f"{block}/mlp/fc2", scale=read(f"{block}/layer_scale_2/gamma")
+            ),
+        }
+
+    def self_attention(block):
+        attention = f"{block}/attention"
+        mixing = read(f"{attention}/proj_weights/bias")
+        return {
+            "qkv": folded(
+                f"{attention}/qkv",
+                f"{block}/norm1",
+                np.repeat([query_scale, 1.0, 1.0], width),
+            ),
+            "proj_logits": read(f"{attention}/proj_logits/kernel").T,
+            "proj_weights": (
+                read(f"{attention}/proj_weights/kernel").T,
+                mixing[:, None, None, None],
+            ),
+            "proj": folded(
+                f"{attention}/proj", scale=read(f"{block}/layer_scale_1/gamma")
+            ),
+            **folded_mlp(block),
+        }
+
+    def class_attention(block):
+        attention, norm = f"{block}/attention", f"{block}/norm1"
+        key, _ = folded(f"{attention}/key", norm)
+        value, value_bias = folded(f"{attention}/value", norm)
+        gamma = read(f"{block}/layer_scale_1/gamma")
+        kernel, bias = folded(f"{attention}/proj", scale=gamma)
+        by_head = (width, heads, head_dim)
+        return {
+            "query": folded(f"{attention}/query", norm, query_scale),
+            "key": key.reshape(by_head).transpose(1, 2, 0),
+            "value": value.reshape(by_head).transpose(1, 0, 2),
+            "proj": (kernel, bias + value_bias @ kernel),
+            **folded_mlp(block),
+        }
+
+    normalization = model.get_layer("normalization")
+    scale = np.asarray(normalization.scale, "float64")[:, None]
+    offset = np.asarray(normalization.offset, "float64")[:, None]
+    kernel = read("patch_embedding/proj/kernel")
+    bias = read("patch_embedding/proj/bias")
+    return {
+        "patch_embedding": kernel * scale,
+        "positions": positions(model) + bias + (kernel * offset).sum((0, 1, 2)),
+        "self_attention": [
+            self_attention(block.name) for block in model.self_attention_blocks
+        ],
+        "class_token": read("class_token/class_token")[0],
+        "class_attention": [
+            class_attention(block.path)
+            for block in model.class_attention_blocks
+        ],
+        "norm": (read("norm/gamma"), read("norm/beta")),
+        "head": folded("head", "norm"),
+    }
+
+
+def positions(model: keras_cait.CaiT) -> np.ndarray:
+    """Position embeddings resampled to the grid of the images: (N, C)."""
+    height, width, _ = model.image_shape
+    grid = (height // model.patch_size, width // model.patch_size)
+    layer = model.get_layer("position_embedding")
+    table = resample_positions(layer.position_embedding, layer.grid_size, grid)
+    return np.asarray(table, "float64").reshape(-1, model.embed_dim)
