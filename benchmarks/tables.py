@@ -171,7 +171,7 @@ def cell_text(cell: Mapping[str, Any]) -> str:
 
 def training_cost() -> str:
     """Multiply-adds, hours and memory of training from scratch."""
-    from training.loop.memory import estimated_memory
+    from training.loop.overview import estimated_memory
     from training.recipes import RECIPES
 
     rows: dict[str, dict[str, str]] = {}

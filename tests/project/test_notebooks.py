@@ -34,7 +34,7 @@ socket.socket.connect = connect_here
 RESULTS = {
     "1_quickstart": (
         "[maps.shape, float(maps.sum((-2, -1)).max()), saliency.shape,"
-        " [[entry[2] for entry in best] for best in answers]]",
+        " [[entry[2] for entry in best] for best in predictions]]",
         lambda shape, largest, saliency, scores: (
             shape == [3, 2, 4, 14, 14]
             and 0 < largest < 1
