@@ -23,12 +23,13 @@ from keras_cait import models
 from keras_cait.files import sha256
 from keras_cait.litert import LiteRTModel, check_file
 from keras_cait.models import VARIANTS, CaiT
-from keras_cait.preprocessing import imagenet_labels
+from keras_cait.preprocessing import imagenet_labels, preprocess_input
 from keras_cait.pretrained import (
     PRETRAINED,
     PretrainedWeights,
     nearest_pretrained,
 )
+from keras_cait.transformer import VisionTransformer
 from keras_cait.weights import load_pretrained, load_weights, read_tensors
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".weights.h5")
@@ -44,12 +45,14 @@ class Classifier:
         image_size: height and width of the images in pixels.
         classes: number of classes.
         identity: SHA-256 of the weights, or the repository of published ones.
+        model: the Keras model; `None` if the source is an exported file.
     """
 
     predict: Callable[[Any], Any]
     image_size: tuple[int, int]
     classes: int
     identity: str
+    model: keras.Model | None = None
 
 
 def published(source: str | Path) -> PretrainedWeights | None:
@@ -122,11 +125,15 @@ def load_model(
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size must be positive. Got {image_size}.")
     row = published(source)
+    path = Path() if row else _existing(source)
+    if variant and (row or path.suffix == ".keras"):
+        raise ValueError(
+            f"{str(source)!r} has an architecture of its own. Omit --variant."
+        )
     if row:
         size = image_size or row.image_size
         model = build(row.variant, size, precision=precision)
         return load_pretrained(model, row)
-    path = _existing(source)
     if path.name.endswith(".weights.h5"):
         model = _with_variant(path, variant, image_size, classes, precision)
     elif path.suffix in (".safetensors", ".pth"):
@@ -198,26 +205,32 @@ def load_classifier(
 
 
 def classifier(model: keras.Model, identity: str = "") -> Classifier:
-    """A Keras model of images in 0...255 as a `Classifier`.
+    """A Keras model as a `Classifier`, which normalizes images if needed.
+
+    Raises:
+        ValueError: the model is not a classifier of RGB images of one size.
 
     Example:
     >>> model = CaiT(24, 2, 2, patch_size=8, input_shape=(32, 32, 3))
     >>> classifier(model).classes
     1000
     """
+    _check_classifier(model)
+    normalizes = getattr(model, "include_preprocessing", True)
     is_logits = (
         getattr(model, "classifier_activation", "softmax") is None
         or getattr(model, "classifier_activation", "softmax") == "linear"
     )
 
     def predict(images: Any) -> Any:
+        if not normalizes:
+            images = preprocess_input(images)
         outputs = ops.cast(model(images, training=False), "float32")
         return ops.softmax(outputs) if is_logits else outputs
 
-    height, width = model.inputs[0].shape[1:3]
-    return Classifier(
-        predict, (height, width), int(model.outputs[0].shape[-1]), identity
-    )
+    _, height, width, _ = model.inputs[0].shape
+    classes = int(model.outputs[0].shape[-1])
+    return Classifier(predict, (height, width), classes, identity, model)
 
 
 def load_labels(
@@ -381,12 +394,18 @@ def _keras_file(
         raise ValueError(
             f"Cannot load a Keras model from {str(path)!r}: {reason}"
         ) from None
-    size = image_size or model.inputs[0].shape[1]
+    own_size = model.inputs[0].shape[1]
+    size = image_size or own_size
     policy = precision or model.dtype_policy.name
-    if (size, policy) == (model.inputs[0].shape[1], model.dtype_policy.name):
+    if (size, policy) == (own_size, model.dtype_policy.name):
         return model
+    if not isinstance(model, VisionTransformer):
+        raise ValueError(
+            f"{str(path)!r} holds a {type(model).__name__}, whose image size "
+            "and precision are fixed. Omit --image-size and --precision."
+        )
     config = {**model.get_config(), "dtype": policy}
-    if image_size and image_size != model.inputs[0].shape[1]:
+    if image_size and image_size != own_size:
         channels = model.inputs[0].shape[-1]
         config |= {"input_shape": (size, size, channels), "grid_size": None}
     changed = type(model).from_config(config)
@@ -394,6 +413,25 @@ def _keras_file(
         changed.set_weights(model.get_weights())
         return changed
     return load_weights(changed, path)
+
+
+def _check_classifier(model: keras.Model) -> None:
+    if (
+        not getattr(model, "include_top", True)
+        or [len(tensor.shape) for tensor in model.inputs] != [4]
+        or [len(tensor.shape) for tensor in model.outputs] != [2]
+    ):
+        raise ValueError(
+            f"{model.name!r} is not an image classifier. Expected a model with "
+            "a head (include_top=True)."
+        )
+    _, *size, channels = model.inputs[0].shape
+    if None in size or channels != 3:
+        raise ValueError(
+            f"{model.name!r} takes images of shape {(*size, channels)}. "
+            "Expected RGB images of one size, such as (224, 224, 3); "
+            "--image-size sets it."
+        )
 
 
 def _check_finite(model: keras.Model, path: Path) -> None:
