@@ -314,7 +314,7 @@ def _index(index: int, blocks: list[Any]) -> int:
 
 
 def _stretch(attention: np.ndarray) -> np.ndarray:
-    """Scales one map to 0...1. A constant map becomes 0."""
-    attention = np.asarray(attention, "float32")
+    """Scales one map to 0...1. A constant map becomes 0, and so does NaN."""
+    attention = np.nan_to_num(np.asarray(attention, "float32"))
     low, high = attention.min(), attention.max()
     return (attention - low) / max(high - low, np.finfo("float32").tiny)

@@ -81,7 +81,7 @@ class Stack(keras.layers.Layer):
     "policy", ["float32", "mixed_bfloat16", "mixed_float16"]
 )
 def test_36_blocks_train_without_overflow(policy):
-    """50 steps from LayerScale 1e-6: every block joins in, all is finite."""
+    """20 steps from LayerScale 1e-6: every block joins in, all is finite."""
     shallow = keras_cait.CaiT(
         16,
         1,
@@ -109,7 +109,7 @@ def test_36_blocks_train_without_overflow(policy):
     images = np.random.uniform(0, 255, (8, 16, 16, 3))
     labels = np.arange(8) % 4
     losses = []
-    for _ in range(50):
+    for _ in range(20):
         model.reset_metrics()
         losses.append(model.train_on_batch(images, labels))
     assert np.isfinite(losses).all()

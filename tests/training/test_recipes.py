@@ -95,6 +95,7 @@ def trained(tmp_path_factory):
     tiny = RECIPES["xxs24-224"].resolved()
     keras_cait.CaiT(
         **{"embed_dim": 16, "depth": 1, "num_heads": 2},
+        class_attention_depth=1,
         input_shape=(32, 32, 3),
         init_values=tiny.init_values,
     ).save(path)
@@ -110,6 +111,7 @@ def shrunk(recipe):
         embed_dim=16,
         depth=1,
         num_heads=2,
+        class_attention_depth=1,
         init_values=0.1,
         drop_path_rate=0.0 if recipe.drop_path_rate == 0.0 else 0.1,
         data=recipe.data.partition(":")[0],

@@ -21,8 +21,15 @@ CHOICES = [
 ]
 
 
-@pytest.mark.parametrize("xla", [False, True])
-@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize(
+    ("choice", "xla"),
+    [
+        (CHOICES[0], False),
+        (CHOICES[1], False),
+        pytest.param(CHOICES[0], True, marks=pytest.mark.large),
+        (CHOICES[1], True),
+    ],
+)
 def test_a_stack_is_its_blocks(choice, xla, pictures):
     model = randomise(
         ViT(8, 3, 2, patch_size=8, input_shape=(32, 32, 3), classes=4, **choice)

@@ -12,10 +12,8 @@ from tests.helpers.run_training import noise
 from training.studies import PAPER, SCALES, STUDIES, run_study, table, train
 
 
-@pytest.fixture
-def tiny(monkeypatch):
+def shrunk():
     """The digits' scale, shrunk to 8 steps of models of one or two blocks."""
-    monkeypatch.setattr(program, "load", noise)
     recipe = dataclasses.replace(
         SCALES["digits"].recipe,
         epochs=2,
@@ -33,6 +31,25 @@ def tiny(monkeypatch):
         paper={"LayerScale": (80.5, 82.4)},
         seeds=2,
     )
+
+
+def of_study(scale, row):
+    return next(c for c in STUDIES["depth"](scale) if c.row == row)
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    monkeypatch.setattr(program, "load", noise)
+    return shrunk()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder and the result of a training of LayerScale."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(program, "load", noise)
+        return folder, train(of_study(shrunk(), "LayerScale"), 0, folder)
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -126,14 +143,10 @@ def test_a_study_resumes_and_ends_with_a_table_and_a_figure(
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
-def of_study(scale, row):
-    return next(c for c in STUDIES["depth"](scale) if c.row == row)
-
-
-def test_an_interrupted_training_resumes(tiny, tmp_path, monkeypatch):
+def test_an_interrupted_training_resumes(tiny, trained, tmp_path, monkeypatch):
     """To the very result of one that was not."""
     cell = of_study(tiny, "LayerScale")
-    whole = train(cell, 0, tmp_path / "whole")
+    _, whole = trained
     data = program.training_data
 
     def broken(recipe, strategy, examples, step, output):
@@ -176,20 +189,22 @@ def test_a_training_that_fails_is_reported_as_such(tiny, tmp_path, monkeypatch):
     assert "| pre-norm | † 1 of 1 |" in table([cell], [result])
 
 
-def test_gammas_are_those_that_were_learned(tiny, tmp_path):
-    for row, start in (("LayerScale", 0.1), ("ReZero", 0.0)):
-        (pair,) = train(of_study(tiny, row), 0, tmp_path)["gammas"]
+def test_gammas_are_those_that_were_learned(tiny, trained, tmp_path):
+    _, layer_scale = trained
+    rezero = train(of_study(tiny, "ReZero"), 0, tmp_path)
+    for result, start in ((layer_scale, 0.1), (rezero, 0.0)):
+        (pair,) = result["gammas"]
         assert all(0 < abs(gamma - start) < 0.1 for gamma in pair)
 
 
-def test_results_of_another_setting_are_refused(tiny, tmp_path):
+def test_results_of_another_setting_are_refused(tiny, trained):
+    folder, _ = trained
     cell = of_study(tiny, "LayerScale")
-    train(cell, 0, tmp_path)
     other = dataclasses.replace(
         cell, recipe=dataclasses.replace(cell.recipe, learning_rate=1.0)
     )
     with pytest.raises(ValueError, match="other settings"):
-        train(other, 0, tmp_path)
+        train(other, 0, folder)
 
 
 def test_the_command_runs_a_study(tiny, tmp_path, monkeypatch, capsys):

@@ -26,6 +26,7 @@ TINY = dataclasses.replace(
     embed_dim=8,
     depth=1,
     num_heads=2,
+    class_attention_depth=1,
     drop_path_rate=0.2,
     epochs=3,
     warmup_epochs=1,
