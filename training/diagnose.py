@@ -93,7 +93,7 @@ def diagnose(
     with_logits.set_weights(model.get_weights())
     model = with_logits
     grid = model.get_layer("patch_embedding").output.shape[1:3]
-    blocks = [layer for layer in model.layers if is_block(layer)]
+    blocks = model.self_attention_blocks + model.class_attention_blocks
     inside = keras.Model(
         model.input,
         [
@@ -165,10 +165,6 @@ def diagnose(
             }
         )
     return rows
-
-
-def is_block(layer: keras.layers.Layer) -> bool:
-    return layer.name.startswith(("self_attention", "class_attention"))
 
 
 def measure_block(
@@ -319,7 +315,7 @@ def figures(rows: Sequence[dict[str, Any]], folder: Path) -> None:
             (axes[0], "gammas_1", "LayerScale of attention"),
             (axes[1], "gammas_2", "LayerScale of the MLP"),
         ):
-            known = [i for i in places if rows[i][key]]
+            known = [i for i, row in enumerate(rows) if row[key]]
             low, middle, high = np.transpose([rows[i][key] for i in known])
             one.errorbar(
                 known,

@@ -176,8 +176,8 @@ def measure(
             batch does not divide into the devices, the classes differ, or
             images cannot be read.
     """
-    strategy = strategy or make_strategy("one")
-    devices = strategy.num_replicas_in_sync
+    distribution = strategy or make_strategy("one")
+    devices = distribution.num_replicas_in_sync
     if batch_size % devices:
         raise ValueError(
             f"The batch size must be a multiple of the {devices} devices. Got "
@@ -195,7 +195,7 @@ def measure(
         result = json.loads(path.read_text())
         check_settings(settings, result, path)
         return result
-    chief = is_chief(strategy)
+    chief = is_chief(distribution)
     found = []
     if unfinished.exists():
         with np.load(unfinished) as file:
@@ -205,7 +205,7 @@ def measure(
     saved = time.perf_counter()
     seconds, timed = 0.0, 0
     transform = center_crop(classifier.image_size, settings["crop_ratio"])
-    batches = strategy.distribute_datasets_from_function(
+    batches = distribution.distribute_datasets_from_function(
         lambda context: evaluation_batches(
             examples, transform, batch_size, context, done
         )
@@ -213,9 +213,9 @@ def measure(
     with naming_unreadable(examples, transform):
         for step, (images, *known) in enumerate(batches):
             start = time.perf_counter()
-            outputs = strategy.run(classifier.predict, args=(images,))
+            outputs = distribution.run(classifier.predict, args=(images,))
             probabilities, labels, weights = (
-                strategy.gather(values, axis=0).numpy()
+                distribution.gather(values, axis=0).numpy()
                 for values in (outputs, *known)
             )
             real = weights > 0  # the last batch is padded
@@ -280,11 +280,12 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         "|" + "---|" * 12,
     ]
     for result in results:
-        key = tuple(result["published"] or ())
-        timm = MEASURED.get(result["data"], {}).get(key, (None, None))
-        authors = None
-        if key and result["data"] == "imagenet2012":
-            authors = PRETRAINED[key].published_top_1
+        timm, authors = (None, None), None
+        if result["published"]:
+            key = tuple(result["published"])
+            timm = MEASURED.get(result["data"], {}).get(key, timm)
+            if result["data"] == "imagenet2012":
+                authors = PRETRAINED[key].published_top_1
         cells = [
             result["model"],
             result["data"],
@@ -365,11 +366,11 @@ def evaluate(
     if batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1. Got {batch_size}.")
     sources = model or [f"{name}-{size}" for name, size in PRETRAINED]
-    devices = make_strategy(strategy)
+    distribution = make_strategy(strategy)
     examples = load(data, "validation", data_dir)
     output.mkdir(parents=True, exist_ok=True)
     for source in sources:
-        with devices.scope():
+        with distribution.scope():
             loaded = load_for_evaluation(
                 source, precision, image_size, variant, raw
             )
@@ -390,9 +391,11 @@ def evaluate(
         words = f"{data} {name} {precision}"
         file = "".join(c if c.isalnum() else "_" for c in words)
         path = output / f"{file}.json"
-        result = measure(loaded, examples, settings, path, batch_size, devices)
+        result = measure(
+            loaded, examples, settings, path, batch_size, distribution
+        )
         print(table([result]))
-    if is_chief(devices):
+    if is_chief(distribution):
         results = [
             json.loads(file.read_text())
             for file in sorted(output.glob("*.json"))

@@ -44,7 +44,7 @@ def predictions(
         labeled = np.ones(len(labels), bool)
     else:
         correct = np.take_along_axis(labels, best, axis=1) > 0
-        labeled = labels.any(axis=1)
+        labeled = np.asarray(labels.any(axis=1))
     return Predictions(correct, labeled, probabilities.max(axis=1))
 
 

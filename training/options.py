@@ -86,9 +86,12 @@ def shown(recipe: Recipe, name: str) -> str | bool:
 
 def field_texts() -> dict[str, str]:
     """The docstrings of the fields of `Recipe`, by name."""
-    body = ast.parse(inspect.getsource(Recipe)).body[0].body
+    tree = ast.parse(inspect.getsource(Recipe))
+    (body,) = [n.body for n in ast.walk(tree) if isinstance(n, ast.ClassDef)]
     return {
-        field.target.id: " ".join(text.value.value.split())
+        ast.unparse(field.target): " ".join(
+            ast.literal_eval(text.value).split()
+        )
         for field, text in pairwise(body)
-        if isinstance(field, ast.AnnAssign)
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
     }

@@ -20,7 +20,7 @@ Variant = Literal[
     "M36",
     "M48",
 ]
-# The fields that a variant decides together.
+# The fields that a new variant replaces.
 ARCHITECTURE = [
     "embed_dim",
     "depth",
@@ -235,8 +235,8 @@ class Recipe:
         if self.variant is None:
             missing = [
                 name
-                for name in [*ARCHITECTURE, "drop_path_rate"]
-                if getattr(self, name) is None
+                for name, value in self.architecture().items()
+                if value is None
             ]
             if missing or self.weights == "imagenet":
                 raise ValueError(
@@ -265,6 +265,11 @@ class Recipe:
                 f"accumulation_steps={self.accumulation_steps}."
             )
 
+    def architecture(self) -> dict[str, Any]:
+        """The fields that a variant decides, by name."""
+        names = [*ARCHITECTURE, "drop_path_rate"]
+        return {name: getattr(self, name) for name in names}
+
     def resolved(self) -> "Recipe":
         """The recipe with the variant's values in place of every `None`."""
         if self.variant is None:
@@ -274,8 +279,8 @@ class Recipe:
         row = {**VARIANTS[self.variant]._asdict(), "class_attention_depth": 2}
         changes = {
             name: row[name]
-            for name in [*ARCHITECTURE, "drop_path_rate"]
-            if getattr(self, name) is None
+            for name, value in self.architecture().items()
+            if value is None
         }
         if self.weights == "imagenet":
             changes["weights"] = self.variant
@@ -498,9 +503,9 @@ def summary(name: str) -> str:
     >>> summary("xxs24-224")
     '12M parameters, 2 h on 8 A100, 77.6 % top-1'
     """
-    if name in SUMMARIES:
-        return SUMMARIES[name]
     recipe = RECIPES[name]
+    if name in SUMMARIES or recipe.variant is None:
+        return SUMMARIES[name]
     figures = FIGURES[recipe.variant]
     is_larger = recipe.image_size > 224
     text = (

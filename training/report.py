@@ -22,6 +22,7 @@ from cyclopts import App, Parameter
 from matplotlib import pyplot as plt
 
 import keras_cait
+from keras_cait.attention_maps import overlay
 from keras_cait.command_line import run
 from keras_cait.files import write_text
 
@@ -114,7 +115,7 @@ def confusion_matrix(
             axes.text(
                 column,
                 row,
-                counts[row, column],
+                str(counts[row, column]),
                 ha="center",
                 va="center",
                 fontweight="bold" if row == column else "normal",
@@ -145,7 +146,7 @@ def attention(model: keras.Model, labels: Sequence[str], folder: Path) -> None:
     ):
         grid[0, column].imshow(image)
         grid[0, column].set_title(name)
-        grid[1, column].imshow(keras_cait.attention_maps.overlay(image, map))
+        grid[1, column].imshow(overlay(image, map))
     for axes in grid.flat:
         axes.set_axis_off()
     figure.savefig(folder / "attention.png", dpi=120)

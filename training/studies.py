@@ -196,7 +196,7 @@ def depth(scale: Scale) -> list[Cell]:
 
 def class_token(scale: Scale) -> list[Cell]:
     """Table 2: the class token's entry, average pooling, or class attention."""
-    rows = {
+    rows: dict[str, dict[str, Any]] = {
         f"before block {entry}": {"class_token_depth": entry}
         for entry in (0, 2, 4, 8, 10, 11)
     }
@@ -290,7 +290,14 @@ def cell(
     return Cell(row, column, scale.model | model, recipe, paper)
 
 
-STUDIES: dict[str, Callable[[Scale], list[Cell]]] = {
+StudyName = Literal[
+    "depth",
+    "class-token",
+    "layerscale-init",
+    "talking-heads",
+    "class-attention-depth",
+]
+STUDIES: dict[StudyName, Callable[[Scale], list[Cell]]] = {
     "depth": depth,
     "class-token": class_token,
     "layerscale-init": layerscale_init,
@@ -344,7 +351,7 @@ def train(
             )
         return result
     began = time.perf_counter()
-    strategy = strategy or make_strategy("one")
+    distribution = strategy or make_strategy("one")
     keras.backend.clear_session()
     gc.collect()  # the graphs of the previous cell
     keras.utils.set_random_seed(seed)
@@ -359,18 +366,20 @@ def train(
             ViT(**cell.model, classes=classes, classifier_activation=None)
         )
 
-    with strategy.scope():
+    with distribution.scope():
         model, ema_model = build(), build()
         loss = make_loss(recipe, classes)
         optimizer = make_optimizer(recipe, model, steps)
-    trainer = Trainer(recipe, strategy, model, ema_model, optimizer, loss)
+    trainer = Trainer(recipe, distribution, model, ema_model, optimizer, loss)
     unfinished = folder / f"{cell.name}-{seed}"
     unfinished.mkdir(parents=True, exist_ok=True)
-    checkpoints = Checkpoints(trainer.state, unfinished, is_chief(strategy), 1)
+    checkpoints = Checkpoints(
+        trainer.state, unfinished, is_chief(distribution), 1
+    )
     checkpoints.restore()
     saved = time.perf_counter()
     batches = training_data(
-        recipe, strategy, examples, trainer.step, unfinished
+        recipe, distribution, examples, trainer.step, unfinished
     )
     means = trainer.means()
     while trainer.step < recipe.epochs * steps and trainer.nonfinite < 0:
@@ -398,14 +407,14 @@ def train(
     else:
         with naming_unreadable(validation, evaluation_transform(recipe)):
             accuracy = trainer.evaluate(
-                validation_data(recipe, strategy, validation)
+                validation_data(recipe, distribution, validation)
             )
         result["top1"] = accuracy["val_accuracy"]
         result["raw_top1"] = accuracy["val_raw_accuracy"]
     result["minutes"] = (time.perf_counter() - began) / 60
     result["keras"] = keras.__version__
     result["tensorflow"] = tf.__version__
-    if is_chief(strategy):
+    if is_chief(distribution):
         write_text(path, json.dumps(result, indent=2) + "\n")
         shutil.rmtree(unfinished)
     return result
@@ -572,7 +581,7 @@ def on_one_core() -> None:
 
 
 def run_study(
-    study: str,
+    study: StudyName,
     scale: Scale,
     folder: Path,
     data_dir: Path | None = None,
@@ -624,7 +633,7 @@ app = App(name="python -m training.studies", help=__doc__, version_flags=[])
 
 @app.default
 def studies(
-    study: Literal[tuple(STUDIES)],
+    study: StudyName,
     /,
     *,
     output: Annotated[
@@ -632,7 +641,7 @@ def studies(
         Parameter(help="Folder of the results. Default: studies/STUDY-SCALE."),
     ] = None,
     scale: Annotated[
-        Literal[tuple(SCALES)],
+        Literal["digits", "imagenet"],
         Parameter(
             help="Setting: a small one on the digits, or the paper's on "
             "ImageNet."

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import App, Group, Parameter
 
@@ -71,8 +71,8 @@ def train(
     from training.loop.trainer import Trainer
 
     # 1. Claim the folder. Of many workers, only the chief writes to it.
-    strategy = make_strategy(strategy)
-    chief = is_chief(strategy)
+    devices = make_strategy(strategy)
+    chief = is_chief(devices)
     recipe = recipe.resolved()
     claim(output, recipe, chief)
 
@@ -86,11 +86,11 @@ def train(
     # The trainer sums gradients over micro-batches (accumulation) and devices.
     keras.utils.set_random_seed(recipe.seed)
     keras.config.set_dtype_policy(recipe.precision)
-    with strategy.scope():
+    with devices.scope():
         model, ema_model = build(recipe, classes), build(recipe, classes)
         loss = make_loss(recipe, classes)
         optimizer = make_optimizer(recipe, model, steps)
-    trainer = Trainer(recipe, strategy, model, ema_model, optimizer, loss)
+    trainer = Trainer(recipe, devices, model, ema_model, optimizer, loss)
 
     # 4. Resume from the newest intact checkpoint of this run.
     checkpoints = Checkpoints(trainer.state, output / "checkpoints", chief)
@@ -99,7 +99,7 @@ def train(
 
     # 5. Otherwise start from a file or published weights, or from random ones.
     if not restored and recipe.weights:
-        with strategy.scope():
+        with devices.scope():
             start_from(model, recipe.weights)
         trainer.reset_ema()
     if chief:
@@ -110,8 +110,8 @@ def train(
 
     # 6. The loop: steps, an evaluation after each epoch, checkpoints.
     stop = StopSignal()
-    batches = training_data(recipe, strategy, examples, first_step, output)
-    validation_batches = validation_data(recipe, strategy, validation)
+    batches = training_data(recipe, devices, examples, first_step, output)
+    validation_batches = validation_data(recipe, devices, validation)
     summaries = ImageSummaries(ema_model, prepared(validation, recipe), output)
     callbacks = make_callbacks(recipe, trainer, output, steps, summaries, chief)
     callbacks.on_train_begin()
@@ -134,12 +134,12 @@ def train(
                     with naming_unreadable(validation, transform):
                         logs |= trainer.evaluate(validation_batches)
                     is_best = trainer.note_accuracy(logs["val_accuracy"])
-                summaries.training_images = strategy.experimental_local_results(
+                summaries.training_images = devices.experimental_local_results(
                     images
                 )[0]
                 callbacks.on_epoch_end(epoch, logs)
                 trainer.reset_means()
-            asked = any_worker(strategy, stop.received, step)
+            asked = any_worker(devices, stop.received, step)
             if asked or ends_epoch or step % checkpoint_steps == 0:
                 trainer.check_finite(steps, checkpoints.newest)
                 checkpoints.save(step, is_best)
@@ -190,7 +190,7 @@ def make_command(recipe: Recipe) -> Callable[..., None]:
     def command(
         *,
         output: Annotated[Path, Parameter(help="Folder of the run.")],
-        changes: Annotated[options, Parameter(name="*")] = none_given,
+        changes: Any = none_given,
         data_dir: DataDir = None,
         strategy: StrategyName = "auto",
         checkpoint_steps: Annotated[
@@ -200,6 +200,8 @@ def make_command(recipe: Recipe) -> Callable[..., None]:
         changed = override(recipe, **given(changes))
         train(changed, output, data_dir, strategy, checkpoint_steps)
 
+    # One option per field, instead of `--changes`.
+    command.__annotations__["changes"] = Annotated[options, Parameter(name="*")]
     return command
 
 

@@ -1,8 +1,8 @@
 #!/bin/bash
 # One worker on each node of a SLURM cluster:
 #   sbatch training/cluster/slurm.sh s24-224 --data-dir DIR --output DIR
-# When a worker fails, all start again and go on from the last checkpoint; two
-# minutes before the time limit the job saves and goes back into the queue.
+# When a worker fails, all restart and resume from the last checkpoint. Two
+# minutes before the time limit, the job saves and requeues itself.
 #SBATCH --job-name=cait
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1

@@ -128,9 +128,9 @@ def training_batches(
     >>> next(iter(batches))[0].shape.as_list()
     [8, 28, 28, 3]
     """
-    context = context or tf.distribute.InputContext()
+    share = context or tf.distribute.InputContext()
     global_batch = recipe.global_batch_size
-    worker_batch = global_batch // context.num_input_pipelines
+    worker_batch = global_batch // share.num_input_pipelines
     group = min(recipe.mixing_batch_size, global_batch)
     if worker_batch % group:
         raise ValueError(
@@ -142,7 +142,7 @@ def training_batches(
 
     def example(place: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         step, offset = place // worker_batch, place % worker_batch
-        offset += context.input_pipeline_id * worker_batch
+        offset += share.input_pipeline_id * worker_batch
         position = step * global_batch + offset
         image, label = examples.read(index_at(position, examples, recipe))
         return augment(image, tf.stack([seed, position])), label, position
@@ -159,7 +159,7 @@ def training_batches(
         .batch(group, drop_remainder=True)
         .map(mixed, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         .rebatch(
-            context.get_per_replica_batch_size(global_batch),
+            share.get_per_replica_batch_size(global_batch),
             drop_remainder=True,
         )
         .prefetch(tf.data.AUTOTUNE)
@@ -245,7 +245,7 @@ def evaluation_batches(
     >>> [float(tf.reduce_sum(weights)) for _, _, weights in batches]
     [300.0, 300.0, 300.0, 100.0]
     """
-    context = context or tf.distribute.InputContext()
+    share = context or tf.distribute.InputContext()
     batches = -(-(examples.count - start) // batch_size)
 
     def example(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -255,10 +255,10 @@ def evaluation_batches(
 
     return (
         tf.data.Dataset.range(start, start + batches * batch_size)
-        .shard(context.num_input_pipelines, context.input_pipeline_id)
+        .shard(share.num_input_pipelines, share.input_pipeline_id)
         .map(example, num_parallel_calls=tf.data.AUTOTUNE)
         .batch(
-            context.get_per_replica_batch_size(batch_size), drop_remainder=True
+            share.get_per_replica_batch_size(batch_size), drop_remainder=True
         )
         .prefetch(2)
     )
@@ -372,7 +372,11 @@ def find_unreadable(
         number = int(index_at(position, examples, recipe))
         number = examples.next_without(number, known)
         seed = tf.stack([tf.constant(recipe.seed, tf.int64), position])
-        if not is_readable(examples, number, partial(augment, seed=seed)):
+
+        def transform(image: tf.Tensor, seed: tf.Tensor = seed) -> tf.Tensor:
+            return augment(image, seed)
+
+        if not is_readable(examples, number, transform):
             found.add(number)
     return found
 

@@ -1,12 +1,12 @@
-"""RandAugment as DeiT and CaiT were trained with: `rand-m9-mstd0.5-inc1`.
+"""RandAugment with the settings of DeiT and CaiT: `rand-m9-mstd0.5-inc1`.
 
-Two operations are drawn for a picture, and each is applied with probability
-0.5, at a magnitude from N(9, 0.5) of 10. All operations are of the "increasing"
+Two operations are drawn per image, and each is applied with probability 0.5 at
+a magnitude from N(9, 0.5), out of 10. All operations are of the "increasing"
 kind: a larger magnitude changes more.
 
-Pictures are float32 that hold whole numbers in 0...255, as most of TensorFlow's
-CPU kernels are several times faster on float32 than on uint8. Every operation
-rounds as Pillow does.
+Images are float32 with integer values in 0...255, as most of TensorFlow's CPU
+kernels are several times faster on float32 than on uint8. Every operation
+rounds like Pillow.
 
 References:
     Cubuk et al., RandAugment (https://arxiv.org/abs/1909.13719);
@@ -15,23 +15,32 @@ References:
 """
 
 import math
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import tensorflow as tf
 
-FILL = (124.0, 116.0, 104.0)  # ImageNet's mean colour
-OPERATIONS_PER_PICTURE = 2
+FILL = (124.0, 116.0, 104.0)  # ImageNet's mean color
+OPERATIONS_PER_IMAGE = 2
 PROBABILITY = 0.5
 
+Change = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+Argument = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
-def rand_augment(image, seed, magnitude=9.0, magnitude_std=0.5):
+
+def rand_augment(
+    image: tf.Tensor,
+    seed: tf.Tensor,
+    magnitude: float = 9.0,
+    magnitude_std: float = 0.5,
+) -> tf.Tensor:
     """Applies up to two random operations of `OPERATIONS`.
 
     Args:
-        image: `(height, width, 3)` float32 tensor of whole numbers in 0...255.
+        image: `(height, width, 3)` float32 tensor of integers in 0...255.
         seed: pair of ints. The same seed gives the same operations.
-        magnitude: float in 0...10. Mean strength of an operation.
-        magnitude_std: float. Standard deviation of the strength.
+        magnitude: mean strength of an operation, in 0...10.
+        magnitude_std: standard deviation of the strength.
 
     Returns:
         A tensor like `image`.
@@ -41,11 +50,9 @@ def rand_augment(image, seed, magnitude=9.0, magnitude_std=0.5):
     TensorShape([32, 48, 3])
     """
     uniform_seed, normal_seed = tf.unstack(tf.random.split(seed, 2))
-    draws = tf.random.stateless_uniform(
-        (OPERATIONS_PER_PICTURE, 3), uniform_seed
-    )
+    draws = tf.random.stateless_uniform((OPERATIONS_PER_IMAGE, 3), uniform_seed)
     levels = tf.random.stateless_normal(
-        (OPERATIONS_PER_PICTURE,), normal_seed, magnitude, magnitude_std
+        (OPERATIONS_PER_IMAGE,), normal_seed, magnitude, magnitude_std
     )
     levels = tf.clip_by_value(levels, 0.0, 10.0)
     for level, (applied, choice, side) in zip(
@@ -65,22 +72,24 @@ def rand_augment(image, seed, magnitude=9.0, magnitude_std=0.5):
     return image
 
 
-def apply(image, operation, level, sign):
-    """Applies one operation, given by its place in `OPERATIONS`.
+def apply(
+    image: tf.Tensor, operation: tf.Tensor, level: tf.Tensor, sign: tf.Tensor
+) -> tf.Tensor:
+    """Applies one operation.
 
     Args:
-        image: `(height, width, 3)` float32 tensor of whole numbers in 0...255.
-        operation: int32 scalar.
+        image: `(height, width, 3)` float32 tensor of integers in 0...255.
+        operation: int32 scalar, the operation's place in `OPERATIONS`.
         level: float scalar in 0...10. Strength.
         sign: 1.0 or -1.0. Direction, for operations that have one.
 
     Returns:
         A tensor like `image`.
     """
-    # In float64, as 1 - 0.9 * level would lose a bit that rounding shows.
+    # In float64: 1 - 0.9 * level would lose a bit, which rounding reveals.
     level, sign = tf.cast(level, tf.float64), tf.cast(sign, tf.float64)
 
-    def branch(change, argument):
+    def branch(change: Change, argument: Argument) -> tf.Tensor:
         return change(image, tf.cast(argument(level, sign), tf.float32))
 
     return tf.switch_case(
@@ -88,7 +97,7 @@ def apply(image, operation, level, sign):
     )
 
 
-def auto_contrast(image, _=None):
+def auto_contrast(image: tf.Tensor, _: tf.Tensor | None = None) -> tf.Tensor:
     """Stretches each channel to 0...255."""
     low, high = tf.reduce_min(image, (0, 1)), tf.reduce_max(image, (0, 1))
     low, high = tf.cast(low, tf.float64), tf.cast(high, tf.float64)
@@ -98,8 +107,8 @@ def auto_contrast(image, _=None):
     return _look_up(image, tf.cast(stretched, tf.float32))
 
 
-def equalize(image, _=None):
-    """Spreads the histogram of each channel evenly over 0...255."""
+def equalize(image: tf.Tensor, _: tf.Tensor | None = None) -> tf.Tensor:
+    """Equalizes the histogram of each channel."""
     indices = tf.cast(image, tf.int32) + 256 * tf.range(3)
     counts = tf.math.bincount(
         tf.reshape(indices, [-1]), minlength=768, maxlength=768
@@ -114,117 +123,121 @@ def equalize(image, _=None):
     return _look_up(image, tf.cast(levels, tf.float32))
 
 
-def _look_up(image, levels):
+def _look_up(image: tf.Tensor, levels: tf.Tensor) -> tf.Tensor:
     """Replaces pixels by a `(256, 3)` table of their new values."""
     levels = _to_8_bits(levels)
     indices = 3 * tf.cast(image, tf.int32) + tf.range(3)
     return tf.gather(tf.reshape(levels, [-1]), indices)
 
 
-def invert(image, _=None):
+def invert(image: tf.Tensor, _: tf.Tensor | None = None) -> tf.Tensor:
+    """Inverts the values."""
     return 255.0 - image
 
 
-def posterize(image, bits):
+def posterize(image: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
     """Keeps the highest bits of each value."""
     step = tf.pow(2.0, 8.0 - bits)
     return tf.floor(image / step) * step
 
 
-def solarize(image, threshold):
+def solarize(image: tf.Tensor, threshold: tf.Tensor) -> tf.Tensor:
     """Inverts the values from a threshold on."""
-    # |x - 255| is 255 - x. Selecting by pixel takes five times as long.
+    # |x - 255| is 255 - x. Selecting per pixel takes five times as long.
     return tf.abs(image - 255.0 * tf.cast(image >= threshold, tf.float32))
 
 
-def solarize_add(image, amount):
+def solarize_add(image: tf.Tensor, amount: tf.Tensor) -> tf.Tensor:
     """Adds to the values below 128."""
     image += amount * tf.cast(image < 128.0, tf.float32)
     return tf.minimum(image, 255.0)
 
 
-def color(image, factor):
-    """Saturation: 0 is gray, 1 the picture."""
+def color(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    """Changes the saturation: 0 is gray, 1 the image itself."""
     return _blend(_gray(image), image, factor)
 
 
-def contrast(image, factor):
-    """Contrast: 0 is the mean gray, 1 the picture."""
+def contrast(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    """Changes the contrast: 0 is the mean gray, 1 the image itself."""
     mean = tf.reduce_mean(tf.cast(_gray(image), tf.float64))
     mean = tf.cast(tf.floor(mean + 0.5), tf.float32)
     return _blend(mean, image, factor)
 
 
-def brightness(image, factor):
-    """Brightness: 0 is black, 1 the picture."""
+def brightness(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    """Changes the brightness: 0 is black, 1 the image itself."""
     return _to_8_bits(factor * image)
 
 
-def sharpness(image, factor):
-    """Sharpness: 0 is a 3 x 3 smoothing, 1 the picture, which rims stay."""
+def sharpness(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    """Changes the sharpness: 0 is a 3 x 3 smoothing, 1 the image itself.
+
+    Border pixels are unchanged.
+    """
     kernel = tf.constant([[1.0, 1.0, 1.0], [1.0, 5.0, 1.0], [1.0, 1.0, 1.0]])
     kernel = tf.tile(kernel[:, :, None, None], (1, 1, 3, 1))
     smooth = tf.nn.depthwise_conv2d(image[None], kernel, (1, 1, 1, 1), "VALID")
     smooth = tf.floor(smooth[0] / 13.0 + 0.5)
-    rim = ((1, 1), (1, 1), (0, 0))
-    detail = tf.pad(image[1:-1, 1:-1] - smooth, rim)
+    border = ((1, 1), (1, 1), (0, 0))
+    detail = tf.pad(image[1:-1, 1:-1] - smooth, border)
     return _blend(image - detail, image, factor)
 
 
-def _gray(image):
+def _gray(image: tf.Tensor) -> tf.Tensor:
     """Luma as Pillow's mode L: ITU-R 601-2 in 16-bit fixed point."""
     red, green, blue = tf.split(image, 3, axis=-1)
-    # Below 2^24, so exact in float32.
+    # Below 2^24, which is exact in float32.
     luma = 19595.0 * red + 38470.0 * green + 7471.0 * blue
     return tf.floor((luma + 32768.0) / 65536.0)
 
 
-def _blend(start, end, factor):
+def _blend(start: tf.Tensor, end: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     return _to_8_bits(start + factor * (end - start))
 
 
-def _to_8_bits(values):
-    """Cut off to whole numbers in 0...255, as a C cast does."""
+def _to_8_bits(values: tf.Tensor) -> tf.Tensor:
+    """Truncates to integers in 0...255, like a cast in C."""
     return tf.floor(tf.clip_by_value(values, 0.0, 255.0))
 
 
-def shear_x(image, factor):
-    """Row y reads from x + factor y."""
+def shear_x(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    """Shears horizontally: row y reads from x + factor y."""
     rows = tf.range(tf.shape(image)[0])
     return _shift_rows(image, factor * (tf.cast(rows, tf.float32) + 0.5))
 
 
-def shear_y(image, factor):
-    """Column x reads from y + factor x."""
+def shear_y(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    """Shears vertically: column x reads from y + factor x."""
     return _transpose(shear_x(_transpose(image), factor))
 
 
-def translate_x(image, share):
-    """Reads from x + share of the width."""
+def translate_x(image: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
+    """Shifts horizontally: reads from x + share of the width."""
     height, width = tf.unstack(tf.shape(image)[:2])
     shift = share * tf.cast(width, tf.float32)
     return _shift_rows(image, tf.fill([height], shift))
 
 
-def translate_y(image, share):
-    """Reads from y + share of the height."""
+def translate_y(image: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
+    """Shifts vertically: reads from y + share of the height."""
     return _transpose(translate_x(_transpose(image), share))
 
 
-def _transpose(image):
+def _transpose(image: tf.Tensor) -> tf.Tensor:
     return tf.transpose(image, (1, 0, 2))
 
 
-def _shift_rows(image, shifts):
-    """Row y reads from x + shifts[y], bicubic; beyond the picture is `FILL`."""
+def _shift_rows(image: tf.Tensor, shifts: tf.Tensor) -> tf.Tensor:
+    """Row y reads from x + shifts[y], bicubic; outside is `FILL`."""
     height, width = tf.unstack(tf.shape(image)[:2])
     whole = tf.floor(shifts)
-    # The shift within a pixel is the same all along a row, so that rows are
-    # filtered whole, and only then moved by whole pixels.
-    rims = image[:, :1], image[:, -1:]
-    padded = tf.concat([rims[0], rims[0], image, rims[1], rims[1]], axis=1)
+    # The shift within a pixel is the same all along a row: rows are filtered
+    # as a whole, and only then moved by whole pixels.
+    first, last = image[:, :1], image[:, -1:]
+    padded = tf.concat([first, first, image, last, last], axis=1)
     taps = [padded[:, tap : tap + width + 1] for tap in range(4)]
-    filtered = _to_8_bits(_cubic(*taps, (shifts - whole)[:, None, None]))
+    filtered = _to_8_bits(_cubic(taps, (shifts - whole)[:, None, None]))
     pixels = tf.concat([tf.reshape(filtered, (-1, 3)), [FILL]], axis=0)
     columns = tf.range(width)
     x = tf.cast(columns, tf.float32) + shifts[:, None] + 0.5
@@ -235,8 +248,8 @@ def _shift_rows(image, shifts):
     return tf.gather(pixels, tf.where(inside, source, fill))
 
 
-def rotate(image, degrees):
-    """Turns counterclockwise about the centre, bicubic; outside is `FILL`."""
+def rotate(image: tf.Tensor, degrees: tf.Tensor) -> tf.Tensor:
+    """Rotates counterclockwise about the center, bicubic; outside is `FILL`."""
     height, width = tf.unstack(tf.shape(image)[:2])
     h, w = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
     angle = degrees * math.pi / 180
@@ -256,39 +269,43 @@ def rotate(image, degrees):
         for tap in range(-1, 3)
     ]
     pixels = tf.reshape(image, (-1, 3))
-    turned = _cubic(
-        *(
-            _cubic(
-                *(tf.gather(pixels, row + column) for column in columns),
-                (x - left)[..., None],
-            )
-            for row in rows
-        ),
-        (y - top)[..., None],
-    )
+    filtered = [
+        _cubic(
+            [tf.gather(pixels, row + column) for column in columns],
+            (x - left)[..., None],
+        )
+        for row in rows
+    ]
+    turned = _cubic(filtered, (y - top)[..., None])
     return tf.where(inside[..., None], _to_8_bits(turned), FILL)
 
 
-def _cubic(before, start, end, after, t):
-    """Keys' cubic of Pillow's transforms (a = -1) at t from start to end.
+def _cubic(taps: Sequence[tf.Tensor], t: tf.Tensor) -> tf.Tensor:
+    """Keys' cubic of Pillow's transforms (a = -1), between the middle taps.
 
-    In this form it is exact where the picture is flat.
+    In this form it is exact where the image is flat.
+
+    Args:
+        taps: four neighboring values.
+        t: place between the second and the third, in 0...1.
     """
+    before, start, end, after = taps
     cube = start - before + after - end
     square = before - start - cube
     return start + t * (end - before + t * (square + t * cube))
 
 
-def _no_argument(level, sign):
+def _no_argument(level: tf.Tensor, sign: tf.Tensor) -> tf.Tensor:
     return level
 
 
-def _enhancement(level, sign):
+def _enhancement(level: tf.Tensor, sign: tf.Tensor) -> tf.Tensor:
     return tf.maximum(1.0 + sign * (level / 10.0 * 0.9), 0.1)
 
 
-# name: (change of (image, argument), argument of (level in 0...10, sign))
-OPERATIONS = {
+# By name: the change, a function of image and argument; and its argument, a
+# function of level in 0...10 and sign.
+OPERATIONS: dict[str, tuple[Change, Argument]] = {
     "AutoContrast": (auto_contrast, _no_argument),
     "Equalize": (equalize, _no_argument),
     "Invert": (invert, _no_argument),

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-import keras_cait
+from keras_cait.attention_maps import overlay, saliency_maps
 from training.data.datasets import Examples
 from training.loop.trainer import Trainer
 from training.recipes import Recipe
@@ -141,7 +141,7 @@ class ImageSummaries(keras.callbacks.Callback):
         self.ema_model = ema_model
         self.validation = validation
         self.folder = output / "tensorboard" / "train"
-        self.training_images: tf.Tensor | None = None
+        self.training_images: Any = None
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self.writer = tf.summary.create_file_writer(str(self.folder))
@@ -160,9 +160,9 @@ class ImageSummaries(keras.callbacks.Callback):
             images = as_uint8(self.training_images[:SHOWN])
             tf.summary.image("training images", images, max_outputs=SHOWN)
             images = self.validation_images()
-            maps = keras_cait.saliency_maps(self.ema_model, images)
+            maps = saliency_maps(self.ema_model, images)
             overlaid = [
-                keras_cait.attention_maps.overlay(image, map)
+                overlay(image, map)
                 for image, map in zip(as_uint8(images), maps, strict=True)
             ]
             tf.summary.image(

@@ -1,5 +1,7 @@
 """Distillation from any Keras teacher, through CaiT's single output."""
 
+import importlib
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 
@@ -120,13 +122,13 @@ class Teacher:
 
 def _application(name: str) -> tuple[keras.Model, Callable]:
     build = getattr(keras.applications, name, None) if name else None
-    if not isinstance(build, type(_application)):
+    if not inspect.isfunction(build):
         raise ValueError(
             "Distillation needs a teacher: a .keras file, a SavedModel, a "
             "published name (M36-384), or a model of keras.applications, such "
             f"as RegNetY160. Got {name!r}."
         )
-    module = __import__(build.__module__, fromlist=["preprocess_input"])
+    module = importlib.import_module(build.__module__)
     return build(classifier_activation=None), module.preprocess_input
 
 

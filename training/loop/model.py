@@ -19,13 +19,8 @@ def build(recipe: Recipe, classes: int) -> CaiT:
         classes: number of classes.
     """
     model = CaiT(
-        recipe.embed_dim,
-        recipe.depth,
-        recipe.num_heads,
-        recipe.patch_size,
-        class_attention_depth=recipe.class_attention_depth,
-        init_values=recipe.init_values,
-        drop_path_rate=recipe.drop_path_rate,
+        **recipe.architecture(),
+        patch_size=recipe.patch_size,
         input_shape=(recipe.image_size, recipe.image_size, 3),
         classes=classes,
         classifier_activation=None,
@@ -51,7 +46,7 @@ def start_from(model: CaiT, weights: str) -> None:
         OSError: published weights are neither in the cache nor reachable.
     """
     if weights in VARIANTS:
-        row = nearest_pretrained(weights, model.image_shape[:2])
+        row = nearest_pretrained(weights, model.input.shape[1:3])
     else:
         row = published(weights)
     if row:

@@ -1,7 +1,6 @@
 """Optimizers, the learning-rate schedule, and which weights learn and decay."""
 
 import math
-import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -66,7 +65,7 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
         return dict(vars(self))
 
 
-class SummedGradients:
+class SummedGradients(keras.optimizers.Optimizer):
     """Mixin for gradients that are already summed over the replicas.
 
     Keras' own optimizers clip the gradient of each replica and sum afterwards,
@@ -163,7 +162,7 @@ def make_optimizer(
     optimizer.arrange(
         variables,
         [recipe.weight_decay if decays(v) else 0.0 for v in variables],
-        [rate_factor(v, model.depth, recipe.layer_decay) for v in variables],
+        rate_factors(model, recipe.layer_decay),
     )
     if recipe.precision == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
@@ -182,30 +181,29 @@ def decays(variable: keras.Variable) -> bool:
     return variable.path.endswith("/kernel")
 
 
-def rate_factor(
-    variable: keras.Variable, depth: int, layer_decay: float
-) -> float:
-    """A variable's learning rate over that of the head.
+def rate_factors(model: keras.Model, layer_decay: float) -> list[float]:
+    """The learning rate of each trainable variable over that of the head.
 
     Args:
-        variable: variable of a `CaiT` or `ViT`.
-        depth: number of its self-attention blocks.
+        model: `CaiT` or `ViT`.
         layer_decay: rate of a layer over that of the next one, in (0, 1].
 
     Example:
-    >>> variables = CaiT(48, 3, 1, input_shape=(32, 32, 3)).variables
-    >>> [rate_factor(v, 3, 0.5) for v in (variables[0], variables[-1])]
-    [0.03125, 1.0]
+    >>> factors = rate_factors(CaiT(48, 3, 1, input_shape=(32, 32, 3)), 0.5)
+    >>> factors[0], factors[-1]
+    (0.03125, 1.0)
     """
-    layer = variable.path.split("/")[0]
-    block = re.fullmatch(r"self_attention_block_(\d+)", layer)
-    if block:
-        below_head = depth + 1 - int(block[1])
-    elif layer in ("patch_embedding", "position_embedding"):
-        below_head = depth + 2
-    else:
-        below_head = 0 if layer == "head" else 1
-    return layer_decay**below_head
+    variables = model.trainable_variables
+    if layer_decay == 1.0:
+        return [1.0] * len(variables)
+    blocks = model.self_attention_blocks
+    below_head = {"head": 0}
+    for index, block in enumerate(blocks):
+        below_head[block.name] = len(blocks) + 1 - index
+    for name in ("patch_embedding", "position_embedding"):
+        below_head[name] = len(blocks) + 2
+    layers = [variable.path.split("/")[0] for variable in variables]
+    return [layer_decay ** below_head.get(name, 1) for name in layers]
 
 
 def freeze(

@@ -44,7 +44,8 @@ def estimated_memory(recipe: Recipe, parameters: int, devices: int) -> float:
     >>> round(estimated_memory(RECIPES["xxs24-224"], 11_956_264, 8) / 1e9)
     8
     """
-    recipe = recipe.resolved()
+    sizes = recipe.resolved().architecture()
+    width, depth = sizes["embed_dim"], sizes["depth"]
     moments = {"adamw": 2, "sgd": 1}[recipe.optimizer]
     sums = 1 if recipe.accumulation_steps > 1 else 0
     state = 4 * parameters * (3 + sums + moments)
@@ -52,10 +53,10 @@ def estimated_memory(recipe: Recipe, parameters: int, devices: int) -> float:
     patches = (recipe.image_size // recipe.patch_size) ** 2
     # Per patch: two norms, qkv, attention, its projection, MLP (4 + 4 + 1) and
     # residuals; the scores before and after each mixing and the softmax.
-    block = 18 * recipe.embed_dim + 4 * recipe.num_heads * patches
-    kept = 1 if recipe.rematerialize else recipe.depth
-    inputs = recipe.embed_dim * recipe.depth
-    class_attention = 3 * recipe.embed_dim * recipe.class_attention_depth
+    block = 18 * width + 4 * sizes["num_heads"] * patches
+    kept = 1 if recipe.rematerialize else depth
+    inputs = width * depth
+    class_attention = 3 * width * sizes["class_attention_depth"]
     values = patches * (kept * block + inputs + class_attention)
     images = recipe.global_batch_size / devices / recipe.accumulation_steps
     size = 4 if recipe.precision == "float32" else 2

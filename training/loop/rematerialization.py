@@ -5,9 +5,10 @@ from collections.abc import Callable
 import keras
 
 from keras_cait.blocks import SelfAttentionBlock
+from keras_cait.models import CaiT
 
 
-def rematerialize(model: keras.Model) -> None:
+def rematerialize(model: CaiT) -> None:
     """Makes every self-attention block recompute its activations.
 
     The backward pass runs a block again instead of keeping its activations,
@@ -16,11 +17,10 @@ def rematerialize(model: keras.Model) -> None:
     the gradients would be wrong.
 
     Args:
-        model: `CaiT`, whose blocks are changed in place.
+        model: the model, whose blocks are changed in place.
     """
-    for layer in model.layers:
-        if isinstance(layer, SelfAttentionBlock):
-            layer.call = _rematerialized(layer)
+    for block in model.self_attention_blocks:
+        block.call = _rematerialized(block)
 
 
 def _rematerialized(block: SelfAttentionBlock) -> Callable:

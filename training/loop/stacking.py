@@ -1,4 +1,6 @@
-"""Equal blocks as one layer, which is traced and compiled once."""
+"""Stacks of equal blocks: one layer, traced and compiled once."""
+
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -9,15 +11,15 @@ from keras_cait.baselines import ResidualBlock
 
 
 class Stack(keras.layers.Layer):
-    """Blocks of one kind, one after the other: a loop over their weights.
+    """Equal blocks in sequence, as a loop over their weights.
 
-    To trace and compile 36 blocks and their gradients takes minutes; one takes
-    seconds.
+    Tracing and compiling 36 blocks and their gradients takes minutes; one block
+    takes seconds.
 
     Args:
-        blocks: list of built `ResidualBlock` that differ by their weights
-            alone, and without stochastic depth. The first ones of the stack
-            are copies of theirs.
+        blocks: built `ResidualBlock` layers that differ only in their weights,
+            without stochastic depth. The stack starts with copies of their
+            weights.
 
     Call arguments:
         inputs: float tensor `(batch, tokens, embed_dim)`.
@@ -26,11 +28,11 @@ class Stack(keras.layers.Layer):
         Tensor of the same shape.
     """
 
-    def __init__(self, blocks, **kwargs):
+    def __init__(self, blocks: Sequence[ResidualBlock], **kwargs):
         super().__init__(autocast=False, **kwargs)
         self.count = len(blocks)
         self.config = blocks[0].get_config()
-        self.first = {}  # by their paths in a block
+        self.first = {}  # by path within a block
         for same in zip(*(block.weights for block in blocks), strict=True):
             path = same[0].path.removeprefix(f"{blocks[0].name}/")
             values = [ops.convert_to_numpy(weight) for weight in same]
@@ -41,22 +43,22 @@ class Stack(keras.layers.Layer):
         block.build(input_shape)
         self.paths, self.stacks = list(self.first), []
         for path, values in self.first.items():
-            # Of the same last name, by which the optimizer tells what decays.
+            # The optimizer decides by the last part of the name what decays.
             stack = self.add_weight(
                 values.shape, autocast=False, name=path.split("/")[-1]
             )
             stack.assign(values)
             self.stacks.append(stack)
-            # Checkpoints leave lists of weights out.
+            # Checkpoints ignore weights in lists.
             setattr(self, path.replace("/", "_"), stack)
         del self.first
-        # In a function, for the weights of this one block are not the stack's.
+        # In a function: the weights of this one block are not the stack's.
         self.call_block = lambda x, weights: block.stateless_call(
             weights, [], x
         )[0]
 
     def call(self, inputs):
-        # Not slices, whose gradients are as large as the stack, each.
+        # Not slices: the gradient of each is as large as the whole stack.
         stacks = [
             tf.TensorArray(stack.dtype, self.count).unstack(
                 ops.convert_to_tensor(stack)
@@ -82,23 +84,21 @@ class Stack(keras.layers.Layer):
         return input_shape
 
 
-def stacked(model):
-    """A model that computes the same, its equal blocks as stacks.
+def stacked(model: keras.Model) -> keras.Model:
+    """A model that computes the same, with its equal blocks as stacks.
 
     Args:
-        model: `ViT`. With stochastic depth, whose blocks draw apart, it stays
-            as it is.
+        model: `ViT`. With stochastic depth, whose blocks draw separately, it is
+            returned as it is.
 
     Returns:
-        A `keras.Model` with all other layers of the model. A stack has the
-        name of its first block; blocks on both sides of the class token's
-        entry are two stacks.
+        Model with all other layers of the given one. A stack has the name of
+        its first block; blocks before and after the class token's entry are two
+        stacks.
     """
     if model.drop_path_rate:
         return model
-    blocks = [
-        model.get_layer(f"self_attention_block_{i}") for i in range(model.depth)
-    ]
+    blocks = model.self_attention_blocks
     entry = model.class_token_depth or 0
     stacks = {
         run[0]: Stack(run, name=run[0].name)
@@ -106,11 +106,9 @@ def stacked(model):
         if run
     }
 
-    def replaced(layer):
+    def replaced(layer: keras.layers.Layer) -> keras.layers.Layer:
         if layer in stacks:
             return stacks[layer]
         return keras.layers.Identity() if layer in blocks else layer
 
-    result = keras.models.clone_model(model, clone_function=replaced)
-    result.depth = model.depth
-    return result
+    return keras.models.clone_model(model, clone_function=replaced)
