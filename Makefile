@@ -7,7 +7,7 @@
 PYTHON ?= python3
 RUN ?= runs/quickstart
 BIN := .venv/bin
-# Where the backends of Keras can differ; all tests of the library pass on both.
+# Where Keras backends can differ; all tests of the library pass on both.
 NUMERICS := $(addprefix tests/keras_cait/test_,attention_maps.py layers.py reference.py)
 
 # Two files of tests at a time, in the order of setup.cfg.
@@ -58,7 +58,7 @@ quickstart: $(RUN)/report.md
 	touch $@
 
 # Each step of the quickstart is one command of the project, run only where its
-# result is missing: an interrupted quickstart goes on, a finished one stays.
+# result is missing: re-run make to resume it; a finished one stays.
 $(RUN)/model.keras: | .venv/quickstart
 	$(BIN)/python -m training.train quickstart --output $(RUN)
 

@@ -38,7 +38,7 @@ def write_files(
     facts = {}
     for scheme in SCHEMES:
         path = Path(folder, f"{scheme}.tflite")
-        path.write_bytes(quantize(float32, scheme, images))
+        path.write_bytes(quantize(float32, scheme, list(images)))
         operation_count, outside, partitions = operations(path)
         facts[scheme] = {
             "MB": path.stat().st_size / 1e6,

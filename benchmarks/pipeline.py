@@ -50,7 +50,10 @@ def keras_cait_batches(folder: Path, batch_size: int) -> Iterator[Any]:
     examples = Examples(
         len(paths),
         tuple(map(str, range(CLASSES))),
-        lambda index: (tf.io.read_file(paths[index]), index % CLASSES),
+        lambda index: (
+            tf.io.read_file(paths[index]),
+            tf.math.floormod(index, CLASSES),
+        ),
     )
     augment = training_transform(recipe)
     # By rows: broadcasting three channels takes several times as long.
