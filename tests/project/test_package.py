@@ -40,6 +40,12 @@ def test_wheel_and_sdist_hold_the_library_alone(tmp_path):
     extra = {path for path in files if path.startswith(f"{folder}/")}
     assert files - extra == library
     assert f"{folder}/licenses/LICENSE" in extra
+    with zipfile.ZipFile(wheel) as archive:
+        scripts = archive.read(f"{folder}/entry_points.txt").decode()
+        metadata = archive.read(f"{folder}/METADATA").decode()
+    assert "keras-cait = keras_cait.cli:main" in scripts
+    for field in ("Author", "Keywords", "Project-URL"):
+        assert f"\n{field}: " in metadata
 
     (sdist,) = source.glob("dist/*.tar.gz")
     with tarfile.open(sdist) as archive:
