@@ -4,13 +4,15 @@ import gc
 import os
 import tempfile
 
-# The user's own settings, downloads, datasets and cluster play no part. Workers
-# inherit the folder of the process that starts and removes it.
+# The user's settings, downloads, datasets, cluster and terminal play no part.
+# Workers inherit the folder of the process that makes and removes it.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     HOME = tempfile.TemporaryDirectory(prefix="keras-cait-tests-")
     for variable in ("HF_HOME", "KERAS_HOME", "TFDS_DATA_DIR"):
         os.environ[variable] = os.path.join(HOME.name, variable.lower())
-    os.environ.pop("TF_CONFIG", None)
+    for variable in ("TF_CONFIG", "FORCE_COLOR"):
+        os.environ.pop(variable, None)
+    os.environ["COLUMNS"] = "80"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
