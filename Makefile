@@ -32,6 +32,7 @@ endif
 test: .venv/test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest $(WORKERS)
 	KERAS_BACKEND=jax $(BIN)/python -m pytest $(WORKERS) $(NUMERICS)
 
@@ -42,19 +43,20 @@ docs: .venv/docs
 constraints:
 	rm -rf build/constraints
 	$(PYTHON) -m venv build/constraints
-	build/constraints/bin/python -m pip install --quiet ".[test]"
+	build/constraints/bin/python -m pip install --quiet -r requirements/test.txt
 	build/constraints/bin/python -m pip freeze --exclude keras-cait \
 	  > constraints.txt
 
 quickstart: $(RUN)/report.md
 	@echo "The report is $(RUN)/report.md (to start afresh, delete $(RUN))"
 
-.venv/%: setup.cfg pyproject.toml constraints.txt
+.venv/%: setup.cfg constraints.txt $(wildcard requirements/*.txt)
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and \
 	  f'Python 3.11 or later is needed. Got {sys.version.split()[0]}; \
 	try make PYTHON=python3.12')"
 	test -d .venv || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[$*]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt \
+	  -r requirements/$*.txt
 	touch $@
 
 # Each step of the quickstart is one command of the project, run only where its

@@ -203,7 +203,7 @@ def training_cost() -> str:
 
 
 def versions() -> str:
-    """Tested versions (constraints.txt) and the oldest accepted (setup.cfg)."""
+    """Tested versions (constraints.txt) and the oldest accepted ones."""
     tested = dict(
         line.split("==")
         for line in (ROOT / "constraints.txt").read_text().split()
@@ -215,6 +215,7 @@ def versions() -> str:
         [
             setup["options"]["install_requires"],
             *setup["options.extras_require"].values(),
+            *(path.read_text() for path in (ROOT / "requirements").iterdir()),
         ]
     )
     least = dict(

@@ -87,8 +87,9 @@ def resize_and_crop(image, size, crop_ratio=1.0):
             f"{image.dtype} of shape {image.shape}. load_image makes one."
         )
     height, width = _size(size)
+    rows, columns, _ = image.shape
     resized_height, resized_width, top, left = _geometry(
-        *image.shape[:2], (height, width), crop_ratio, max
+        rows, columns, (height, width), crop_ratio, max
     )
     limit = Image.MAX_IMAGE_PIXELS or float("inf")
     if resized_height * resized_width > limit:

@@ -16,16 +16,16 @@ from pathlib import Path
 from string import Template
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
-DOCS = Path(__file__).parents[1]
-ROOT = DOCS.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.cost import multiply_adds
 from benchmarks.results import read
 from keras_cait import PRETRAINED, __version__
 from keras_cait.models import VARIANTS
 from keras_cait.pretrained import PretrainedWeights
+
+DOCS = Path(__file__).parents[1]
+ROOT = DOCS.parent
 
 
 def build(output: Path) -> Path:

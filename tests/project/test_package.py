@@ -1,5 +1,6 @@
 """What `pip install` brings."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -46,6 +47,14 @@ def test_wheel_and_sdist_hold_the_library_alone(tmp_path):
     assert "keras-cait = keras_cait.cli:main" in scripts
     for field in ("Author", "Keywords", "Project-URL"):
         assert f"\n{field}: " in metadata
+    # Extras are for code in the wheel, not for programs of a checkout.
+    assert set(re.findall(r"^Provides-Extra: (.*)$", metadata, re.M)) == {
+        "datasets",
+        "jax",
+        "litert",
+        "plots",
+        "tensorflow",
+    }
 
     (sdist,) = source.glob("dist/*.tar.gz")
     with tarfile.open(sdist) as archive:
