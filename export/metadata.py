@@ -15,6 +15,8 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.tools import flatbuffer_utils
 
+from keras_cait.litert import CHECKSUM, checksum
+
 NAME = "TFLITE_METADATA"
 LABELS = "labels.txt"
 
@@ -44,7 +46,7 @@ def add_metadata(
 
     Returns:
         Content of the `.tflite` file, which is also a ZIP archive of
-        `labels.txt`.
+        `labels.txt` and the model's checksum.
 
     Raises:
         ValueError: a label contains a line break.
@@ -73,9 +75,11 @@ def add_metadata(
     entry.buffer = len(model.buffers) - 1
     model.metadata = [*(model.metadata or []), entry]
     file = io.BytesIO(flatbuffer_utils.convert_object_to_bytearray(model))
+    crc = checksum(file.getvalue())
     # Not compressed, because MediaPipe maps the labels into memory.
     with zipfile.ZipFile(file, "a") as archive:
         archive.writestr(zipfile.ZipInfo(LABELS), "\n".join(labels) + "\n")
+        archive.writestr(zipfile.ZipInfo(CHECKSUM), crc)
     return file.getvalue()
 
 

@@ -283,9 +283,10 @@ def _load_h5(model: keras.Model, path: Path) -> None:
     try:
         with h5py.File(path) as file:
             file["layers"].visititems(note_shape)
-    except (OSError, KeyError) as error:
+    except Exception as error:  # damage surfaces in many ways
+        reason = " ".join(str(error).split())
         raise ValueError(
-            f"It is not a .weights.h5 file of Keras, or is damaged ({error})."
+            f"It is not a .weights.h5 file of Keras, or is damaged ({reason})."
         ) from None
     # Keras would silently load a part of a deeper model, and stop halfway at a
     # wrong shape.
@@ -297,7 +298,13 @@ def _load_h5(model: keras.Model, path: Path) -> None:
             "including head and positions. Build the model it was saved from, "
             "or use the more flexible files of save_weights."
         )
-    model.load_weights(path)
+    before = model.get_weights()
+    try:
+        model.load_weights(path)
+    except Exception as error:
+        model.set_weights(before)
+        reason = " ".join(str(error).split())
+        raise ValueError(f"It is damaged ({reason}).") from None
 
 
 def _check_model(model: Any) -> None:

@@ -12,6 +12,7 @@ from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 import keras_cait
 from keras_cait.conversion import to_reference
+from keras_cait.files import sha256
 
 
 def describe_version(model: keras_cait.CaiT, folder: Path) -> dict[str, Any]:
@@ -25,6 +26,11 @@ def describe_version(model: keras_cait.CaiT, folder: Path) -> dict[str, Any]:
         JSON-serializable dict.
     """
     signatures = read_graph(folder).signature_def
+    files = {
+        str(file.relative_to(folder)): file
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
     return {
         "model": model.name,
         "image_size": model.image_shape[:2],
@@ -46,11 +52,8 @@ def describe_version(model: keras_cait.CaiT, folder: Path) -> dict[str, Any]:
             if not name.startswith("__")
         },
         "operations": operations(folder),
-        "bytes": {
-            str(file.relative_to(folder)): file.stat().st_size
-            for file in sorted(folder.rglob("*"))
-            if file.is_file()
-        },
+        "bytes": {name: file.stat().st_size for name, file in files.items()},
+        "sha256": {name: sha256(file) for name, file in files.items()},
     }
 
 
