@@ -379,3 +379,64 @@ def summary(path: Path) -> str:
     """The first line of a module's docstring, without a period."""
     text = ast.get_docstring(ast.parse(path.read_text())) or ""
     return text.partition("\n")[0].rstrip(".")
+
+
+def command_options() -> dict[str, dict[str, str]]:
+    """The options of each command, with their help."""
+    from export.__main__ import app as export
+    from keras_cait.cli import app as keras_cait
+    from training import diagnose, evaluate, prepare, studies
+    from training.train import make_app
+
+    apps = {
+        "keras-cait": keras_cait,
+        "training.train": make_app()["quickstart"],
+        "training.evaluate": evaluate.app,
+        "training.diagnose": diagnose.app,
+        "training.studies": studies.app,
+        "training.prepare": prepare.app,
+    }
+    for name in export:
+        if not name.startswith("-"):
+            apps[f"export {name}"] = export[name]
+    return {
+        name: {
+            argument.names[0]: argument.parameter.help or ""
+            for argument in app.assemble_argument_collection()
+            if argument.names[0].startswith("--")
+        }
+        for name, app in apps.items()
+    }
+
+
+def shared_options() -> str:
+    """The options that several commands have."""
+    commands = command_options()
+    rows: dict[str, dict[str, str]] = {}
+    for option in dict.fromkeys(
+        o for options in commands.values() for o in options
+    ):
+        users = [
+            name for name, options in commands.items() if option in options
+        ]
+        if len(users) > 1:
+            rows[f"`{option}`"] = {
+                name.rpartition(".")[2].removeprefix("export "): "●"
+                if name in users
+                else ""
+                for name in commands
+            }
+    return markdown(rows, "Option")
+
+
+def own_options() -> str:
+    """The options that only one command has."""
+    commands = command_options()
+    everyone = [option for options in commands.values() for option in options]
+    rows: dict[str, dict[str, str]] = {}
+    for name, options in commands.items():
+        own = [f"`{o}`" for o in options if everyone.count(o) == 1]
+        if name == "training.train":
+            own = ["every field of a recipe", "`--checkpoint-steps`"]
+        rows[f"`{name}`"] = {"Further options": ", ".join(own) or "none"}
+    return markdown(rows, "Command")

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from benchmarks import inference, report, results, rewrites
+from benchmarks import inference, report, results, rewrites, tables
 from benchmarks.interleave import Timing, interleave
+from training.recipes import SUMMARIES
 
 
 def quick(arguments):
@@ -85,3 +86,7 @@ def test_graphs_without_a_rewrite_compute_the_same(small_model, pictures):
         np.testing.assert_allclose(
             function(pictures), expected, rtol=1e-4, atol=1e-5, err_msg=name
         )
+
+
+def test_help_of_the_quickstart_shows_the_measured_accuracy():
+    assert f"{tables.quickstart_top_1()} top-1" in SUMMARIES["quickstart"]
