@@ -83,7 +83,7 @@ def jpegs(count: int) -> list[bytes]:
     """Encoded 500 x 375 images, as smooth as photos."""
     from export.serving.warmup import example_image
 
-    return [bytes(example_image(seed).numpy()) for seed in range(count)]
+    return [example_image(seed) for seed in range(count)]
 
 
 def load(address: str, concurrency: int, requests: int) -> dict[str, float]:

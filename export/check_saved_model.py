@@ -19,6 +19,7 @@ import tensorflow as tf
 
 import keras_cait
 from export.decoding import decode_pictures
+from export.exportable import image_size
 
 LARGEST_BATCH = 8  # of `export/run_signatures.py`
 # Maximum difference relative to the largest value, for float32 / for bfloat16.
@@ -83,7 +84,7 @@ def check_saved_model(
     tolerance = TOLERANCE if precisions == {"float32"} else BFLOAT16_TOLERANCE
     text = (version / "assets.extra" / "labels.txt").read_text(encoding="utf-8")
     labels = text.splitlines()
-    decoded = decode_pictures(tf.constant(encoded), model.image_shape[:2])
+    decoded = decode_pictures(tf.constant(encoded), image_size(model))
     expected_of_bytes = keras_outputs(model, decoded)
     expected_of_pixels = keras_outputs(model, outputs.pop("pixels"))
 

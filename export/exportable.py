@@ -46,7 +46,7 @@ def load_exportable(
         source,
         variant=variant,
         image_size=image_size,
-        classes=names and len(names),
+        classes=len(names) if names else None,
     )
     model = check_exportable(model)
     return model, load_labels(source, labels, model.classes)
@@ -91,14 +91,31 @@ def check_exportable(model: keras.Model) -> keras_cait.CaiT:
             f"pooling={model.pooling!r}. Rebuild the model with True, True and "
             '"token", and load its weights.'
         )
+    image_size(model)
+    return model
+
+
+def image_size(model: keras_cait.CaiT) -> tuple[int, int]:
+    """Height and width of a model's images in pixels.
+
+    Args:
+        model: `CaiT`.
+
+    Raises:
+        ValueError: the model does not take RGB images of a fixed size.
+
+    Example:
+    >>> image_size(CaiT(48, 1, 4, input_shape=(64, 96, 3)))
+    (64, 96)
+    """
     height, width, channels = model.image_shape
-    if None in (height, width) or channels != 3:
+    if height is None or width is None or channels != 3:
         raise ValueError(
             "Only models of RGB images of a fixed size can be exported. Got "
             f"input_shape={model.image_shape}. Rebuild the model, for example "
             "with input_shape=(224, 224, 3), and load its weights."
         )
-    return model
+    return height, width
 
 
 def check_labels(labels: Sequence[str], classes: int) -> None:

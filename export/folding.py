@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 import keras_cait
+from export.exportable import image_size
 from keras_cait.layers import resample_positions
 
 
@@ -38,10 +39,12 @@ def fold(model: keras_cait.CaiT) -> dict[str, Any]:
     head_dim = width // heads
     query_scale = head_dim**-0.5
 
-    def read(path):
+    def read(path: str) -> np.ndarray:
         return np.asarray(variables[path], "float64")
 
-    def folded(layer, norm=None, scale=1.0):
+    def folded(
+        layer: str, norm: str | None = None, scale: float | np.ndarray = 1.0
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Kernel and bias of a dense layer after a LayerNorm, scaled."""
         kernel, bias = read(f"{layer}/kernel"), read(f"{layer}/bias")
         if norm is not None:
@@ -49,7 +52,7 @@ def fold(model: keras_cait.CaiT) -> dict[str, Any]:
             kernel = read(f"{norm}/gamma")[:, None] * kernel
         return kernel * scale, bias * scale
 
-    def folded_mlp(block):
+    def folded_mlp(block: str) -> dict[str, Any]:
         return {
             "fc1": folded(f"{block}/mlp/fc1", f"{block}/norm2"),
             "fc2": folded(
@@ -57,7 +60,7 @@ def fold(model: keras_cait.CaiT) -> dict[str, Any]:
             ),
         }
 
-    def self_attention(block):
+    def self_attention(block: str) -> dict[str, Any]:
         attention = f"{block}/attention"
         mixing = read(f"{attention}/proj_weights/bias")
         return {
@@ -77,7 +80,7 @@ def fold(model: keras_cait.CaiT) -> dict[str, Any]:
             **folded_mlp(block),
         }
 
-    def class_attention(block):
+    def class_attention(block: str) -> dict[str, Any]:
         attention, norm = f"{block}/attention", f"{block}/norm1"
         key, _ = folded(f"{attention}/key", norm)
         value, value_bias = folded(f"{attention}/value", norm)
@@ -115,7 +118,7 @@ def fold(model: keras_cait.CaiT) -> dict[str, Any]:
 
 def positions(model: keras_cait.CaiT) -> np.ndarray:
     """Position embeddings resampled to the grid of the images: (N, C)."""
-    height, width, _ = model.image_shape
+    height, width = image_size(model)
     grid = (height // model.patch_size, width // model.patch_size)
     layer = model.get_layer("position_embedding")
     table = resample_positions(layer.position_embedding, layer.grid_size, grid)

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import tensorflow as tf
 
 import keras_cait
-from export.exportable import check_exportable
+from export.exportable import check_exportable, image_size
 from export.folding import fold
 from export.options import Gelu, Precision
 from keras_cait.layers import LAYER_NORM_EPSILON
@@ -68,7 +68,7 @@ class InferenceModel(tf.Module):
                     f"{value!r}."
                 )
         self.gelu = gelu
-        self.image_shape = model.image_shape
+        self.image_size = image_size(model)
         self.patch_size = model.patch_size
         self.num_heads = model.num_heads
         self.embed_dim = model.embed_dim
@@ -86,10 +86,8 @@ class InferenceModel(tf.Module):
 
     def __call__(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
         weights, width = self.weights, self.embed_dim
-        rows, columns = (
-            side // self.patch_size for side in self.image_shape[:2]
-        )
-        batch = images.shape[0] or tf.shape(images)[0]
+        rows, columns = (side // self.patch_size for side in self.image_size)
+        batch: Any = images.shape[0] or tf.shape(images)[0]
         x = tf.nn.conv2d(
             tf.cast(images, tf.float32),
             weights["patch_embedding"],

@@ -58,7 +58,7 @@ def convert(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1. Got {batch_size}.")
     images = tf.TensorSpec(
-        (batch_size, *model.image_shape), tf.float32, "images"
+        (batch_size, *model.image_size, 3), tf.float32, "images"
     )
     scores = "probabilities" if softmax else "logits"
     outputs = {
@@ -73,8 +73,7 @@ def convert(
     # A SavedModel keeps the names of inputs and outputs, and the converter
     # turns its variables into constants. Constants in the graph itself would be
     # stored once per signature and take twice the memory.
-    module = tf.Module()
-    module.model, module.functions = model, functions
+    module = _Module(model, functions)
     with tempfile.TemporaryDirectory() as folder:
         tf.saved_model.save(module, folder, functions)
         del model, module, functions  # their weights are on disk now
@@ -86,6 +85,15 @@ def convert(
     return default_first(tflite) if signatures else tflite
 
 
+class _Module(tf.Module):
+    """A model and the functions to save with it."""
+
+    def __init__(self, model: InferenceModel, functions: dict[str, Callable]):
+        super().__init__()
+        self.model = model
+        self.functions = functions
+
+
 def signature_function(
     model: InferenceModel, images: tf.TensorSpec, names: Sequence[str]
 ) -> Callable:
@@ -93,8 +101,9 @@ def signature_function(
 
     def run(images):
         outputs = dict(model(images))
-        _, blocks, heads, rows, columns = outputs["attention"].shape
-        shape = (images.shape[0], blocks * heads, rows, columns)
+        rows, columns = (side // model.patch_size for side in model.image_size)
+        maps = model.num_heads * len(model.weights["class_attention"])
+        shape = (images.shape[0], maps, rows, columns)
         outputs["attention"] = tf.reshape(outputs["attention"], shape)
         return {name: outputs[name] for name in names}
 

@@ -102,5 +102,5 @@ def describe_model(source: str | Path, model: keras_cait.CaiT) -> Description:
     }
     row = published(source)
     if row:
-        description |= {"author": AUTHORS, "license": row.licence}
+        description |= {"author": AUTHORS, "license": row.license}
     return description

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 import keras_cait
+from export.exportable import image_size
 from keras_cait.litert import LiteRTModel
 from keras_cait.loading import find_labels
 from keras_cait.preprocessing import load_image, resize_and_crop
@@ -24,7 +25,7 @@ def keras_predictor(model: keras_cait.CaiT) -> Predict:
         lambda images: model(images, training=False),
         input_signature=[tf.TensorSpec(model.input.shape, tf.float32)],
     )
-    size = model.image_shape[:2]
+    size = image_size(model)
     return lambda encoded: predict(to_pixels(encoded, size)).numpy()
 
 

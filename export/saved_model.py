@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import tensorflow as tf
 
@@ -81,14 +82,12 @@ class Signatures(tf.Module):
         self.labels = tf.constant(labels)
         self.top = min(top, len(labels))
         self.xla = xla
-        self.image_size = model.image_shape[:2]
+        self.image_size = model.image_size
 
     def concrete_functions(self) -> dict[str, Callable]:
         """All signatures by name."""
         image_bytes = tf.TensorSpec((None,), tf.string, "image_bytes")
-        images = tf.TensorSpec(
-            (None, *self.model.image_shape), tf.uint8, "images"
-        )
+        images = tf.TensorSpec((None, *self.image_size, 3), tf.uint8, "images")
         inputs = tf.TensorSpec((None,), tf.string, "inputs")
         return {
             name: tf.function(function).get_concrete_function(spec)
@@ -128,7 +127,8 @@ class Signatures(tf.Module):
         """Top classes of serialized `tf.Example`s with `image/encoded`."""
         feature = {"image/encoded": tf.io.FixedLenFeature((), tf.string)}
         examples = tf.io.parse_example(inputs, feature)
-        return self.classify_bytes(examples["image/encoded"])
+        encoded: Any = examples["image/encoded"]
+        return self.classify_bytes(encoded)
 
     def run(self, images: tf.Tensor, *names: str) -> dict[str, tf.Tensor]:
         """The named outputs of the model."""

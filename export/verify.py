@@ -12,6 +12,7 @@ import tensorflow as tf
 from PIL import Image
 
 import keras_cait
+from export.exportable import image_size
 from export.litert_report import Report, block_lines, report, run_lines
 from export.predictors import (
     UNKNOWN,
@@ -108,7 +109,7 @@ def compare(
     ]
     sizes = [4 * model.count_params(), *map(bytes_on_disk, paths)]
     reports = [None] + [
-        report(path, model, to_pixels(sample, model.image_shape[:2]))
+        report(path, model, to_pixels(sample, image_size(model)))
         if path.suffix == ".tflite"
         else None
         for path in paths
@@ -154,7 +155,7 @@ def row(
         ),
         milliseconds=milliseconds,
         megabytes=megabytes,
-        example=(labels[top1[0]], float(scores[0].max())),
+        example=(labels[int(top1[0])], float(scores[0].max())),
         litert=litert,
     )
 
@@ -176,7 +177,7 @@ def match_classes(
     >>> match_classes(["dog"], ["cat", "dog"])
     [1]
     """
-    wordnet = dict(imagenet_labels())
+    wordnet = {wordnet_id: label for wordnet_id, label in imagenet_labels()}
     index = {label: i for i, label in enumerate(labels)}
     unknown = [
         name

@@ -38,7 +38,13 @@ def classify(
     import sys
     from json import dumps
 
-    from export.serving.client import GrpcClient, RestClient, classify_all
+    from export.serving.client import (
+        GrpcClient,
+        RestClient,
+        classify_all,
+        printable,
+    )
+    from keras_cait.command_line import one_line
     from keras_cait.files import GRAPH_SUFFIXES, image_files
 
     connect = GrpcClient if protocol == "grpc" else RestClient
@@ -50,15 +56,14 @@ def classify(
         failed = isinstance(result, OSError)
         failures += failed
         if json:
-            key, value = (
-                ("error", str(result)) if failed else ("classes", result)
-            )
+            key = "error" if failed else "classes"
+            value = one_line(result) if failed else result
             print(dumps({"image": str(file), key: value}))
         elif failed:
-            print(f"{file}: {result}")
+            print(f"{printable(str(file))}: {one_line(result)}")
         else:
             best = ", ".join(f"{name} {score:.1%}" for name, score in result)
-            print(f"{file}: {best}")
+            print(f"{printable(str(file))}: {best}")
         end = "\n" if done == len(files) else "\r"
         print(f"{done} of {len(files)}", end=end, file=sys.stderr)
     if failures:

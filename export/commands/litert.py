@@ -56,15 +56,18 @@ def litert(
     new_path(output)
     trained, names = load_exportable(model, variant, image_size, labels)
     description = describe_model(model, trained)
+    inference = InferenceModel(trained, gelu=gelu)
+    del trained  # its weights are in `inference`
     images = []
     if calibration:
-        size = trained.image_shape[:2]
-        images = calibration_images(calibration, size, data_dir=data_dir)
-    inference = [InferenceModel(trained, gelu=gelu)]
-    del trained  # frees its weights; those of `inference` go with `pop`
+        images = calibration_images(
+            calibration, inference.image_size, data_dir=data_dir
+        )
+    holder = [inference]
+    del inference  # so that `convert` can free it
 
     with new_output(output) as unfinished:
-        float32 = convert(inference.pop(), not logits, batch_size, signatures)
+        float32 = convert(holder.pop(), not logits, batch_size, signatures)
         if len(scheme) > 1:
             unfinished.mkdir()
         for name in scheme:

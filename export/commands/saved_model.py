@@ -36,7 +36,7 @@ def saved_model(
 
     check_output(output)
     trained, names = load_exportable(model, variant, image_size, labels)
-    images = [example_image(seed).numpy() for seed in range(8)]
+    images = [example_image(seed) for seed in range(8)]
     version = write_version(
         trained,
         names,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef, TensorInfo
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
@@ -77,7 +78,10 @@ def describe_tensors(infos: Mapping[str, TensorInfo]) -> dict[str, Any]:
     return {
         name: {
             "dtype": tf.as_dtype(info.dtype).name,
-            "shape": tf.TensorShape(info.tensor_shape).as_list(),
+            "shape": [
+                None if side.size < 0 else side.size
+                for side in info.tensor_shape.dim
+            ],
         }
         for name, info in sorted(infos.items())
     }
@@ -88,5 +92,5 @@ def weights_hash(model: keras_cait.CaiT) -> str:
     digest = hashlib.sha256()
     for name, array in sorted(to_reference(model.weights).items()):
         digest.update(name.encode())
-        digest.update(array)
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

@@ -98,9 +98,7 @@ def write_version(
         try:
             inference = InferenceModel(model, precision)
             write_saved_model(inference, labels, folder, top, xla)
-            write_warmup(
-                folder, output.name, model.image_shape[:2], batch_sizes
-            )
+            write_warmup(folder, output.name, inference.image_size, batch_sizes)
         except tf.errors.OpError as error:
             raise OSError(
                 f"Cannot write {str(output)!r}: {error.message}"

@@ -41,29 +41,30 @@ def write_warmup(
         batch_sizes: numbers of images per request.
     """
     encoded = example_image()
-    pixels = tf.cast(decode_picture(encoded, image_size), tf.uint8)
+    pixels = decode_picture(tf.constant(encoded), image_size)
+    examples = {
+        "image_bytes": tf.constant(encoded),
+        "images": tf.cast(pixels, tf.uint8),
+    }
     path = version / "assets.extra" / "tf_serving_warmup_requests"
     with tf.io.TFRecordWriter(str(path)) as writer:
         for batch_size in batch_sizes:
             for signature, key in INPUTS.items():
-                one = pixels if key == "images" else encoded
-                request = predict_request(
-                    name, signature, key, tf.stack(batch_size * [one])
-                )
+                batch = tf.stack(batch_size * [examples[key]])
+                request = predict_request(name, signature, key, batch)
                 log = PredictionLog(predict_log=PredictLog(request=request))
                 writer.write(log.SerializeToString())
-            request = classification_request(
-                name, batch_size * [encoded.numpy()]
-            )
+            request = classification_request(name, batch_size * [encoded])
             log = PredictionLog(classify_log=ClassifyLog(request=request))
             writer.write(log.SerializeToString())
 
 
-def example_image(seed: int = 0) -> tf.Tensor:
-    """A random 500 x 375 JPEG as smooth as a photo, as a string tensor."""
+def example_image(seed: int = 0) -> bytes:
+    """A random 500 x 375 JPEG as smooth as a photo."""
     colors = np.random.default_rng(seed).uniform(0, 255, (9, 12, 3))
     image = tf.image.resize(colors, (375, 500), "bicubic")
-    return tf.io.encode_jpeg(tf.saturate_cast(image, tf.uint8))
+    encoded = tf.io.encode_jpeg(tf.saturate_cast(image, tf.uint8))
+    return bytes(encoded.numpy())
 
 
 def predict_request(

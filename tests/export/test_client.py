@@ -1,8 +1,12 @@
-"""The client against a server of loopback around an exported model."""
+"""The client against good and bad servers on loopback."""
 
 import json
+import math
 import os
+import re
+import time
 
+import numpy as np
 import pytest
 
 import export.serving.client
@@ -18,7 +22,7 @@ from export.serving.model_folder import write_version
 from tests.helpers.commands import exit_status
 from tests.helpers.models import randomise
 from tests.helpers.reference import REFERENCE
-from tests.helpers.serving import Server
+from tests.helpers.serving import RawServer, Server
 
 LABELS = [f"class {i}" for i in range(5)]
 IMAGES = sorted((REFERENCE / "preprocess").rglob("*.png"))
@@ -44,7 +48,7 @@ def served(tmp_path_factory):
 @pytest.fixture
 def server(served, monkeypatch):
     served.requests = served.unavailable = served.cut = 0
-    served.delay = 0.0
+    served.delay, served.response = 0.0, None
     monkeypatch.setattr(export.serving.client, "FIRST_PAUSE", 0.01)
     return served
 
@@ -62,7 +66,7 @@ def connect(request, server):
 
 
 def direct(server, version, encoded):
-    """The SavedModel's own answer."""
+    """The SavedModel's own predictions."""
     import tensorflow as tf
 
     signature = server.versions[version].signatures["serving_default"]
@@ -87,7 +91,7 @@ def assert_same(found, expected):
 
 
 @pytest.mark.parametrize("count", [1, 3, 6])
-def test_answers_are_the_model_s(server, connect, count):
+def test_predictions_are_the_models(server, connect, count):
     encoded = ENCODED[:count]
     assert_same(connect().classify(encoded), direct(server, 2, encoded))
 
@@ -102,7 +106,7 @@ def test_versions_and_labels(server, connect):
         connect(version=1, label="stable")
 
 
-def test_a_busy_server_is_asked_again(server, connect):
+def test_a_busy_server_is_retried(server, connect):
     server.unavailable = 2
     assert_same(connect().classify(ENCODED), direct(server, 2, ENCODED))
     assert server.requests == 3
@@ -129,7 +133,7 @@ def test_patience_ends(server, connect):
         ),
     ],
 )
-def test_errors_are_not_tried_again(
+def test_other_errors_are_not_retried(
     server, connect, arguments, encoded, code, message
 ):
     with pytest.raises(ServingError, match=message) as error:
@@ -145,7 +149,7 @@ def test_a_slow_server(server, connect):
     assert error.value.code == "DEADLINE_EXCEEDED"
 
 
-def test_a_cut_connection_is_tried_again(server):
+def test_a_cut_connection_is_retried(server):
     server.cut = 1
     client = RestClient(server.rest_address, "cait_tiny")
     assert_same(client.classify(ENCODED), direct(server, 2, ENCODED))
@@ -167,7 +171,7 @@ def test_too_large_a_message(server):
 
 
 @pytest.mark.parametrize("concurrency", [1, 4])
-def test_many_pictures_of_which_some_are_broken(
+def test_broken_images_do_not_spoil_the_rest(
     server, connect, tmp_path, concurrency
 ):
     broken = tmp_path / "broken.jpg"
@@ -205,6 +209,197 @@ def test_command_without_an_image(server, tmp_path, capsys):
     options = ["--server", server.grpc_address, "--served-model", "cait_tiny"]
     assert exit_status(main, "classify", tmp_path, *options) == 1
     assert "No images" in capsys.readouterr().err
+
+
+def response(body, status="200 OK", headers=""):
+    """A REST response of bytes or of an object as JSON."""
+    if not isinstance(body, bytes):
+        body = json.dumps(body).encode()
+    head = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n{headers}\r\n"
+    return head.encode() + body
+
+
+def outputs(classes, scores):
+    return response({"outputs": {"classes": classes, "scores": scores}})
+
+
+def hang(connection, closed):
+    closed.wait(30)
+
+
+def drip(content):
+    """Sends a byte each 20 ms, so that no single read times out."""
+
+    def respond(connection, closed):
+        for byte in content:
+            connection.sendall(bytes([byte]))
+            if closed.wait(0.02):
+                return
+
+    return respond
+
+
+def sends(content):
+    def respond(connection, closed):
+        connection.recv(1 << 20)
+        connection.sendall(content)
+
+    return respond
+
+
+GOOD = outputs([["cat"]], [[0.9]])
+BAD_SERVERS = {
+    "hangs": (hang, "DEADLINE_EXCEEDED: .*within 0.5 s"),
+    "drips its head": (drip(GOOD), "DEADLINE_EXCEEDED"),
+    "drips its body": (
+        lambda connection, closed: (
+            connection.sendall(GOOD[:-40]),
+            drip(GOOD[-40:])(connection, closed),
+        ),
+        "DEADLINE_EXCEEDED",
+    ),
+    "closes at once": (lambda *_: None, "UNAVAILABLE"),
+    "closes in the middle": (sends(GOOD[:-9]), "UNAVAILABLE"),
+    "is no HTTP server": (sends(b"220 mail ready\r\n"), "UNAVAILABLE"),
+    "sends noise": (sends(response(bytes(range(256)))), "INTERNAL.*not JSON"),
+    "nests too deep": (sends(response(b"[" * 100_000)), "INTERNAL.*not JSON"),
+    "has no outputs": (sends(response({})), "INTERNAL.*no outputs"),
+    "sends a list": (sends(response([1])), "INTERNAL.*no outputs"),
+    "redirects": (
+        sends(response(b"", "302 Found", "Location: http://other/\r\n")),
+        "UNKNOWN.*redirects",
+    ),
+    "sends too many": (
+        sends(outputs([["a"], ["b"]], [[0.1], [0.2]])),
+        "INTERNAL.*2 lists of classes and 2 of scores for 1 images",
+    ),
+    "sends too few": (sends(outputs([], [])), "INTERNAL.*for 1 images"),
+    "sends more labels": (
+        sends(outputs([["a", "b"]], [[0.1]])),
+        "INTERNAL.*as many labels as scores",
+    ),
+    "sends NaN": (sends(outputs([["a"]], [[math.nan]])), "INTERNAL.*finite"),
+    "sends infinity": (sends(outputs([["a"]], [[math.inf]])), "finite"),
+    "sends text as scores": (sends(outputs([["a"]], [["b"]])), "INTERNAL"),
+    "sends scores alone": (sends(outputs("a", [[0.1]])), "INTERNAL"),
+    "fails with lines": (
+        sends(response({"error": "a\n\x1b[2Jb"}, "500 Oops")),
+        r"UNKNOWN: .*: a \?\[2Jb$",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_SERVERS)
+def test_a_bad_rest_server_costs_bounded_time(kind, monkeypatch, capsys):
+    monkeypatch.setattr(export.serving.client, "FIRST_PAUSE", 0.01)
+    respond, message = BAD_SERVERS[kind]
+    with RawServer(respond) as server:
+        options = ["--server", server.address, "--served-model", "cait"]
+        options += ["--protocol", "rest", "--timeout", "0.5"]
+        start = time.perf_counter()
+        assert exit_status(main, "classify", IMAGES[0], *options) == 1
+        assert time.perf_counter() - start < 5
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 1
+    assert re.search(message, out.removeprefix(f"{IMAGES[0]}: ").rstrip())
+    assert "1 of 1 images could not be classified" in err
+
+
+def test_a_response_without_end_is_cut_off(monkeypatch):
+    monkeypatch.setattr(export.serving.client, "MAX_RESPONSE_BYTES", 1000)
+    with RawServer(sends(response(bytes(2000)))) as server:
+        client = RestClient(server.address, "cait")
+        with pytest.raises(ServingError, match="more than 1000 bytes"):
+            client.classify(ENCODED[:1])
+
+
+@pytest.mark.parametrize("respond", [hang, sends(b"220 mail ready\r\n")])
+def test_a_bad_grpc_server_costs_bounded_time(respond, monkeypatch):
+    monkeypatch.setattr(export.serving.client, "FIRST_PAUSE", 0.01)
+    with RawServer(respond) as server:
+        client = GrpcClient(server.address, "cait", timeout=0.5, attempts=2)
+        start = time.perf_counter()
+        with pytest.raises(ServingError, match=r"UNAVAILABLE|DEADLINE"):
+            client.classify(ENCODED[:1])
+        assert time.perf_counter() - start < 5
+
+
+def predictions(**outputs):
+    from tensorflow_serving.apis.predict_pb2 import PredictResponse
+
+    response = PredictResponse()
+    for name, value in outputs.items():
+        response.outputs[name].CopyFrom(value)
+    return response
+
+
+def tensor(values):
+    import tensorflow as tf
+
+    return tf.make_tensor_proto(values)
+
+
+def vast():
+    """A message of few bytes that declares 400 GB."""
+    proto = tensor(np.full((1, 1), 0.5, "float32"))
+    proto.tensor_shape.dim[1].size = 10**11
+    return proto
+
+
+@pytest.mark.parametrize(
+    "classes, scores, message",
+    [
+        ([["a"], ["b"]], [[0.1], [0.2]], "shape"),
+        ([["a"]], [[math.nan]], "finite"),
+        ([["a", "b"]], [[0.5]], "as many labels"),
+        ([[1.0]], [[0.5]], "not that of an image classifier"),
+        ([[b"\xff"]], [[0.5]], "not that of an image classifier"),
+        ([["a"]], [["b"]], "as many labels"),
+        ([["a"]], None, "shape"),
+    ],
+)
+def test_predictions_of_grpc_are_checked(server, classes, scores, message):
+    server.response = predictions(
+        classes=tensor(classes), scores=tensor(scores) if scores else vast()
+    )
+    client = GrpcClient(server.grpc_address, "cait_tiny")
+    with pytest.raises(ServingError, match=message) as error:
+        client.classify(ENCODED[:1])
+    assert error.value.code == "INTERNAL"
+    server.response = predictions(classes=tensor(classes))
+    with pytest.raises(ServingError, match="not that of an image classifier"):
+        client.classify(ENCODED[:1])
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"address": "localhost"}, "HOST:PORT"),
+        ({"address": "localhost:99999"}, "HOST:PORT"),
+        ({"address": "localhost:0"}, "HOST:PORT"),
+        ({"address": "http://localhost:8501"}, "HOST:PORT"),
+        ({"timeout": 0}, "timeout"),
+        ({"timeout": math.nan}, "timeout"),
+        ({"attempts": 0}, "attempts"),
+    ],
+)
+def test_options_out_of_range(options, message):
+    with pytest.raises(ValueError, match=message):
+        RestClient(**{"address": "localhost:1", "model": "cait", **options})
+
+
+@pytest.mark.parametrize("name", ["batch_size", "concurrency"])
+def test_sizes_are_positive(name):
+    client = RestClient("localhost:1", "cait")
+    with pytest.raises(ValueError, match=f"{name} must be at least 1"):
+        list(classify_all(client, IMAGES, **{name: 0}))
+
+
+def test_a_pipe_is_not_read(server, connect, tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    results = list(classify_all(connect(), [tmp_path / "pipe.jpg", IMAGES[0]]))
+    assert "is not a file" in str(results[0])
+    assert_same(results[1:], direct(server, 2, ENCODED[:1]))
 
 
 @pytest.mark.skipif(

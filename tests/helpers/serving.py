@@ -1,15 +1,17 @@
-"""A TF Serving of loopback around a real SavedModel, with faults on request.
+"""Stand-ins for TensorFlow Serving on loopback, with faults on request.
 
-It implements the official gRPC services Predict and GetModelStatus, and the
-REST paths of both, as far as a client of pictures meets them.
+`Server` runs a real SavedModel behind the official gRPC services Predict and
+GetModelStatus and REST's `:predict`. `RawServer` sends any bytes.
 """
 
 import base64
 import json
 import re
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import grpc
@@ -38,11 +40,12 @@ class Failure(Exception):
 
 
 class Server:
-    """Serves the versions of a model's folder while in `with`.
+    """Serves the versions of a model's folder inside a `with` block.
 
-    `requests` counts requests; `unavailable` of the next ones are refused with
-    UNAVAILABLE, `cut` connections are closed without an answer, and each is
-    answered `delay` seconds late.
+    `requests` counts requests. The next `unavailable` requests are refused with
+    UNAVAILABLE, the next `cut` REST connections are closed without a response,
+    and every response is `delay` seconds late. If `response` is set, gRPC
+    returns it and runs no model.
     """
 
     def __init__(self, folder, labels, max_message=4 << 20):
@@ -55,6 +58,7 @@ class Server:
         self.max_message = max_message
         self.requests = self.unavailable = self.cut = 0
         self.delay = 0.0
+        self.response = None
 
     def __enter__(self):
         limit = ("grpc.max_receive_message_length", self.max_message)
@@ -80,7 +84,7 @@ class Server:
         self.rest.server_close()
 
     def find(self, name, version=None, label=None):
-        """The number of the version that is asked for."""
+        """The number of the requested version."""
         if name != self.name:
             raise Failure(
                 grpc.StatusCode.NOT_FOUND, f"Servable not found: {name}"
@@ -116,6 +120,8 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         self.server = server
 
     def Predict(self, request, context):
+        if self.server.response:
+            return self.server.response
         spec = request.model_spec
         try:
             number = self.server.find(
@@ -203,3 +209,35 @@ class RestHandler(BaseHTTPRequestHandler):
 
     def log_message(self, *_):
         pass
+
+
+class RawServer:
+    """Gives every connection to `respond(socket)`, inside a `with` block."""
+
+    def __init__(self, respond):
+        self.respond = respond
+
+    def __enter__(self):
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self.listener.getsockname()[1]}"
+        self.closed = threading.Event()
+        threading.Thread(target=self.accept, daemon=True).start()
+        return self
+
+    def accept(self):
+        while True:
+            try:
+                connection, _ = self.listener.accept()
+            except OSError:  # closed
+                return
+            threading.Thread(
+                target=self.answer, args=[connection], daemon=True
+            ).start()
+
+    def answer(self, connection):
+        with connection, suppress(OSError):  # the client may have left
+            self.respond(connection, self.closed)
+
+    def __exit__(self, *_):
+        self.closed.set()
+        self.listener.close()
