@@ -1,1 +1,1 @@
-"""From a Keras CaiT to SavedModel and LiteRT: a program run from a checkout."""
+"""Exports a trained CaiT to TensorFlow Serving, phones and browsers."""

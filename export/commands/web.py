@@ -32,25 +32,26 @@ def web(
         serve: Serve the site on this computer until Ctrl-C.
         port: Port for --serve.
     """
+    from contextlib import nullcontext, suppress
+
     from export.web.server import site_server
     from export.web.site import make_site
     from keras_cait.files import image_files, new_output
 
-    if model:
-        files = image_files(examples) if examples else []
-        # Evenly spaced, because neighbors are often of the same class.
-        chosen = files[:: max(1, len(files) // 12)][:12]
-        with new_output(output) as unfinished:
-            make_site(model, chosen, unfinished)
-        print(f"Wrote {output}")
-    elif not (serve and (output / "site.json").exists()):
-        raise ValueError(
-            f"There is no site in {str(output)!r}. Make one with --model FILE."
-        )
-    if serve:
-        with site_server(output, port) as server:
+    with site_server(output, port) if serve else nullcontext() as server:
+        if model:
+            files = image_files(examples) if examples else []
+            # Evenly spaced, because neighbors are often of the same class.
+            chosen = files[:: max(1, len(files) // 12)][:12]
+            with new_output(output) as unfinished:
+                make_site(model, chosen, unfinished)
+            print(f"Wrote {output}")
+        elif not (serve and (output / "site.json").exists()):
+            raise ValueError(
+                f"There is no site in {str(output)!r}. Make one with --model "
+                "FILE."
+            )
+        if server:
             print(f"Serving http://localhost:{server.server_port} until Ctrl-C")
-            try:
+            with suppress(KeyboardInterrupt):
                 server.serve_forever()
-            except KeyboardInterrupt:
-                print()

@@ -1,1 +1,1 @@
-"""What stock TF Serving needs around a SavedModel, and a client for it."""
+"""Configuration and a client for TensorFlow Serving."""

@@ -1,1 +1,1 @@
-"""A static page that classifies pictures in the browser."""
+"""A static site that classifies images in the browser."""

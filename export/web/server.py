@@ -1,25 +1,64 @@
 """Serves a site on this computer, for trying it out."""
 
 from functools import partial
+from http import HTTPStatus
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+HOSTS = ("localhost", "127.0.0.1")
+
 
 class Handler(SimpleHTTPRequestHandler):
-    """Sends files with the types and headers that a static host should send."""
+    """Serves the files of a site, and nothing else of the computer.
 
+    Folders are not listed, links that leave the site are not followed, and
+    requests for other host names are refused: a page of another site could
+    send them through DNS rebinding.
+    """
+
+    timeout = 30  # seconds that a connection may be silent
     extensions_map = SimpleHTTPRequestHandler.extensions_map | {
         ".js": "text/javascript",
         ".wasm": "application/wasm",
         ".tflite": "application/octet-stream",
     }
 
+    def send_head(self) -> Any:
+        """Checks the host and the path before a file is sent."""
+        _, port = self.connection.getsockname()
+        if self.headers.get("Host") not in [f"{host}:{port}" for host in HOSTS]:
+            self.send_error(
+                HTTPStatus.MISDIRECTED_REQUEST,
+                f"Use http://localhost:{port}",
+            )
+            return None
+        if not self.is_in_site():
+            self.send_error(HTTPStatus.NOT_FOUND)
+            return None
+        return super().send_head()
+
+    def is_in_site(self) -> bool:
+        """Whether the path leads to a file of the site, through all links."""
+        site = Path(self.directory).resolve()
+        try:
+            path = Path(self.translate_path(self.path)).resolve()
+        except ValueError:  # a null character
+            return False
+        return path.is_relative_to(site)
+
+    def list_directory(self, path: Any) -> None:
+        """Replaces the listing of a folder by an error."""
+        self.send_error(HTTPStatus.NOT_FOUND)
+
     def end_headers(self) -> None:
-        """Adds the headers of a cross-origin isolated page."""
+        """Adds the headers that a static host should send, too."""
         # Only isolated pages may use threads.
         self.send_header("Cross-Origin-Opener-Policy", "same-origin")
         self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
+        # The rest of the policy is in the page.
+        self.send_header("Content-Security-Policy", "frame-ancestors 'none'")
+        self.send_header("X-Content-Type-Options", "nosniff")
         super().end_headers()
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -31,10 +70,16 @@ def site_server(folder: str | Path, port: int = 8000) -> ThreadingHTTPServer:
 
     Args:
         folder: the site.
-        port: TCP port; 0 chooses a free one.
+        port: TCP port in 0...65535; 0 chooses a free one.
 
     Raises:
-        OSError: the port is in use.
+        ValueError: the port is out of range.
+        OSError: the port is in use or needs more rights.
     """
+    if not 0 <= port < 1 << 16:
+        raise ValueError(f"The port must be in 0...65535. Got {port}.")
     handler = partial(Handler, directory=str(folder))
-    return ThreadingHTTPServer(("127.0.0.1", port), handler)
+    try:
+        return ThreadingHTTPServer(("127.0.0.1", port), handler)
+    except OSError as error:
+        raise OSError(f"Cannot use port {port}: {error.strerror}.") from None

@@ -1,4 +1,4 @@
-"""The page for browsers, in a real one."""
+"""The site in a real browser, and its server."""
 
 import json
 import subprocess
@@ -64,7 +64,7 @@ def site(model, examples, tmp_path_factory):
     return site
 
 
-def test_the_page_answers_as_keras_does(model, examples, site):
+def test_the_page_matches_keras(model, examples, site):
     files = sorted(examples.iterdir())
     images = np.stack(
         [resize_and_crop(keras_cait.load_image(f), (32, 48)) for f in files]
@@ -88,13 +88,13 @@ def test_the_page_answers_as_keras_does(model, examples, site):
         np.testing.assert_allclose(shares, 100 * expected[order], atol=0.1)
         assert page["time"].endswith(" ms on this device")
     assert seen["attention"] == [True, False]  # shown, and then not
-    assert seen["error"].startswith("notes.txt is no picture")
+    assert seen["error"].startswith("This browser cannot read notes.txt")
 
-    for file, answers in seen["answers"].items():
-        assert answers["progress"] == 1
-        found = [one["probabilities"] for one in answers["examples"]]
+    for file, outputs in seen["outputs"].items():
+        assert outputs["progress"] == 1
+        found = [one["probabilities"] for one in outputs["examples"]]
         np.testing.assert_allclose(found, probabilities, atol=1e-3)
-        found = [one["attention"] for one in answers["examples"]]
+        found = [one["attention"] for one in outputs["examples"]]
         if file == "bytes.tflite":
             assert found == [None] * 3
         else:

@@ -1,17 +1,17 @@
-// A .tflite file of keras-cait, run by LiteRT.js.
+// Runs a .tflite file of keras-cait with LiteRT.js.
 
 import { loadAndCompile, loadLiteRt, Tensor } from "@litertjs/core";
 
 import { pixels } from "./pixels.js";
 
-let runtime; // loads once
+let runtime; // loaded once
 
 export class Classifier {
-  // `onProgress` gets the share of the file that is loaded, in 0...1.
+  // Calls `onProgress` with the loaded share of the file, in 0...1.
   static async load(url, onProgress) {
     if (typeof WebAssembly === "undefined")
-      throw new Error("This browser has no WebAssembly, which the model needs.");
-    // Pages that are not isolated have no shared memory, and so one thread.
+      throw new Error("The model needs WebAssembly, which this browser does not support.");
+    // Threads need shared memory, which only isolated pages have.
     runtime ??= loadLiteRt("litert/wasm/", { threads: crossOriginIsolated });
     const [bytes] = await Promise.all([download(url, onProgress), runtime]);
     const model = await loadAndCompile(bytes, {
@@ -22,15 +22,15 @@ export class Classifier {
   }
 
   constructor(model) {
-    // It answers the classes as well, in the same run.
+    // This signature returns the classes as well, in the same run.
     this.runner = model.signatures["attention"] ?? model;
     [this.input] = this.runner.getInputDetails();
     [, this.height, this.width] = this.input.shape;
   }
 
-  // Of RGBA as of `getImageData`: the classes' probabilities, where the class
-  // token looks (`{rows, columns, values}`, mean over blocks and heads, or
-  // null), and the milliseconds of the run.
+  // Classifies an `ImageData`. Returns the probabilities of the classes, the
+  // attention from the class token to each patch as `{rows, columns, values}`
+  // (mean over blocks and heads) or null, and the milliseconds of the run.
   async classify(image) {
     const bytes = pixels(image, this.height, this.width);
     const data = this.input.dtype === "uint8" ? bytes : Float32Array.from(bytes);
@@ -40,14 +40,14 @@ export class Classifier {
     );
     const start = performance.now();
     const outputs = await this.runner.run({ [this.input.name]: tensor });
-    const answers = {};
+    const arrays = {};
     for (const [name, output] of Object.entries(outputs))
-      answers[name] = { values: await output.data(), shape: output.type.layout.dimensions };
+      arrays[name] = { values: await output.data(), shape: output.type.layout.dimensions };
     const milliseconds = performance.now() - start;
     for (const one of [tensor, ...Object.values(outputs)]) one.delete();
     return {
-      probabilities: answers.probabilities?.values ?? softmax(answers.logits.values),
-      attention: answers.attention ? mean(answers.attention) : null,
+      probabilities: arrays.probabilities?.values ?? softmax(arrays.logits.values),
+      attention: arrays.attention ? mean(arrays.attention) : null,
       milliseconds,
     };
   }
@@ -77,7 +77,7 @@ function softmax(logits) {
   return exponents.map((x) => x / sum);
 }
 
-// Over the maps of (1, maps, rows, columns).
+// Mean over the maps of an array (1, maps, rows, columns).
 function mean({ values, shape: [, maps, rows, columns] }) {
   const size = rows * columns;
   const sums = new Float32Array(size);

@@ -1,19 +1,19 @@
-// What the page shows and does; everything else is in classifier.js.
+// The user interface; the model is in classifier.js.
 
 import { Classifier } from "./classifier.js";
 import { geometry } from "./pixels.js";
 
 const $ = (id) => document.getElementById(id);
-const SIDE = 640; // of the picture on the page, in pixels
+const SIDE = 640; // width of the image canvas in pixels
 
 let site;
 let classifier;
-let stream; // of the camera, while it is on
+let stream; // of the camera while it is on
 
 async function start() {
   const response = await fetch("site.json");
   if (!response.ok)
-    throw new Error("site.json is missing. Make the page with python -m export web.");
+    throw new Error("site.json is missing. Make the site with python -m export web.");
   site = await response.json();
   $("model").textContent = site.name;
   document.title = `${site.name} in the browser`;
@@ -54,7 +54,7 @@ async function classifyFile(blob) {
     });
   } catch {
     throw new Error(
-      `${blob.name ?? "The file"} is no picture that this browser can read. ` +
+      `This browser cannot read ${blob.name ?? "the file"} as an image. ` +
         "Choose a JPEG, PNG or WebP file.",
     );
   }
@@ -62,29 +62,29 @@ async function classifyFile(blob) {
   bitmap.close();
 }
 
-// A picture, or a frame of the camera.
+// Classifies an image or a frame of the camera.
 async function classify(source, width = source.width, height = source.height) {
   const canvas = new OffscreenCanvas(width, height);
   const context = canvas.getContext("2d", { willReadFrequently: true });
   context.drawImage(source, 0, 0);
   stopCamera();
-  showPicture(canvas);
-  const answer = await classifier.classify(context.getImageData(0, 0, width, height));
-  showAnswer(answer);
-  showAttention(answer.attention);
+  showImage(canvas);
+  const result = await classifier.classify(context.getImageData(0, 0, width, height));
+  showPredictions(result);
+  showAttention(result.attention);
 }
 
-// The part of the picture that the model sees.
-function showPicture(image) {
+// Shows the part of the image that the model sees.
+function showImage(image) {
   const { width, height } = classifier;
   const cut = geometry(image.height, image.width, height, width);
   const across = image.width / cut.resizedWidth;
   const down = image.height / cut.resizedHeight;
-  const canvas = $("picture");
+  const canvas = $("image");
   canvas.width = SIDE;
   canvas.height = (SIDE * height) / width;
   const context = canvas.getContext("2d");
-  context.imageSmoothingEnabled = image.width > SIDE / 4; // else show its pixels
+  context.imageSmoothingEnabled = image.width > SIDE / 4; // shows pixels of small images
   context.imageSmoothingQuality = "high";
   context.drawImage(
     image,
@@ -96,11 +96,11 @@ function showPicture(image) {
   $("stage").classList.add("full");
 }
 
-function showAnswer({ probabilities, milliseconds }) {
+function showPredictions({ probabilities, milliseconds }) {
   const best = Array.from(probabilities, (value, i) => [value, site.labels[i]])
     .sort(([a], [b]) => b - a)
     .slice(0, 5);
-  $("answer").replaceChildren(
+  $("predictions").replaceChildren(
     ...best.map(([value, label]) => {
       const percent = `${(100 * value).toFixed(1)} %`;
       const line = document.createElement("li");
@@ -114,10 +114,10 @@ function showAnswer({ probabilities, milliseconds }) {
     }),
   );
   $("time").textContent = `${milliseconds.toFixed(0)} ms on this device`;
-  $("picture").setAttribute("aria-label", `The picture: ${best[0][1]}`);
+  $("image").setAttribute("aria-label", `The image: ${best[0][1]}`);
 }
 
-// Darkens the picture where the class token does not look.
+// Darkens the image where the model does not look.
 function showAttention(attention) {
   $("looks").hidden = !attention;
   $("attention").hidden = !attention || !$("show-attention").checked;
@@ -131,8 +131,8 @@ function showAttention(attention) {
   const small = new OffscreenCanvas(columns, rows);
   small.getContext("2d").putImageData(shade, 0, 0);
   const canvas = $("attention");
-  canvas.width = $("picture").width;
-  canvas.height = $("picture").height;
+  canvas.width = $("image").width;
+  canvas.height = $("image").height;
   canvas.getContext("2d").drawImage(small, 0, 0, canvas.width, canvas.height);
 }
 
@@ -145,14 +145,14 @@ async function useCamera() {
     });
   } catch (error) {
     throw new Error(
-      `The camera is not to be had (${error.message}). Allow it for this page, ` +
-        "which must come by HTTPS or from localhost, or choose a file.",
+      `The camera is not available (${error.message}). Allow it for this page, ` +
+        "which needs HTTPS or localhost, or choose a file.",
     );
   }
   video.srcObject = stream;
   video.hidden = false;
   $("attention").hidden = true;
-  $("camera").textContent = "Take the picture";
+  $("camera").textContent = "Take a photo";
   await video.play();
 }
 
@@ -163,7 +163,7 @@ function stopCamera() {
   $("camera").textContent = "Camera";
 }
 
-// Runs what may fail, and says so on the page.
+// Runs an action and shows its error on the page.
 async function attempt(action) {
   $("error").hidden = true;
   try {
@@ -178,7 +178,7 @@ async function attempt(action) {
 $("file").onchange = ({ target }) =>
   attempt(async () => {
     const [file] = target.files;
-    target.value = ""; // the same file may be chosen again
+    target.value = ""; // so the same file can be chosen again
     if (file) await classifyFile(file);
   });
 $("camera").onclick = () => attempt(useCamera);

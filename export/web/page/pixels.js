@@ -1,10 +1,10 @@
-// The picture as the model was taught to see it: its shorter side resized to
-// the model's, by Pillow's bicubic filter with 8 bits after each direction, and
-// the centre cut out. A browser's own resize is another one.
+// Resizes and crops an image as in training: the shorter side to the model's
+// size with Pillow's bicubic filter, rounded to 8 bits after each direction, then
+// a center crop. Browsers resize with other filters.
 
-// Where a picture of some size is cut, after resizing.
+// Size of a resized image, and the position of the crop in it.
 export function geometry(height, width, rows, columns) {
-  const half = (x) => Math.floor((x + (x % 4 === 3)) / 2); // to even
+  const half = (x) => Math.floor((x + (x % 4 === 3)) / 2); // rounds to even
   const resizedHeight = Math.max(rows, Math.floor((columns * height) / width));
   const resizedWidth = Math.max(columns, Math.floor((rows * width) / height));
   return {
@@ -21,32 +21,32 @@ function bicubic(x) {
   return x < 2 ? ((-0.5 * x + 2.5) * x - 4) * x + 2 : 0;
 }
 
-// For each of `count` places from `first` on, of a side resized from `from` to
-// `to`: the first value that counts, and the weights from there on.
+// Filters of `count` pixels, starting at `first`, of a side resized from `from`
+// to `to`: the first input pixel and the weights of that and the following ones.
 function windows(from, to, first, count) {
   const scale = from / to;
   const stretch = Math.max(scale, 1);
   return Array.from({ length: count }, (_, i) => {
-    const centre = (first + i + 0.5) * scale;
-    const start = Math.max(0, Math.floor(centre - 2 * stretch + 0.5));
-    const end = Math.min(from, Math.floor(centre + 2 * stretch + 0.5));
+    const center = (first + i + 0.5) * scale;
+    const start = Math.max(0, Math.floor(center - 2 * stretch + 0.5));
+    const end = Math.min(from, Math.floor(center + 2 * stretch + 0.5));
     const weights = [];
     for (let x = start; x < end; x++)
-      weights.push(bicubic((x - centre + 0.5) / stretch));
+      weights.push(bicubic((x - center + 0.5) / stretch));
     const sum = weights.reduce((a, b) => a + b);
     return { start, weights: weights.map((weight) => weight / sum) };
   });
 }
 
-// RGB of a picture, as bytes in rows. `data` is RGBA, as of `getImageData`.
+// The RGB bytes of an `ImageData`, resized and cropped, row by row.
 export function pixels({ data, height, width }, rows, columns) {
   const cut = geometry(height, width, rows, columns);
   const across = windows(width, cut.resizedWidth, cut.left, columns);
   const down = windows(height, cut.resizedHeight, cut.top, rows);
-  // Only these rows of the picture are read.
+  // Only these rows of the image are read.
   const top = Math.min(...down.map(({ start }) => start));
   const last = Math.max(...down.map((w) => w.start + w.weights.length));
-  // These arrays round as Pillow does, up to ties, and clip.
+  // Clamped arrays clip, and round as Pillow does except for ties.
   const narrow = new Uint8ClampedArray((last - top) * columns * 3);
   for (let y = top, to = 0; y < last; y++)
     for (const { start, weights } of across)
