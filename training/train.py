@@ -82,8 +82,8 @@ def train(
     classes = len(examples.class_names)
     steps = steps_per_epoch(examples, recipe)
 
-    # 3. Model, its EMA, loss and optimizer, and the steps that are compiled.
-    # The trainer sums gradients over micro-batches (accumulation) and devices.
+    # 3. Model, its EMA, loss and optimizer. The trainer's step sums gradients
+    # over micro-batches (accumulation) and devices, and updates model and EMA.
     keras.utils.set_random_seed(recipe.seed)
     keras.config.set_dtype_policy(recipe.precision)
     with devices.scope():
@@ -134,9 +134,8 @@ def train(
                     with naming_unreadable(validation, transform):
                         logs |= trainer.evaluate(validation_batches)
                     is_best = trainer.note_accuracy(logs["val_accuracy"])
-                summaries.training_images = devices.experimental_local_results(
-                    images
-                )[0]
+                local_images = devices.experimental_local_results(images)
+                summaries.training_images = local_images[0]
                 callbacks.on_epoch_end(epoch, logs)
                 trainer.reset_means()
             asked = any_worker(devices, stop.received, step)

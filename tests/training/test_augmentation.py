@@ -1,4 +1,4 @@
-"""Augmentation beside that of timm on Pillow pictures."""
+"""Augmentation beside that of timm on Pillow images."""
 
 import io
 import json
@@ -91,7 +91,7 @@ def test_pixels_of_operations(name):
 
 
 def test_randaugment_draws_operations_as_the_reference(monkeypatch):
-    # Each operation marks the picture with its number, level and sign.
+    # Each operation marks the image with its number, level and sign.
     import training.data.randaugment
 
     marks = {
@@ -138,7 +138,7 @@ def test_erased_boxes_are_drawn_as_in_the_reference(case):
     assert box.numpy().tolist() == case["top_left_h_w"]
 
 
-def test_erasing_fills_a_quarter_of_the_pictures_with_noise():
+def test_erasing_fills_a_quarter_of_the_images_with_noise():
     size, runs = 96, 2000
     recorded = ERASING["statistics"]
     assert (recorded["height"], recorded["width"]) == (size, size)
@@ -169,7 +169,7 @@ def test_erasing_fills_a_quarter_of_the_pictures_with_noise():
         )
 
 
-def test_erased_pixels_are_standard_normal_once_normalised():
+def test_erased_pixels_are_standard_normal_once_normalized():
     image = random_erasing(tf.fill((224, 224, 3), 1e6), (0, 1), 1.0).numpy()
     noise = preprocess_input(image)[image[..., 0] < 1e5]
     assert len(noise) > 1000
@@ -183,8 +183,8 @@ def test_a_crop_is_resized_as_by_pillow(jpeg):
     decoded = np.array(Image.open(io.BytesIO(jpeg.numpy())))
     part = decoded[top : top + height, left : left + width]
     expected = Image.fromarray(part).resize((96, 96), Image.Resampling.BICUBIC)
-    for picture in (jpeg, tf.constant(decoded), tf.io.encode_png(decoded)):
-        ours = random_resized_crop(picture, (3, 4), 96).numpy()
+    for image in (jpeg, tf.constant(decoded), tf.io.encode_png(decoded)):
+        ours = random_resized_crop(image, (3, 4), 96).numpy()
         np.testing.assert_array_equal(ours, ours.astype("uint8"))
         # Pillow rounds to 8 bits between its two passes.
         difference = np.abs(ours - np.asarray(expected, "float32"))
@@ -193,7 +193,7 @@ def test_a_crop_is_resized_as_by_pillow(jpeg):
 
 
 def test_files_that_cannot_be_decoded_are_errors(jpeg):
-    for file in (b"no picture", jpeg.numpy()[:100]):
+    for file in (b"no image", jpeg.numpy()[:100]):
         with pytest.raises(tf.errors.InvalidArgumentError):
             random_resized_crop(tf.constant(file), (0, 1), 32)
 
@@ -221,7 +221,7 @@ def test_an_image_depends_only_on_its_seed(jpeg):
     assert len({image.tobytes() for image in once}) == 12
 
 
-def test_pictures_are_flipped_half_of_the_time():
+def test_images_are_flipped_half_of_the_time():
     image = np.arange(12).reshape(2, 2, 3)
     sides = []
     for i in range(200):

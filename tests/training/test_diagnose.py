@@ -21,7 +21,7 @@ def of_labels(probabilities):
 
 @pytest.fixture
 def rows(small_model, pictures):
-    """Of two pictures, in two batches; the second ends with padding."""
+    """Of two images, in two batches; the second ends with padding."""
     images = tf.cast(pictures, tf.float32)
     padded = tf.stack([images[1], images[0]])
     ones, labels = tf.ones(1), tf.constant(LABELS)

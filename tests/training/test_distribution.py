@@ -175,7 +175,7 @@ def one(processes):
 
 @pytest.fixture(scope="module")
 def mirrored(one):
-    """Runs on two devices; `moved` goes on, the last is killed."""
+    """Runs on two devices; `moved` is resumed, the last is killed."""
     runs = {
         "mirrored-bfloat16": BFLOAT16,
         "moved": {},
@@ -240,8 +240,8 @@ def test_killed_on_two_devices_ends_bit_equal(mirrored):
     assert mirrored.history("mirrored-killed") == mirrored.history(whole)
 
 
-def test_worker_that_dies_stops_the_others_which_go_on_bit_equal(workers):
-    assert "ConnectionError: Another worker died or hangs" in workers.log(1)
+def test_worker_that_dies_stops_the_others_which_resume_bit_equal(workers):
+    assert "Another worker died or hangs" in workers.log(1)
     workers.complete("workers", {"workers-killed": DROPPING}, workers=2)
     whole = "workers-dropping"
     assert_bit_equal(workers.state("workers-killed"), workers.state(whole))
@@ -281,7 +281,7 @@ def test_sigterm_of_one_worker_saves_and_stops_all(one):
     runs = {"workers-asked": DROPPING | {"trouble": [3, "SIGTERM", 1]}}
     assert one.ended(one.run("workers", runs, workers=2)) == [130, 130]
     for index in range(2):
-        assert "Stopped at step 10, which is saved." in one.log(index)
+        assert "Stopped and saved at step 10." in one.log(index)
     assert one.state("workers-asked")["step"] == 10
 
 
@@ -296,7 +296,7 @@ def test_worker_that_hangs_stops_the_others(what, one):
             hanging.kill()
         )
         hanging.wait()
-    assert "ConnectionError: Another worker died or hangs" in one.log(0)
+    assert "Another worker died or hangs" in one.log(0)
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -305,5 +305,5 @@ def test_worker_that_never_starts_stops_the_others(index, one):
     processes = one.run("workers", runs, workers=2, start=[index], timeout=3)
     assert one.ended(processes, 60) == [1]
     said = one.log(index)
-    assert "Waiting at most 3 seconds for all workers." in said
+    assert "Waiting up to 3 seconds for all workers." in said
     assert "Timeout (0:00:03)!" in said

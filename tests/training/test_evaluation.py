@@ -199,8 +199,8 @@ def test_raw_weights_of_a_run_are_those_of_its_last_step(kinds):
         for name in ("run", "raw.keras")
     )
     np.testing.assert_array_equal(raw, saved)
-    averaged = load_for_evaluation(kinds / "run").predict(images)
-    assert np.abs(averaged - saved).max() > 0.01
+    ema = load_for_evaluation(kinds / "run").predict(images)
+    assert np.abs(ema - saved).max() > 0.01
 
 
 def test_precision_is_the_one_asked_for(kinds):

@@ -64,7 +64,7 @@ def test_distillation_is_that_of_deit(case, kind, base):
         if key.startswith(f"{case['name']}_")
     }
     alpha = case["alpha"]
-    # DeiT's student answers the teacher from a second head.
+    # DeiT's student learns from the teacher with a second head.
     true_part = (1 - alpha) * arrays[f"none_{base}"]
 
     def distillation(logits):
