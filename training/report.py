@@ -97,6 +97,7 @@ def learning_curve(history: Sequence[dict[str, str]], path: Path) -> None:
     right.set(xlabel="epoch", ylabel="top-1 / %", title="Accuracy")
     right.legend(loc="lower right")
     for axes in (left, right):
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)

@@ -21,8 +21,8 @@ def print_overview(
         f"and {decayed:,} with weight decay\n"
         f"{examples.count:,} images, {steps_per_epoch} steps of {batch} per "
         f"epoch, {recipe.epochs} epochs\n"
-        f"{devices} devices with {count} micro-batches of "
-        f"{batch // devices // count}\n"
+        f"Devices: {devices}, with {count} micro-batches of "
+        f"{batch // devices // count} images each\n"
         f"About {memory / 1e9:.1f} GB of memory per device"
     )
 
