@@ -15,11 +15,7 @@ from keras_cait.conversion import from_reference, to_reference
 from keras_cait.files import atomically
 from keras_cait.hub import fetch
 from keras_cait.layers import resample_positions
-from keras_cait.pretrained import (
-    PRETRAINED,
-    PretrainedWeights,
-    nearest_pretrained,
-)
+from keras_cait.pretrained import PRETRAINED, PretrainedWeights
 from keras_cait.pytorch_files import read_pth
 from keras_cait.safetensors_files import checksum, read_safetensors
 
@@ -167,14 +163,10 @@ def read_tensors(path: Path) -> tuple[Tensors, Grid | None]:
     return read_safetensors(path)
 
 
-# Former names, which stay.
+# Former public names.
 CHECKPOINTS = PRETRAINED
 load_checkpoint = load_weights
 save_checkpoint = save_weights
-# Former names, which go.
-Checkpoint = PretrainedWeights
-nearest_checkpoint = nearest_pretrained
-load_published = load_pretrained
 
 
 def _load(model: keras.Model, path: Path, with_head: bool) -> keras.Model:

@@ -28,7 +28,7 @@ def small_model():
 
 
 @pytest.fixture
-def pictures():
-    """Two RGB pictures in 0...255, `(2, 32, 32, 3)` uint8."""
+def images():
+    """Two RGB images in 0...255, `(2, 32, 32, 3)` uint8."""
     noise = make_input((2, 32, 32, 3), seed=7)
     return np.clip(127 + 60 * noise, 0, 255).astype("uint8")

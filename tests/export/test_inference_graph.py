@@ -35,10 +35,10 @@ def assert_close(found, expected, relative):
         assert difference <= relative, name
 
 
-def test_all_outputs_match_the_keras_model(small_model, pictures):
+def test_all_outputs_match_the_keras_model(small_model, images):
     assert_close(
-        InferenceModel(small_model)(pictures),
-        outputs(small_model, pictures),
+        InferenceModel(small_model)(images),
+        outputs(small_model, images),
         relative=1e-5,
     )
 
@@ -73,9 +73,9 @@ def test_models_of_any_shape(arguments):
     assert_close(found, outputs(model, images), relative=1e-5)
 
 
-def test_bfloat16_is_close_and_half_as_large(small_model, pictures):
+def test_bfloat16_is_close_and_half_as_large(small_model, images):
     model = InferenceModel(small_model, "bfloat16")
-    assert_close(model(pictures), outputs(small_model, pictures), relative=0.1)
+    assert_close(model(images), outputs(small_model, images), relative=0.1)
     halves = [v for v in model.variables if v.dtype == tf.bfloat16]
     counts = [v.shape.num_elements() for v in halves]
     assert sum(counts) > 0.5 * small_model.count_params()

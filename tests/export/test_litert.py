@@ -58,7 +58,7 @@ def expected(exported):
 
 
 @pytest.mark.parametrize("shape", [(32, 32, 3), (None, None, 3)])
-def test_models_export_themselves(shape, pictures, tmp_path):
+def test_models_export_themselves(shape, images, tmp_path):
     model = randomise(
         keras_cait.CaiT(
             24,
@@ -74,7 +74,7 @@ def test_models_export_themselves(shape, pictures, tmp_path):
     model.export(tmp_path / "model", verbose=False)
     loaded = tf.saved_model.load(tmp_path / "model")
     np.testing.assert_allclose(
-        loaded.serve(pictures.astype("float32")), model(pictures), atol=1e-5
+        loaded.serve(images.astype("float32")), model(images), atol=1e-5
     )
 
 
@@ -90,7 +90,7 @@ def test_resize_of_any_size_in_a_graph():
         assert np.abs(resize(image).numpy() - expected).max() <= 1
 
 
-def test_litert_runs_whole_on_the_delegate(exported, pictures):
+def test_litert_runs_whole_on_the_delegate(exported, images):
     interpreter = Interpreter(str(exported / "model.tflite"))
     interpreter.allocate_tensors()
     names = {node["op_name"] for node in interpreter._get_ops_details()}
@@ -101,7 +101,7 @@ def test_litert_runs_whole_on_the_delegate(exported, pictures):
 
     runner = interpreter.get_signature_runner()
     model = keras.models.load_model(exported / "model.keras")
-    for picture in pictures.astype("float32"):
+    for picture in images.astype("float32"):
         answer = runner(images=picture[None])["probabilities"]
         np.testing.assert_allclose(
             answer, model.predict(picture[None], verbose=0), atol=1e-6
@@ -218,7 +218,7 @@ def test_calibration_takes_training_images_of_a_dataset(tmp_path):
     assert len(values) == 3 and values <= set(range(5))
 
 
-def test_every_option_in_one_file(exported, pictures, tmp_path):
+def test_every_option_in_one_file(exported, images, tmp_path):
     output = tmp_path / "model.tflite"
     options = ["--model", exported / "model.keras", "--output", output]
     options += ["--signatures", "embedding", "attention", "--gelu", "tanh"]
@@ -228,10 +228,10 @@ def test_every_option_in_one_file(exported, pictures, tmp_path):
     assert find_labels(output) == LABELS
 
     model = keras.models.load_model(exported / "model.keras")
-    answers = InferenceModel(model, gelu="tanh")(pictures)
+    answers = InferenceModel(model, gelu="tanh")(images)
     by_tanh, trained = (
         answers["probabilities"].numpy(),
-        model.predict(pictures, verbose=0),
+        model.predict(images, verbose=0),
     )
     assert 1e-6 < np.abs(by_tanh - trained).max() < 5e-3
     answers["attention"] = tf.reshape(answers["attention"], (2, 4, 4, 4))
@@ -239,12 +239,12 @@ def test_every_option_in_one_file(exported, pictures, tmp_path):
     found = {}
     for name in ("serving_default", "embedding", "attention"):
         runner = interpreter.get_signature_runner(name)
-        found |= runner(images=pictures)
+        found |= runner(images=images)
     assert set(found) == {"logits", "embedding", "attention"}
     for name, value in found.items():
         np.testing.assert_allclose(value, answers[name], atol=1e-4)
     predict = LiteRTModel(output)
-    np.testing.assert_allclose(predict(pictures[:1]), by_tanh[:1], atol=1e-5)
+    np.testing.assert_allclose(predict(images[:1]), by_tanh[:1], atol=1e-5)
 
 
 def of_something_else(path):

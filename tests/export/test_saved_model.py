@@ -46,7 +46,7 @@ def signatures(folder):
 
 @pytest.fixture(scope="module")
 def expected(model):
-    """Probabilities of the Keras model on the pictures."""
+    """Probabilities of the Keras model on the images."""
     images = [resize_and_crop(load_image(file), 32) for file in PICTURES]
     return model.predict(np.stack(images), verbose=0)
 
@@ -90,10 +90,10 @@ def test_encoded_pictures(signatures, expected, count):
     assert_best(answer, expected[:count])
 
 
-def test_pixels(signatures, model, pictures):
-    answer = signatures["pixels"](images=tf.constant(pictures))
+def test_pixels(signatures, model, images):
+    answer = signatures["pixels"](images=tf.constant(images))
     np.testing.assert_allclose(
-        answer["probabilities"], model.predict(pictures, verbose=0), atol=1e-6
+        answer["probabilities"], model.predict(images, verbose=0), atol=1e-6
     )
     np.testing.assert_allclose(
         tf.nn.softmax(answer["logits"]), answer["probabilities"], atol=1e-6

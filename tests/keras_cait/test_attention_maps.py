@@ -1,4 +1,4 @@
-"""Attention maps: of the right patches, for any size, as recorded scores."""
+"""Attention maps of the right patches, at any size, equal to the scores."""
 
 import keras
 import numpy as np
@@ -11,7 +11,7 @@ from tests.helpers.models import randomise
 
 
 def wide_model(input_shape):
-    """Grid of 2 x 5 patches; the learned positions are those of its size."""
+    """A model with learned positions for a grid of 2 x 5 patches."""
     return randomise(
         keras_cait.CaiT(
             24,
@@ -27,19 +27,19 @@ def wide_model(input_shape):
 
 
 @pytest.fixture
-def wide_pictures():
+def wide_images():
     return np.random.default_rng(0).integers(0, 256, (3, 16, 40, 3), "uint8")
 
 
 @pytest.mark.parametrize("input_shape", [(16, 40, 3), (None, None, 3)])
-def test_maps_of_any_size(input_shape, wide_pictures):
+def test_maps_of_any_size(input_shape, wide_images):
     model = wide_model(input_shape)
-    maps = keras_cait.class_attention_maps(model, wide_pictures)
+    maps = keras_cait.class_attention_maps(model, wide_images)
     assert maps.shape == (3, 3, 2, 2, 5) and maps.dtype == np.float32
     assert (maps > 0).all() and (maps.sum((-2, -1)) < 1).all()
     assert np.abs(maps[0] - maps[1]).max() > 1e-3  # they depend on the image
 
-    saliency = keras_cait.saliency_maps(model, wide_pictures)
+    saliency = keras_cait.saliency_maps(model, wide_images)
     assert saliency.shape == (3, 2, 5)
     assert (saliency.min((1, 2)) == 0).all() and (
         saliency.max((1, 2)) == 1
@@ -50,17 +50,17 @@ def test_maps_of_any_size(input_shape, wide_pictures):
         saliency, (first - low) / (high - low), atol=1e-6
     )
 
-    self_maps = attention_maps.self_attention_maps(model, wide_pictures, 1)
+    self_maps = attention_maps.self_attention_maps(model, wide_images, 1)
     assert self_maps.shape == (3, 2, 2, 5, 2, 5)
 
 
-def test_maps_are_the_scores_of_the_blocks(wide_pictures):
+def test_maps_are_the_scores_of_the_blocks(wide_images):
     model = wide_model((16, 40, 3))
-    maps = keras_cait.class_attention_maps(model, wide_pictures)
+    maps = keras_cait.class_attention_maps(model, wide_images)
     features = keras_cait.intermediate_features(
         model, [0, "self_attention_block_1", -1, "class_token"]
     )
-    block_0, block_1, patches, token = features(wide_pictures)
+    block_0, block_1, patches, token = features(wide_images)
     for i, block in enumerate(model.class_attention_blocks):
         token, scores = block(token, patches, return_attention_scores=True)
         scores = keras.ops.convert_to_numpy(scores)
@@ -71,14 +71,14 @@ def test_maps_are_the_scores_of_the_blocks(wide_pictures):
     _, scores = model.self_attention_blocks[1](
         block_0, return_attention_scores=True
     )
-    self_maps = attention_maps.self_attention_maps(model, wide_pictures, -2)
+    self_maps = attention_maps.self_attention_maps(model, wide_images, -2)
     np.testing.assert_allclose(
         self_maps[:, :, 1, 2, 0, 4],
         keras.ops.convert_to_numpy(scores)[:, :, 7, 4],
         atol=1e-6,
     )
     np.testing.assert_allclose(
-        keras_cait.intermediate_features(model, 1)(wide_pictures),
+        keras_cait.intermediate_features(model, 1)(wide_images),
         block_1,
         rtol=1e-5,
         atol=1e-5,
@@ -86,12 +86,12 @@ def test_maps_are_the_scores_of_the_blocks(wide_pictures):
 
 
 def test_a_marked_patch_is_found_where_it_is():
-    """A bright patch moves the maps in its own row and column the most."""
+    """A bright patch changes the maps most in its own row and column."""
     model = wide_model((16, 40, 3))
     plain = np.full((1, 16, 40, 3), 100, "uint8")
     marked = plain.copy()
     marked[:, 8:, 16:24] = np.random.default_rng(0).integers(0, 256, (8, 8, 3))
-    # The first self-attention block still knows which patch is which.
+    # After the first self-attention block, all patches are mixed.
     change = np.abs(
         attention_maps.self_attention_maps(model, marked, 0)
         - attention_maps.self_attention_maps(model, plain, 0)
@@ -99,33 +99,33 @@ def test_a_marked_patch_is_found_where_it_is():
     assert np.unravel_index(change.argmax(), change.shape) == (1, 2)
 
 
-def test_maps_of_models_around_the_backbone(small_model, pictures):
-    expected = keras_cait.class_attention_maps(small_model, pictures)
+def test_maps_of_models_around_the_backbone(small_model, images):
+    expected = keras_cait.class_attention_maps(small_model, images)
     token = small_model.get_layer("pooling").output
     other_head = keras.Model(small_model.inputs, keras.layers.Dense(2)(token))
     np.testing.assert_array_equal(
-        keras_cait.class_attention_maps(other_head, pictures), expected
+        keras_cait.class_attention_maps(other_head, images), expected
     )
 
 
-def test_maps_of_a_vit_leave_its_class_token_out(pictures):
+def test_maps_of_a_vit_leave_its_class_token_out(images):
     model = randomise(
         ViT(24, 2, 2, patch_size=8, input_shape=(32, 32, 3), classes=5)
     )
-    maps = attention_maps.self_attention_maps(model, pictures, 0)
+    maps = attention_maps.self_attention_maps(model, images, 0)
     tokens = keras.Model(model.input, model.self_attention_blocks[0].input)
     _, scores = model.self_attention_blocks[0](
-        tokens(pictures), return_attention_scores=True
+        tokens(images), return_attention_scores=True
     )
     np.testing.assert_allclose(
         maps.reshape(2, 2, 16, 16), scores[:, :, 1:, 1:], atol=1e-6
     )
 
 
-def test_mixed_precision_gives_float32_maps(pictures):
+def test_mixed_precision_gives_float32_maps(images):
     keras.config.set_dtype_policy("mixed_bfloat16")
     model = keras_cait.CaiT(8, 1, 2, 8, input_shape=(32, 32, 3))
-    assert keras_cait.class_attention_maps(model, pictures).dtype == np.float32
+    assert keras_cait.class_attention_maps(model, images).dtype == np.float32
 
 
 def test_overlay_is_bright_where_the_map_is():
@@ -188,6 +188,6 @@ def test_figure_shows_all_heads(depth, panels, tmp_path):
         ),
     ],
 )
-def test_errors_say_what_and_how(call, message, small_model, pictures):
+def test_errors_say_what_and_how(call, message, small_model, images):
     with pytest.raises(ValueError, match=message):
-        call(small_model, pictures)
+        call(small_model, images)

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from keras_cait.baselines import SIZES, ResidualBlock, ViT
 from keras_cait.conversion import from_reference, to_reference
-from keras_cait.weights import load_checkpoint, save_checkpoint
+from keras_cait.weights import load_weights, save_weights
 from tests.helpers.models import gradients, randomise, without_values
 from tests.helpers.oracle_weights import checksum, fill, make_input, state_dict
 from tests.helpers.reference import reference
@@ -24,7 +24,7 @@ TINY = functools.partial(
 
 @pytest.mark.parametrize("name", CASES)
 def test_numbers_and_files_of_timm(name, tmp_path):
-    """A file with timm's names gives what timm computed with it."""
+    """A file with timm's names leads to timm's recorded outputs."""
     info, arrays = reference(name)
     case = info["case"]
     tensors = state_dict(info["state_dict_shapes"], case["seed"])
@@ -49,14 +49,14 @@ def test_numbers_and_files_of_timm(name, tmp_path):
     ("size", "millions"), [("Ti", 5.72), ("S", 22.05), ("B", 86.57)]
 )
 def test_size_is_the_published(size, millions):
-    """Those of timm's tables."""
+    """Millions of parameters, from timm's tables."""
     with without_values():
         model = ViT(**SIZES[size])
     assert round(model.count_params() / 1e6, 2) == millions
 
 
 def test_positions_of_another_grid_are_resampled(tmp_path):
-    """The class token's position stays apart from those of the patches."""
+    """The position of the class token is not resampled with the patches'."""
     tensors = to_reference(randomise(TINY()).weights)
     token_position = fill("pos_embed", (1, 1, 24), seed=1)
     as_vit = {
@@ -79,7 +79,7 @@ def test_positions_of_another_grid_are_resampled(tmp_path):
 
 
 def test_layer_scale_of_deit_iii(tmp_path):
-    """timm has other names there, and the class token has no position."""
+    """timm uses other names there, and the class token has no position."""
     layer_scale = {"residual_scaling": "layer_scale", "init_values": 0.1}
     tensors = to_reference(randomise(TINY(**layer_scale)).weights)
     renamed = {
@@ -95,7 +95,7 @@ def test_layer_scale_of_deit_iii(tmp_path):
         np.testing.assert_array_equal(tensor, tensors[name])
 
 
-def test_with_all_choices_of_cait_it_is_cait(small_model, pictures):
+def test_with_all_choices_of_cait_it_is_cait(small_model, images):
     model = ViT(
         24,
         2,
@@ -110,17 +110,15 @@ def test_with_all_choices_of_cait_it_is_cait(small_model, pictures):
     )
     from_reference(model.weights, to_reference(small_model.weights))
     # Two models that may add in another order: float32 rounding.
-    np.testing.assert_allclose(
-        model(pictures), small_model(pictures), atol=1e-6
-    )
+    np.testing.assert_allclose(model(images), small_model(images), atol=1e-6)
 
 
 @pytest.mark.parametrize("entry", [1, 2])
-def test_class_token_enters_before_a_block(entry, pictures):
+def test_class_token_enters_before_a_block(entry, images):
     model = randomise(TINY(class_token_depth=entry))
     blocks = model.self_attention_blocks
     layers = ("normalization", "patch_embedding", "position_embedding")
-    x = pictures
+    x = images
     for layer in [*map(model.get_layer, layers), *blocks[:entry]]:
         x = layer(x)
     token = model.get_layer("class_token").class_token
@@ -128,20 +126,20 @@ def test_class_token_enters_before_a_block(entry, pictures):
     for block in blocks[entry:]:
         x = block(x)
     expected = model.get_layer("head")(model.get_layer("norm")(x[:, 0]))
-    np.testing.assert_allclose(model(pictures), expected, rtol=1e-5, atol=1e-6)
-    # Before, no patch sees it: the other entry gives another answer.
+    np.testing.assert_allclose(model(images), expected, rtol=1e-5, atol=1e-6)
+    # Earlier blocks do not see it: the other entry changes the output.
     other = TINY(class_token_depth=3 - entry)
     from_reference(other.weights, to_reference(model.weights))
-    assert np.abs(other(pictures) - expected).max() > 1e-3
+    assert np.abs(other(images) - expected).max() > 1e-3
 
 
-def test_average_pooling_is_the_mean_of_the_patches(pictures):
+def test_average_pooling_is_the_mean_of_the_patches(images):
     model = randomise(TINY(pooling="avg", include_top=False))
     assert not any("class_token" in w.path for w in model.weights)
     patches = keras.Model(model.input, model.get_layer("norm").output)
     np.testing.assert_allclose(
-        model(pictures),
-        np.mean(patches(pictures), axis=1),
+        model(images),
+        np.mean(patches(images), axis=1),
         rtol=1e-5,
         atol=1e-5,
     )
@@ -150,7 +148,7 @@ def test_average_pooling_is_the_mean_of_the_patches(pictures):
 @pytest.mark.parametrize("pre_norm", [True, False])
 @pytest.mark.parametrize("scaling", ["rezero", "fixup", "scalar"])
 def test_a_scalar_multiplies_each_branch(scaling, pre_norm):
-    """As if the last layer of the branch were multiplied by it."""
+    """It equals scaling the last layer of the branch."""
     options = {"init_values": 0.1} if scaling == "scalar" else {}
     tokens = make_input((2, 5, 24), seed=3)
     scaled = ResidualBlock(
@@ -198,12 +196,12 @@ def test_rezero_starts_as_the_identity():
     np.testing.assert_array_equal(block(tokens), tokens)
 
 
-def test_fixup_starts_with_branches_and_head_of_zero(pictures):
+def test_fixup_starts_with_branches_and_head_of_zero(images):
     model = TINY(residual_scaling="fixup", classifier_activation=None)
-    assert not np.asarray(model(pictures)).any()
+    assert not np.asarray(model(images)).any()
     for block in model.self_attention_blocks:
         for layer in (block.attention.qkv, block.mlp.fc1):
-            # A normal of 0.02, cut at two deviations, times (2 * 3) ** -1/2.
+            # A normal of 0.02, truncated at two deviations, * (2 * 3) ** -1/2.
             deviation = np.std(np.asarray(layer.kernel))
             assert deviation == pytest.approx(0.88 * 0.02 * 6**-0.5, rel=0.05)
         for layer in (block.attention.proj, block.mlp.fc2):
@@ -225,35 +223,35 @@ CHOICES = [
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_every_weight_gets_a_gradient(choice, pictures):
+def test_every_weight_gets_a_gradient(choice, images):
     model = randomise(TINY(**choice))
     _, by_weights, _ = gradients(
         model,
-        pictures.astype("float32"),
+        images.astype("float32"),
         lambda probabilities: -ops.mean(ops.log(probabilities[:, 0])),
     )
     assert len(by_weights) == len(
         [w for w in model.weights if "seed_generator" not in w.path]
     )
     for path, gradient in by_weights.items():
-        # Biases that add one constant to all scores of a query cancel.
+        # A constant added to all scores of a query cancels in the softmax.
         if not path.endswith(("proj_logits/bias", "key/bias")):
             assert np.isfinite(gradient).all(), path
             assert gradient.any(), path
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_saved_models_come_back(choice, tmp_path, pictures):
+def test_saved_models_come_back(choice, tmp_path, images):
     model = randomise(TINY(**choice, dtype="mixed_bfloat16"))
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert loaded.get_config() == model.get_config()
     assert loaded.dtype_policy.name == "mixed_bfloat16"
-    np.testing.assert_array_equal(loaded(pictures), model(pictures))
-    save_checkpoint(model, tmp_path / "model.safetensors")
+    np.testing.assert_array_equal(loaded(images), model(images))
+    save_weights(model, tmp_path / "model.safetensors")
     other = ViT.from_config(model.get_config())
-    load_checkpoint(other, tmp_path / "model.safetensors")
-    np.testing.assert_array_equal(other(pictures), model(pictures))
+    load_weights(other, tmp_path / "model.safetensors")
+    np.testing.assert_array_equal(other(images), model(images))
 
 
 @pytest.mark.parametrize(
@@ -270,6 +268,6 @@ def test_saved_models_come_back(choice, tmp_path, pictures):
         ({"pooling": None}, '"token" or "avg"'),
     ],
 )
-def test_mistakes_end_in_a_clear_message(choice, message):
+def test_errors_say_what_is_wrong(choice, message):
     with pytest.raises(ValueError, match=message):
         TINY(**choice)

@@ -211,7 +211,7 @@ def test_progress_of_a_folder_on_a_terminal(
 
 
 def test_a_folder_is_read_batch_by_batch(model, weights, folder, monkeypatch):
-    """No second batch is read before the first one is printed."""
+    """The first batch is printed before the second one is read."""
     events = []
     for name in ("load_image", "best"):
         function = getattr(cli, name)
@@ -318,7 +318,7 @@ def test_failures_are_one_line(
 
 
 def test_as_a_process(weights, folder):
-    """Output and exit status, also where only ASCII can be printed."""
+    """Output and exit status, with a terminal that only has ASCII."""
     done = subprocess.run(
         [sys.executable, "-m", "keras_cait", folder, "--model", weights],
         env={**os.environ, "PYTHONIOENCODING": "ascii"},

@@ -52,7 +52,7 @@ CLASS_ATTENTION_WEIGHTS = {
     for weight, shape in (("kernel", (8, 8)), ("bias", (8,)))
 }
 
-# layer, arguments, shapes of the inputs, shapes of outputs and scores, weights
+# layer, arguments, input shapes, shapes of outputs and scores, weights
 LAYERS = [
     (
         PatchEmbedding,
@@ -124,7 +124,7 @@ every_policy = pytest.mark.parametrize(
     "policy", ["float32", "mixed_bfloat16", "mixed_float16"]
 )
 
-# What joins the residual stream has the dtype of the weights.
+# Layers whose output joins the residual stream, in the dtype of the weights.
 STREAM = (
     PositionEmbedding,
     ClassToken,
@@ -262,7 +262,7 @@ def test_model_file(layer, arguments, inputs, outputs, weights, tmp_path):
     "block", [SelfAttentionBlock(2), ClassAttentionBlock(2)]
 )
 def test_scores_of_a_block_are_those_it_used(block):
-    """The output is the same with and without, and each row sums to one."""
+    """Returning scores does not change the output; each row sums to one."""
     inputs = (
         [PATCHES]
         if isinstance(block, SelfAttentionBlock)
@@ -280,7 +280,7 @@ def test_scores_of_a_block_are_those_it_used(block):
 
 
 def test_mixed_precision_keeps_small_gammas():
-    """1e-6 is below float16's smallest normal number, and lost in bfloat16."""
+    """1e-6 is subnormal in float16, and vanishes when added in bfloat16."""
     for dtype in ("mixed_float16", "mixed_bfloat16"):
         block = SelfAttentionBlock(2, init_values=1e-6, dtype=dtype)
         (x,) = arrays([PATCHES])

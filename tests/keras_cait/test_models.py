@@ -12,7 +12,7 @@ SMALL = {"embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 8}
 
 
 def small(**arguments):
-    """A small model with weights of order 1 that gives logits."""
+    """A small model with weights of order 1 that returns logits."""
     arguments = {
         "input_shape": (32, 32, 3),
         "classes": 5,
@@ -32,22 +32,22 @@ def noise(*shape):
     return np.random.default_rng(0).integers(0, 256, shape).astype("uint8")
 
 
-def test_uint8_and_float_pixels_are_the_same(pictures):
+def test_uint8_and_float_pixels_are_the_same(images):
     model = small()
-    expected = outputs(model, pictures)
+    expected = outputs(model, images)
     np.testing.assert_array_equal(
-        outputs(model, pictures.astype("float32")), expected
+        outputs(model, images.astype("float32")), expected
     )
     np.testing.assert_array_equal(
-        model.predict(pictures, verbose=0).shape, expected.shape
+        model.predict(images, verbose=0).shape, expected.shape
     )
-    assert np.abs(outputs(model, pictures[::-1]) - expected).max() > 1e-2
+    assert np.abs(outputs(model, images[::-1]) - expected).max() > 1e-2
 
 
-def test_preprocessing_in_the_graph_is_imagenets(pictures):
-    normalized = (pictures / 255 - IMAGENET_MEAN) / IMAGENET_STD
+def test_preprocessing_in_the_graph_is_imagenets(images):
+    normalized = (images / 255 - IMAGENET_MEAN) / IMAGENET_STD
     np.testing.assert_allclose(
-        outputs(small(), pictures),
+        outputs(small(), images),
         outputs(small(include_preprocessing=False), normalized),
         atol=1e-5,
     )
@@ -80,7 +80,7 @@ def test_unknown_size_equals_static_and_follows_the_batch():
 
 
 def test_resampled_positions_are_the_layers_own():
-    """A model for another size resamples the same table, not another one."""
+    """A model for another size resamples the same positions."""
     wide = small(input_shape=(32, 48, 3), grid_size=(4, 4))
     assert (
         wide.get_layer("position_embedding").position_embedding.shape[1] == 16
@@ -109,10 +109,10 @@ def test_any_patch_size_and_width(size):
     assert np.abs(result[0] - result[1]).max() > 1e-2
 
 
-def test_what_the_head_and_the_caller_get(pictures):
-    tokens = outputs(small(include_top=False, pooling=None), pictures)
-    token = outputs(small(include_top=False), pictures)
-    average = outputs(small(include_top=False, pooling="avg"), pictures)
+def test_what_the_head_and_the_caller_get(images):
+    tokens = outputs(small(include_top=False, pooling=None), images)
+    token = outputs(small(include_top=False), images)
+    average = outputs(small(include_top=False, pooling="avg"), images)
     assert tokens.shape == (2, 1 + 16, 24)
     np.testing.assert_allclose(token, tokens[:, 0], atol=1e-5)
     np.testing.assert_allclose(average, tokens[:, 1:].mean(1), atol=1e-5)
@@ -120,35 +120,35 @@ def test_what_the_head_and_the_caller_get(pictures):
         model = small(pooling=pooling)
         kernel, bias = model.get_layer("head").get_weights()
         np.testing.assert_allclose(
-            outputs(model, pictures), vector @ kernel + bias, atol=1e-5
+            outputs(model, images), vector @ kernel + bias, atol=1e-5
         )
-    probabilities = outputs(small(classifier_activation="softmax"), pictures)
+    probabilities = outputs(small(classifier_activation="softmax"), images)
     np.testing.assert_allclose(probabilities.sum(-1), 1, rtol=1e-5)
 
 
-def test_input_tensor(pictures):
-    images = keras.Input((32, 32, 3))
-    flipped = keras.ops.flip(images, axis=2)
+def test_input_tensor(images):
+    inputs = keras.Input((32, 32, 3))
+    flipped = keras.ops.flip(inputs, axis=2)
     model = small(input_tensor=flipped)
-    assert model.inputs[0] is images
+    assert model.inputs[0] is inputs
     np.testing.assert_allclose(
-        outputs(model, pictures),
-        outputs(small(), pictures[:, :, ::-1]),
+        outputs(model, images),
+        outputs(small(), images[:, :, ::-1]),
         atol=1e-5,
     )
 
 
 @pytest.mark.parametrize("drop_path_rate", [0.0, 0.2])
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
-def test_keras_file_and_clone(policy, drop_path_rate, pictures, tmp_path):
+def test_keras_file_and_clone(policy, drop_path_rate, images, tmp_path):
     model = small(dtype=policy, drop_path_rate=drop_path_rate)
-    expected = outputs(model, pictures)
+    expected = outputs(model, images)
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     clone = keras.models.clone_model(model)
     clone.set_weights(model.get_weights())
     for copy in (loaded, clone):
-        np.testing.assert_array_equal(outputs(copy, pictures), expected)
+        np.testing.assert_array_equal(outputs(copy, images), expected)
         assert copy.get_layer("self_attention_block_1").get_config() == (
             model.get_layer("self_attention_block_1").get_config()
         )
@@ -157,17 +157,17 @@ def test_keras_file_and_clone(policy, drop_path_rate, pictures, tmp_path):
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-def test_policy_as_argument_or_global(policy, pictures):
+def test_policy_as_argument_or_global(policy, images):
     argument = small(dtype=policy)
     keras.config.set_dtype_policy(policy)
     global_policy = small()
     keras.config.set_dtype_policy("float32")
     rebuilt = randomise(keras_cait.CaiT.from_config(global_policy.get_config()))
-    expected = outputs(global_policy, pictures)
+    expected = outputs(global_policy, images)
     for model in (argument, rebuilt):
         assert model.dtype_policy.name == policy
-        np.testing.assert_array_equal(outputs(model, pictures), expected)
-    single = outputs(small(), pictures)
+        np.testing.assert_array_equal(outputs(model, images), expected)
+    single = outputs(small(), images)
     assert 0 < np.abs(expected - single).max() < 0.1
     argument.compile("adam")
     scaled = isinstance(argument.optimizer, keras.optimizers.LossScaleOptimizer)
@@ -201,43 +201,43 @@ def test_config_holds_every_argument():
 
 @pytest.mark.parametrize("rates", [(0.0, 0.2), (0.2, 0.0)])
 def test_weights_file_does_not_depend_on_stochastic_depth(
-    rates, pictures, tmp_path
+    rates, images, tmp_path
 ):
     ours, theirs = (small(drop_path_rate=rate) for rate in rates)
     randomise(theirs, seed=1)
     ours.save_weights(tmp_path / "model.weights.h5")
     theirs.load_weights(tmp_path / "model.weights.h5")
     np.testing.assert_array_equal(
-        outputs(theirs, pictures), outputs(ours, pictures)
+        outputs(theirs, images), outputs(ours, images)
     )
 
 
-def test_model_without_head_loads_the_full_file(pictures, tmp_path):
+def test_model_without_head_loads_the_full_file(images, tmp_path):
     full = small()
     full.save_weights(tmp_path / "full.weights.h5")
     backbone = randomise(small(include_top=False), seed=1)
     backbone.load_weights(tmp_path / "full.weights.h5")
     expected = keras.Model(full.input, full.get_layer("pooling").output)
     np.testing.assert_array_equal(
-        outputs(backbone, pictures), outputs(expected, pictures)
+        outputs(backbone, images), outputs(expected, images)
     )
 
 
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`")
-def test_int8(pictures, tmp_path, monkeypatch):
-    """Dense kernels in 8 bits move logits by 2 % of their range, not more."""
-    # Keras collects garbage after every kernel, which takes 15 s.
+def test_int8(images, tmp_path, monkeypatch):
+    """8-bit dense kernels change logits by less than 2 % of their range."""
+    # Keras collects garbage after each kernel, which takes 15 s.
     monkeypatch.setattr("gc.collect", lambda: 0)
     model = small(depth=1)
-    expected = outputs(model, pictures)
+    expected = outputs(model, images)
     model.quantize("int8")
     fc1 = model.self_attention_blocks[0].mlp.fc1
     assert fc1.quantization_mode == "int8"
-    result = outputs(model, pictures)
+    result = outputs(model, images)
     assert 0 < np.abs(result - expected).max() < 0.02 * np.ptp(expected)
     model.save(tmp_path / "int8.keras")
     loaded = keras.saving.load_model(tmp_path / "int8.keras")
-    np.testing.assert_array_equal(outputs(loaded, pictures), result)
+    np.testing.assert_array_equal(outputs(loaded, images), result)
 
 
 def test_blocks_are_listed_in_order():
@@ -262,7 +262,7 @@ def test_blocks_are_listed_in_order():
         ("M48", 0.4, 1e-6),
     ],
 )
-def test_variants_regularise_as_published(variant, drop_path_rate, init_values):
+def test_variants_regularize_as_published(variant, drop_path_rate, init_values):
     with without_values():
         model = getattr(keras_cait, f"CaiT_{variant}")(weights=None)
     for block in model.self_attention_blocks:

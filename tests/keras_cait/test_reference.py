@@ -1,9 +1,9 @@
-"""Every number recorded from the reference, in float32.
+"""All numbers recorded from the reference, in float32.
 
-The tolerance of an array is four times the spread between the reference's own
-float32 and float64 passes. How one row of probabilities or one number rounds is
-luck (the recorded spread of class attention goes from 1.7e-7 to 1.0e-6), so
-these have the tolerance of the worst array of their case.
+The tolerance of an array is four times the difference between the reference's
+own float32 and float64 passes. For arrays of a few numbers that difference is
+luck (1.7e-7 to 1.0e-6 for class attention), so these have the tolerance of the
+worst array of their case.
 """
 
 import functools
@@ -20,7 +20,7 @@ from tests.helpers.oracle_weights import checksum, make_input, state_dict
 from tests.helpers.reference import reference
 
 TINY = ["tiny", "tiny_eps", "tiny_rect"]
-# Dense kernels are (out, in) there, convolutions (out, in, height, width).
+# PyTorch: dense kernels (out, in), convolutions (out, in, height, width).
 PYTORCH_AXES = {2: (1, 0), 4: (3, 2, 0, 1)}
 FEW_NUMBERS = {"class_attn0", "class_attn1", "loss"}
 CASES = [
@@ -34,7 +34,7 @@ CASES = [
 
 @functools.cache
 def recorded_model(name):
-    """The model of a case with the recorded weights, and its images."""
+    """The model of a case with the recorded weights, and the images."""
     info, _ = reference(name)
     case = info["case"]
     images = make_input(info["input_shape_nhwc"], case["input_seed"])
@@ -66,7 +66,7 @@ def recorded_model(name):
 
 
 def intermediates(model, images):
-    """Every intermediate that the reference records, under its name."""
+    """All intermediates that the reference records, by name."""
     last = model.depth - 1
     names = {
         "embedded": "position_embedding",
@@ -111,7 +111,7 @@ def intermediates(model, images):
 
 
 def scores_without_second_mixing(block, inputs):
-    """The scores right after the softmax: with `proj_weights` the identity."""
+    """The scores after the softmax: `proj_weights` becomes the identity."""
     mixing = block.attention.proj_weights
     learned = [ops.convert_to_numpy(w) for w in mixing.weights]
     mixing.kernel.assign(np.eye(block.num_heads))
@@ -123,7 +123,7 @@ def scores_without_second_mixing(block, inputs):
 
 
 def as_recorded(found, key, shape):
-    """The part of an intermediate that was recorded of the big models."""
+    """The part of an intermediate that was recorded for the large models."""
     if key.endswith("_mean"):
         return found[key.removesuffix("_mean")].mean(axis=1)
     if key.endswith("_std"):
@@ -189,7 +189,7 @@ def test_every_recorded_gradient(name):
 
 
 def test_tensors_that_no_output_shows():
-    """They cancel in the softmax, so only their values tell them apart."""
+    """They cancel in the softmax, so only their values can be compared."""
     model, _ = recorded_model("tiny")
     info, _ = reference("tiny")
     tensors = state_dict(info["state_dict_shapes"], info["case"]["seed"])

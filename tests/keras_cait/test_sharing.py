@@ -1,4 +1,4 @@
-"""Models go to the Hugging Face hub and come back in Keras' own way."""
+"""Models are shared through the Hugging Face hub by Keras itself."""
 
 import keras
 import numpy as np
@@ -20,7 +20,7 @@ def hub(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
-def test_a_model_comes_back_from_the_hub(hub, pictures, dtype):
+def test_a_model_comes_back_from_the_hub(hub, images, dtype):
     model = randomise(small(dtype=dtype, drop_path_rate=0.1))
     model.save("hf://you/photos")
     assert {"config.json", "model.weights.h5", "README.md"} <= {
@@ -32,7 +32,7 @@ def test_a_model_comes_back_from_the_hub(hub, pictures, dtype):
     for ours, theirs in zip(model.weights, again.weights, strict=True):
         np.testing.assert_array_equal(ours, theirs, ours.path)
     np.testing.assert_array_equal(
-        model.predict_on_batch(pictures), again.predict_on_batch(pictures)
+        model.predict_on_batch(images), again.predict_on_batch(images)
     )
 
 

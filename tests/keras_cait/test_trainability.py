@@ -14,10 +14,10 @@ def cross_entropy(probabilities):
     return -ops.mean(ops.log(probabilities[:, 0]))
 
 
-def test_every_weight_gets_a_gradient(small_model, pictures):
-    """All but the biases that add one constant to all scores of a query."""
+def test_every_weight_gets_a_gradient(small_model, images):
+    """Except biases that add a constant to all scores of a query."""
     _, by_weights, _ = gradients(
-        small_model, pictures.astype("float32"), cross_entropy
+        small_model, images.astype("float32"), cross_entropy
     )
     assert len(by_weights) == len(small_model.weights)
     cancelled = 0
@@ -39,10 +39,10 @@ def test_every_weight_gets_a_gradient(small_model, pictures):
 
 
 class Stack(keras.layers.Layer):
-    """Blocks of equal shape, one after the other, as one layer.
+    """A sequence of equal blocks as one layer.
 
-    One block is traced, and scanned over the weights of all: to compile 36 of
-    them and their gradient takes minutes.
+    One block is traced and scanned over the weights of all. Compiling 36 blocks
+    and their gradients takes minutes.
     """
 
     def __init__(self, block, depth):
@@ -81,7 +81,7 @@ class Stack(keras.layers.Layer):
     "policy", ["float32", "mixed_bfloat16", "mixed_float16"]
 )
 def test_36_blocks_train_without_overflow(policy):
-    """20 steps from LayerScale 1e-6: every block joins in, all is finite."""
+    """20 steps from LayerScale 1e-6: every block learns, all is finite."""
     shallow = keras_cait.CaiT(
         16,
         1,
@@ -124,11 +124,11 @@ def test_36_blocks_train_without_overflow(policy):
 
 
 def test_stochastic_depth_drops_whole_branches_of_single_images():
-    """Each image keeps both branches, one or none; what it keeps is scaled."""
+    """Each image keeps both branches, one or none. Kept ones are scaled."""
     rate, images = 0.25, 4000
     block = SelfAttentionBlock(1, init_values=1.0, drop_path_rate=rate)
     block.build((None, 2, 2))
-    # Branches that add exactly 1 and 10 to every channel of every token.
+    # The branches add exactly 1 and 10 to every channel of every token.
     for weight in block.weights:
         if "seed" not in weight.path and "gamma" not in weight.path:
             weight.assign(np.zeros(weight.shape))

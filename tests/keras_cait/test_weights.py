@@ -1,4 +1,4 @@
-"""Weights: from files and from a hub, to files, and what is refused."""
+"""Weights from files and the hub and to files; what is refused."""
 
 import logging
 import math
@@ -62,7 +62,7 @@ def test_reference_files_give_the_recorded_logits(file):
         include_preprocessing=False,
         weights=REFERENCE / file,
     )
-    # By value too: some biases cancel in the softmax.
+    # Compare values as well: some biases cancel in the softmax.
     case = info["case"]
     assert_equal_weights(
         model, state_dict(info["state_dict_shapes"], case["seed"])
@@ -179,7 +179,7 @@ class Harmful:
 
 
 def spoil(kind, path, tensors):
-    """Writes a file that must be refused; returns what the error says."""
+    """Writes a file that must be refused; returns a part of the message."""
     if kind == "truncated":
         safetensors.numpy.save_file(tensors, path)
         path.write_bytes(path.read_bytes()[:-1])
@@ -282,7 +282,7 @@ def test_positions_are_resampled_as_timm_does(case, tmp_path):
     safetensors.numpy.save_file(tensors, path)
     loaded = build(case["dst"], weights=path)
     assert spread(snapshot(loaded)["pos_embed"], expected) <= 2e-6
-    # Our own files know their grid, square or not.
+    # Our own files store their grid, square or not.
     save_weights(loaded, path)
     again = build(case["dst"], weights=path)
     assert_equal_weights(again, snapshot(loaded))
@@ -315,7 +315,7 @@ def test_equal_counts_of_another_grid_are_resampled(small_model, tmp_path):
 
 @pytest.fixture(scope="session")
 def published():
-    """The file of XXS24 at 224 pixels, with the weights of the reference."""
+    """A file for XXS24 at 224 pixels with the weights of the reference."""
     info, _ = reference("cait_xxs24_224")
     case = info["case"]
     return safetensors.numpy.save(
@@ -335,7 +335,7 @@ def hub(published, monkeypatch, tmp_path):
 
 
 def assert_clear(error, row=XXS24):
-    """One error, no chain of tracebacks, with address, cache and ways out."""
+    """One error without a chain of others: address, cache and ways out."""
     assert error.value.__suppress_context__ and error.value.__cause__ is None
     message = str(error.value)
     address = f"{constants.ENDPOINT}/{row.repository}/resolve/main/"
@@ -363,7 +363,7 @@ def test_imagenet_weights_from_hub_to_logits(hub, caplog, monkeypatch):
     assert model.count_params() == XXS24.parameters
     tensors = snapshot(model)
 
-    # From the cache: another size, and another number of classes.
+    # From the cache, at another size and with another number of classes.
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with caplog.at_level(logging.WARNING, "keras_cait"):
         model = keras_cait.CaiT_XXS24(input_shape=(64, 96, 3), classes=7)
@@ -436,7 +436,7 @@ def test_no_network(monkeypatch, tmp_path, caplog, level):
     with pytest.raises(OSError, match="onnection refused") as error:
         fetch(XXS24)
     assert_clear(error)
-    # Our error alone, unless the client was told to say more.
+    # Only our error, unless the client was configured to log more.
     assert ("Retrying" in caplog.text) == (level == logging.INFO)
     assert client.level == level
 
@@ -454,7 +454,7 @@ def test_altered_on_the_way(hub, published):
         with pytest.raises(ValueError, match="altered or cut off") as error:
             fetch(XXS24)
     assert hub.records[f"{XXS24.repository}/{XXS24.file}"] in str(error.value)
-    # The way out that the error tells.
+    # The fix that the error suggests.
     hub.altered = False
     os.remove(str(error.value).split("Delete '")[1].split("'")[0])
     assert fetch(XXS24).read_bytes() == published
@@ -467,7 +467,7 @@ def test_the_published_hash_outranks_that_of_the_hub(hub):
 
 
 def test_disk_full(hub, published, tmp_path):
-    """Every write beyond 1 MB fails, as on a full disk."""
+    """Writes beyond 1 MB fail, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
     try:

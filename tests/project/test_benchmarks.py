@@ -76,15 +76,15 @@ def test_every_benchmark_is_on_the_page():
     assert set(named) == set(report.BENCHMARKS) <= stored
 
 
-def test_graphs_without_a_rewrite_compute_the_same(small_model, pictures):
+def test_graphs_without_a_rewrite_compute_the_same(small_model, images):
     functions = rewrites.functions_of_images(small_model)
-    logits = functions["all rewrites"](pictures)
+    logits = functions["all rewrites"](images)
     for name, function in functions.items():
         expected = logits
         if name == "Keras model":
             expected = tf.nn.softmax(logits)
         np.testing.assert_allclose(
-            function(pictures), expected, rtol=1e-4, atol=1e-5, err_msg=name
+            function(images), expected, rtol=1e-4, atol=1e-5, err_msg=name
         )
 
 

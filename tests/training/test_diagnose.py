@@ -20,9 +20,9 @@ def of_labels(probabilities):
 
 
 @pytest.fixture
-def rows(small_model, pictures):
+def rows(small_model, images):
     """Of two images, in two batches; the second ends with padding."""
-    images = tf.cast(pictures, tf.float32)
+    images = tf.cast(images, tf.float32)
     padded = tf.stack([images[1], images[0]])
     ones, labels = tf.ones(1), tf.constant(LABELS)
     return diagnose(
@@ -34,11 +34,11 @@ def rows(small_model, pictures):
     )
 
 
-def test_activations_and_branches(rows, small_model, pictures):
+def test_activations_and_branches(rows, small_model, images):
     names = [f"self_attention_block_{i}" for i in range(2)]
     names += [f"class_attention_block_{i}" for i in range(2)]
     assert [row["block"] for row in rows] == names
-    features = keras_cait.intermediate_features(small_model, names)(pictures)
+    features = keras_cait.intermediate_features(small_model, names)(images)
     for row, feature in zip(rows, features, strict=True):
         expected = np.mean(np.square(feature)) ** 0.5
         assert row["activation"] == pytest.approx(expected, rel=1e-5)
@@ -54,8 +54,8 @@ def test_activations_and_branches(rows, small_model, pictures):
         assert rows[1][key] == pytest.approx(expected, rel=1e-4)
 
 
-def test_gradients(rows, small_model, pictures):
-    images = pictures.astype("float32")
+def test_gradients(rows, small_model, images):
+    images = images.astype("float32")
     _, by_weights, _ = gradients(
         small_model,
         images,
@@ -86,8 +86,8 @@ def test_gradients(rows, small_model, pictures):
     )
 
 
-def test_attention(rows, small_model, pictures):
-    maps = np.abs(self_attention_maps(small_model, pictures, 1))
+def test_attention(rows, small_model, images):
+    maps = np.abs(self_attention_maps(small_model, images, 1))
     places = np.stack(np.meshgrid(range(4), range(4), indexing="ij"), -1)
     apart = np.hypot(
         *np.moveaxis(places[:, :, None, None] - places[None, None], -1, 0)
@@ -96,7 +96,7 @@ def test_attention(rows, small_model, pictures):
     np.testing.assert_allclose(
         rows[1]["distance"], means.mean(axis=(0, 2, 3)), rtol=1e-4
     )
-    maps = keras_cait.class_attention_maps(small_model, pictures)[:, 0]
+    maps = keras_cait.class_attention_maps(small_model, images)[:, 0]
     patches = maps.reshape(2, 2, 16)
     own = 1 - patches.sum(axis=-1, keepdims=True)
     scores = np.concatenate([own, patches], axis=-1)

@@ -31,7 +31,7 @@ def cait(activation=None, **arguments):
 
 
 @pytest.mark.parametrize("kind", ["logits", "softmax", "saved_model"])
-def test_a_teacher_predicts_at_its_own_size(kind, pictures, tmp_path):
+def test_a_teacher_predicts_at_its_own_size(kind, images, tmp_path):
     model = cait("softmax" if kind == "softmax" else None)
     path = tmp_path / "teacher.keras"
     if kind == "saved_model":
@@ -39,7 +39,7 @@ def test_a_teacher_predicts_at_its_own_size(kind, pictures, tmp_path):
         model.export(path, verbose=False)
     else:
         model.save(path)
-    images = tf.image.resize(pictures, (48, 48), "bicubic")
+    images = tf.image.resize(images, (48, 48), "bicubic")
     resized = tf.image.resize(images, (32, 32), "bicubic", antialias=True)
     expected = tf.nn.softmax(cait()(resized))
     teacher = Teacher(str(path), classes=5)
@@ -56,14 +56,14 @@ def test_a_missing_teacher_is_a_clear_error(source):
         Teacher(source, classes=5)
 
 
-def test_half_of_the_loss_is_the_teachers(pictures, tmp_path):
+def test_half_of_the_loss_is_the_teachers(images, tmp_path):
     cait().save(tmp_path / "teacher.keras")
     recipe = dataclasses.replace(
         QUICKSTART,
         distillation="hard",
         teacher=str(tmp_path / "teacher.keras"),
     )
-    images = tf.cast(pictures, tf.float32)
+    images = tf.cast(images, tf.float32)
     targets = tf.constant([[0.5, 0.5, 0, 0, 0], [0, 0, 1, 0, 0]])
     logits = tf.constant([[1.0, 2, 3, 4, 5], [5, 4, 3, 2, 1]])
     expected = 0.5 * soft_target_cross_entropy(targets, logits)
@@ -75,7 +75,7 @@ def test_half_of_the_loss_is_the_teachers(pictures, tmp_path):
 
 
 @pytest.mark.parametrize("xla", [False, True])
-def test_rematerialized_blocks_have_the_same_gradients(xla, pictures):
+def test_rematerialized_blocks_have_the_same_gradients(xla, images):
     """Also where branches are dropped: the second run drops the same ones."""
 
     def gradients(change):
@@ -84,7 +84,7 @@ def test_rematerialized_blocks_have_the_same_gradients(xla, pictures):
         for layer, v in enumerate(model.non_trainable_variables):
             if v.path.endswith("seed_generator_state"):
                 v.assign([layer, 3])
-        images = tf.repeat(tf.cast(pictures, tf.float32), 8, axis=0)
+        batch = tf.repeat(tf.cast(images, tf.float32), 8, axis=0)
 
         @tf.function(jit_compile=xla)
         def compute(images):
@@ -92,7 +92,7 @@ def test_rematerialized_blocks_have_the_same_gradients(xla, pictures):
                 loss = tf.reduce_sum(model(images, training=True) ** 2)
             return tape.gradient(loss, model.trainable_variables)
 
-        first, second = compute(images), compute(images)
+        first, second = compute(batch), compute(batch)
         assert any(
             np.any(a.numpy() != b.numpy())
             for a, b in zip(first, second, strict=True)

@@ -30,7 +30,7 @@ CHOICES = [
         (CHOICES[1], True),
     ],
 )
-def test_a_stack_is_its_blocks(choice, xla, pictures):
+def test_a_stack_is_its_blocks(choice, xla, images):
     model = randomise(
         ViT(8, 3, 2, patch_size=8, input_shape=(32, 32, 3), classes=4, **choice)
     )
@@ -42,7 +42,7 @@ def test_a_stack_is_its_blocks(choice, xla, pictures):
         @tf.function(jit_compile=xla)
         def probabilities_and_gradients(one=one):
             with tf.GradientTape() as tape:
-                probabilities = one(pictures, training=True)
+                probabilities = one(images, training=True)
                 loss = -tf.reduce_mean(tf.math.log(probabilities[:, 0]))
             variables = [v.value for v in one.trainable_variables]
             return probabilities, tape.gradient(loss, variables)
