@@ -41,6 +41,7 @@ REGION = re.compile(
 # Each benchmark of docs/benchmarks.md, and the options to measure it with.
 BENCHMARKS = {
     "inference": [],
+    "latency": [],
     "training": [],
     "pipeline": [],
     "serving": ["--xla"],
