@@ -7,7 +7,10 @@ from string import Template
 
 import tensorflow as tf
 
+from export.serving.memory import BATCH_THREADS, Memory
+
 TEMPLATES = Path(__file__).parent / "templates"
+CPUS = 4  # that one server may use
 
 
 def configuration(
@@ -16,6 +19,7 @@ def configuration(
     stable: int,
     batch_sizes: Sequence[int],
     xla: bool,
+    memory: Memory,
 ) -> dict[str, str]:
     """Fills the templates.
 
@@ -26,12 +30,14 @@ def configuration(
         batch_sizes: sizes to which the server pads its batches.
         xla: whether any version needs XLA, which the server disables by
             default.
+        memory: memory of the server.
 
     Returns:
         Texts by file name.
 
     Example:
-    >>> files = configuration("cait", [2, 3], 2, [1, 8], xla=False)
+    >>> memory = Memory(request=1500, limit=12000)
+    >>> files = configuration("cait", [2, 3], 2, [1, 8], False, memory)
     >>> "value: 2" in files["models.config"]
     True
     """
@@ -43,11 +49,15 @@ def configuration(
         "stable": stable,
         "canary": max(versions),
         "max_batch_size": max(batch_sizes),
+        "batch_threads": BATCH_THREADS,
         "allowed_batch_sizes": "\n".join(
             f"allowed_batch_sizes: {size}" for size in sorted(batch_sizes)
         ),
         "xla": str(xla).lower(),
         "tensorflow": tf.__version__,
+        "cpus": CPUS,
+        "memory_request": memory.request,
+        "memory_limit": memory.limit,
     }
     return {
         file.name: Template(file.read_text()).substitute(values)

@@ -15,6 +15,7 @@ import re
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import tensorflow as tf
 
@@ -25,10 +26,12 @@ from export.options import Precision
 from export.saved_model import write_saved_model
 from export.serving.configuration import configuration, stable_version
 from export.serving.manifest import describe_version
+from export.serving.memory import server_memory
 from export.serving.warmup import write_warmup
 from keras_cait.files import locked
 
 BATCH_SIZES = (1, 2, 4, 8)
+MAX_MEGAPIXELS = 50.0
 # Plain words that YAML reads as something else than text.
 YAML_WORDS = ("y", "n", "yes", "no", "on", "off", "true", "false", "null")
 
@@ -86,14 +89,13 @@ def write_version(
         ) as temporary,
     ):
         unfinished = Path(temporary)
-        unfinished.chmod(0o755)
         versions = existing_versions(output)
         number = max(versions, default=0) + 1
         config = output / "models.config"
         stable = (
             stable_version(config.read_text()) if config.exists() else number
         )
-        any_xla = xla or any(uses_xla(output / str(one)) for one in versions)
+        manifests = [read_manifest(output / str(one)) for one in versions]
         folder = unfinished / str(number)
         try:
             inference = InferenceModel(model, precision)
@@ -110,12 +112,14 @@ def write_version(
             "top": top,
         }
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=2))
+        manifests.append(manifest)
         files = configuration(
             output.name,
             [*versions, number],
             stable,
             batch_sizes,
-            any_xla,
+            any(one["xla"] for one in manifests),
+            server_memory(manifests, max(batch_sizes), MAX_MEGAPIXELS),
         )
         check(folder)
         for name, text in files.items():
@@ -181,6 +185,17 @@ def existing_versions(output: str | Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdecimal())
 
 
-def uses_xla(version: Path) -> bool:
-    """Whether a version was exported for XLA."""
-    return json.loads((version / "manifest.json").read_text())["xla"]
+def read_manifest(version: Path) -> dict[str, Any]:
+    """The manifest of a version.
+
+    Raises:
+        ValueError: it is missing or damaged.
+    """
+    path = version / "manifest.json"
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"Cannot read {str(path)!r}: {error}. Restore it, or move the "
+            "version out of the folder."
+        ) from None

@@ -1,15 +1,13 @@
 """The folder of a served model: whole, numbered and as the server reads it."""
 
 import json
-import re
 import resource
 import shutil
+from pathlib import Path
 
-import kubernetes_validate
 import numpy as np
 import pytest
 import tensorflow as tf
-import yaml
 from google.protobuf import text_format
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
@@ -18,9 +16,11 @@ import keras_cait
 from export.__main__ import main
 from export.serving.manifest import weights_hash
 from export.serving.model_folder import (
+    check_served_name,
     existing_versions,
     write_version,
 )
+from keras_cait.files import locked
 from tests.helpers.commands import exit_status
 from tests.helpers.models import randomise
 
@@ -37,7 +37,7 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def bundle(model, tmp_path_factory):
+def served(model, tmp_path_factory):
     """Two versions, exported one after the other."""
     output = tmp_path_factory.mktemp("models") / "cait_tiny"
     for _ in range(2):
@@ -46,12 +46,12 @@ def bundle(model, tmp_path_factory):
 
 
 @pytest.fixture
-def copied(bundle, monkeypatch):
+def copied(served, monkeypatch):
     """Versions are copies of one SavedModel, which takes seconds to make."""
     monkeypatch.setattr(
         "export.serving.model_folder.write_saved_model",
         lambda model, labels, path, *_: shutil.copytree(
-            bundle / "1",
+            served / "1",
             path,
             ignore=shutil.ignore_patterns("tf_serving_warmup_requests"),
         ),
@@ -66,18 +66,18 @@ def files(folder):
     }
 
 
-def test_versions_are_numbered_and_stay(model, bundle, tmp_path):
-    assert existing_versions(bundle) == [1, 2]
-    assert {path.name for path in bundle.iterdir()} == {
+def test_versions_are_numbered_and_stay(model, served, tmp_path):
+    assert existing_versions(served) == [1, 2]
+    assert {path.name for path in served.iterdir()} == {
         *("1", "2", "models.config", "batching_parameters.txt"),
         *("monitoring.config", "prometheus.yaml"),
         *("compose.yaml", "kubernetes.yaml"),
     }
-    assert not [p for p in bundle.parent.iterdir() if p != bundle]
+    assert not [p for p in served.parent.iterdir() if p != served]
 
 
-def test_models_config_labels_stable_and_canary(bundle):
-    text = (bundle / "models.config").read_text()
+def test_models_config_labels_stable_and_canary(served):
+    text = (served / "models.config").read_text()
     config = text_format.Parse(text, ModelServerConfig())
     (model,) = config.model_config_list.config
     assert model.name == "cait_tiny"
@@ -101,63 +101,18 @@ def test_a_promoted_version_stays_stable(model, copied, tmp_path):
     assert dict(labels) == {"stable": 2, "canary": 3}
 
 
-def test_the_server_is_told_of_xla(model, bundle, copied, tmp_path):
+def test_the_server_is_told_of_xla(model, served, copied, tmp_path):
     """It refuses to compile for the CPU otherwise; versions may be mixed."""
     flag = "--xla_cpu_compilation_enabled={}\n"
-    assert flag.format("false") in (bundle / "compose.yaml").read_text()
+    assert flag.format("false") in (served / "compose.yaml").read_text()
     output = tmp_path / "cait"
     for xla in (True, False):
         write_version(model, LABELS, output, xla=xla, batch_sizes=(1,))
         assert flag.format("true") in (output / "compose.yaml").read_text()
 
 
-def test_kubernetes_accepts_the_manifests(bundle):
-    manifests = yaml.safe_load_all((bundle / "kubernetes.yaml").read_text())
-    for manifest in manifests:
-        kubernetes_validate.validate(manifest, "1.37", strict=True)
-
-
-def test_batching_and_monitoring(bundle):
-    """By their text: the package of the server's API lacks their messages."""
-    batching = (bundle / "batching_parameters.txt").read_text()
-    assert re.findall(r"^allowed_batch_sizes: (\d+)$", batching, re.M) == [
-        "1",
-        "2",
-    ]
-    assert "max_batch_size { value: 2 }" in batching
-    monitoring = (bundle / "monitoring.config").read_text()
-    scraped = yaml.safe_load((bundle / "prometheus.yaml").read_text())
-    (job,) = scraped["scrape_configs"]
-    assert f'path: "{job["metrics_path"]}"' in monitoring
-
-
-def test_containers_mount_what_they_are_told_to_read(bundle):
-    compose = yaml.safe_load((bundle / "compose.yaml").read_text())
-    manifests = yaml.safe_load_all((bundle / "kubernetes.yaml").read_text())
-    manifests = {manifest["kind"]: manifest for manifest in manifests}
-    assert set(manifests) == {
-        *("PersistentVolumeClaim", "Deployment", "Service"),
-        "HorizontalPodAutoscaler",
-    }
-    pod = manifests["Deployment"]["spec"]["template"]
-    (container,) = pod["spec"]["containers"]
-    service = compose["services"]["serving"]
-    assert service["command"] == container["args"]
-    assert service["image"] == container["image"]
-    assert service["volumes"] == [".:/models/cait_tiny:ro"]
-    assert container["volumeMounts"][0]["mountPath"] == "/models/cait_tiny"
-    for argument in service["command"]:
-        _, _, value = argument.partition("=")
-        if value.startswith("/models/cait_tiny/"):
-            assert (bundle / value.removeprefix("/models/cait_tiny/")).is_file()
-    selector = manifests["Service"]["spec"]["selector"]
-    assert selector == pod["metadata"]["labels"] == {"app": "cait-tiny"}
-    target = manifests["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]
-    assert target["name"] == manifests["Deployment"]["metadata"]["name"]
-
-
-def test_warmup_asks_every_signature_at_every_batch_size(bundle):
-    path = bundle / "2/assets.extra/tf_serving_warmup_requests"
+def test_warmup_asks_every_signature_at_every_batch_size(served):
+    path = served / "2/assets.extra/tf_serving_warmup_requests"
     asked = set()
     for record in tf.data.TFRecordDataset(str(path)):
         log = PredictionLog.FromString(record.numpy())
@@ -170,12 +125,12 @@ def test_warmup_asks_every_signature_at_every_batch_size(bundle):
             count = tf.make_ndarray(value).shape[0]
         assert request.model_spec.name == "cait_tiny"
         asked.add((request.model_spec.signature_name, count))
-    names = tf.saved_model.load(str(bundle / "2")).signatures
+    names = tf.saved_model.load(str(served / "2")).signatures
     assert asked == {(name, count) for name in names for count in (1, 2)}
 
 
-def test_manifest(model, bundle):
-    manifest = json.loads((bundle / "2/manifest.json").read_text())
+def test_manifest(model, served):
+    manifest = json.loads((served / "2/manifest.json").read_text())
     assert manifest["weights_sha256"] == weights_hash(model)
     assert manifest["versions"]["tensorflow"] == tf.__version__
     assert manifest["signatures"]["pixels"]["inputs"] == {
@@ -185,7 +140,7 @@ def test_manifest(model, bundle):
     assert {f"Decode{kind}" for kind in kinds} <= set(manifest["operations"])
     assert (
         manifest["bytes"]["saved_model.pb"]
-        == (bundle / "2/saved_model.pb").stat().st_size
+        == (served / "2/saved_model.pb").stat().st_size
     )
 
 
@@ -211,9 +166,9 @@ def test_the_hash_is_that_of_the_weights(model, tmp_path):
 
 @pytest.mark.parametrize("is_new", [True, False])
 def test_a_failure_leaves_all_as_it_was(
-    model, bundle, copied, tmp_path, is_new
+    model, served, copied, tmp_path, is_new
 ):
-    output = tmp_path / "cait" if is_new else bundle
+    output = tmp_path / "cait" if is_new else served
     before = files(output.parent)
 
     def interrupt(version):
@@ -261,6 +216,71 @@ def test_bad_arguments_write_nothing(model, tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
         write_version(model, **arguments)
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "1",
+            "1cait",
+            "_cait",
+            "cait_",
+            "cait-",
+            "a.b",
+            "a b",
+            "löwe",
+            "a/.b",
+        ),
+        *("on", "NO", "null", "True", "y", "c" * 64, "-", ".cait"),
+    ],
+)
+def test_names_that_yaml_or_kubernetes_refuse(name, capsys, tmp_path):
+    options = ["--model", "S24", "--output", tmp_path / name]
+    assert exit_status(main, "saved-model", *options) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "must start with a letter, end with a letter or digit" in error
+    assert repr(Path(name).name) in error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["cait", "m", "CaiT_S24-384", "c" * 63])
+def test_names_that_are_served(name):
+    check_served_name(name)
+
+
+def test_an_output_that_is_a_file_is_refused_first(capsys, tmp_path):
+    (tmp_path / "cait").touch()
+    options = ["--model", "S24", "--output", tmp_path / "cait"]
+    assert exit_status(main, "saved-model", *options) == 1
+    assert "is a file. Choose a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("models.config", "model_config_list {}", "no version with the label"),
+        ("1/manifest.json", "{", "Cannot read .*manifest.json"),
+    ],
+)
+def test_a_damaged_folder_is_left_as_it_is(
+    model, served, tmp_path, name, text, message
+):
+    output = shutil.copytree(served, tmp_path / "cait")
+    (output / name).write_text(text)
+    before = files(output)
+    with pytest.raises(ValueError, match=message):
+        write_version(model, LABELS, output)
+    assert files(output) == before
+
+
+def test_a_second_export_to_the_folder_is_refused(model, tmp_path):
+    with (
+        locked(tmp_path / "cait"),
+        pytest.raises(ValueError, match="is writing"),
+    ):
+        write_version(model, LABELS, tmp_path / "cait")
 
 
 def test_weights_files_tell_their_architecture(tmp_path, monkeypatch, capsys):

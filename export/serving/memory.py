@@ -1,0 +1,91 @@
+"""Memory that a server needs for its versions, derived from their manifests.
+
+Rounded up from measurements of XXS24 and S24 at 224 and 448 pixels: a process
+with TensorFlow took less than 1 GiB, a loaded version 1.1 times its variables
+and 220 MB, and each image of a running batch less than
+`_image_bytes`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+MIB = 1 << 20
+PROCESS = 1024 * MIB
+GRAPH = 256 * MIB
+# Batches that run at the same time; `batching_parameters.txt` has the same.
+BATCH_THREADS = 2
+FLOAT32 = 4
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory of a server in MiB.
+
+    Attributes:
+        request: for all versions and their running batches.
+        limit: also for the largest accepted images in every running batch.
+    """
+
+    request: int
+    limit: int
+
+
+def server_memory(
+    manifests: Sequence[dict[str, Any]],
+    batch_size: int,
+    max_megapixels: float,
+) -> Memory:
+    """Memory that a server needs.
+
+    Args:
+        manifests: contents of `manifest.json` of all served versions.
+        batch_size: largest batch.
+        max_megapixels: largest accepted image in millions of pixels.
+
+    Example:
+    >>> outputs = {"attention": {"shape": [None, 2, 4, 14, 14]}}
+    >>> manifest = {
+    ...     "bytes": {"variables/variables.data-00000-of-00001": 48_000_000},
+    ...     "signatures": {
+    ...         "attention": {"outputs": outputs},
+    ...         "embedding": {
+    ...             "outputs": {"embedding": {"shape": [None, 192]}}
+    ...         },
+    ...     },
+    ... }
+    >>> server_memory([manifest], batch_size=8, max_megapixels=50)
+    Memory(request=1446, limit=11365)
+    """
+    versions = sum(GRAPH + 2 * _variable_bytes(one) for one in manifests)
+    batches = BATCH_THREADS * batch_size
+    activations = batches * max(map(_image_bytes, manifests))
+    request = PROCESS + versions + activations
+    # What decoding and resizing take at most, held by tests of the decoder.
+    decoding = batches * (4 * 3 * max_megapixels * 1e6 + 50e6)
+    return Memory(_mib(request), _mib(request + decoding))
+
+
+def _variable_bytes(manifest: dict[str, Any]) -> int:
+    """Bytes of a version's weights."""
+    return sum(
+        size
+        for name, size in manifest["bytes"].items()
+        if name.startswith("variables/")
+    )
+
+
+def _image_bytes(manifest: dict[str, Any]) -> int:
+    """Bytes of activations per image: attention scores and hidden layers."""
+    outputs = {
+        name: signature["outputs"]
+        for name, signature in manifest["signatures"].items()
+    }
+    *_, heads, rows, columns = outputs["attention"]["attention"]["shape"]
+    _, width = outputs["embedding"]["embedding"]["shape"]
+    patches = rows * columns
+    return FLOAT32 * (4 * heads * patches**2 + 16 * patches * width)
+
+
+def _mib(size: float) -> int:
+    return -int(-size // MIB)

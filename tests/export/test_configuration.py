@@ -1,0 +1,170 @@
+"""Configuration of TensorFlow Serving, Docker Compose and Kubernetes."""
+
+import re
+import subprocess
+import sys
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from export.serving.configuration import configuration, stable_version
+from export.serving.memory import Memory
+
+MEMORY = Memory(request=1500, limit=12000)
+
+
+@pytest.fixture(scope="module")
+def files():
+    return configuration("cait_tiny", [1, 2], 1, [2, 1], False, MEMORY)
+
+
+@pytest.fixture(scope="module")
+def compose(files):
+    return yaml.safe_load(files["compose.yaml"])
+
+
+@pytest.fixture(scope="module")
+def manifests(files):
+    found = list(yaml.safe_load_all(files["kubernetes.yaml"]))
+    by_kind = {manifest["kind"]: manifest for manifest in found}
+    assert len(by_kind) == len(found)
+    return by_kind
+
+
+@pytest.fixture(scope="module")
+def pod(manifests):
+    return manifests["Deployment"]["spec"]["template"]
+
+
+def test_kubernetes_accepts_the_manifests(manifests):
+    assert set(manifests) == {
+        "PersistentVolumeClaim",
+        "Deployment",
+        "Service",
+        "HorizontalPodAutoscaler",
+        "PodDisruptionBudget",
+        "NetworkPolicy",
+    }
+    for manifest in manifests.values():
+        kubernetes_validate.validate(manifest, "1.37", strict=True)
+
+
+def test_compose_accepts_its_file(files, tmp_path):
+    path = tmp_path / "compose.yaml"
+
+    def check(text):
+        path.write_text(text)
+        command = [sys.executable, "-m", "check_jsonschema", path]
+        return subprocess.run(
+            [*command, "--builtin-schema", "vendor.compose-spec"],
+            capture_output=True,
+            text=True,
+        )
+
+    checked = check(files["compose.yaml"])
+    assert checked.returncode == 0, checked.stdout
+    assert check(files["compose.yaml"].replace("user:", "usr:")).returncode
+
+
+def test_containers_have_few_rights(compose, pod):
+    """Those of the Pod Security Standard "restricted", and no writing."""
+    for service in compose["services"].values():
+        assert service["user"] == "65534:65534"
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        limits = service["deploy"]["resources"]["limits"]
+        assert set(limits) == {"cpus", "memory", "pids"}
+        for port in service["ports"]:
+            assert port.startswith("127.0.0.1:")
+        assert not {"privileged", "cap_add", "network_mode"} & set(service)
+    spec = pod["spec"]
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["runAsUser"] > 0
+    assert spec["securityContext"]["seccompProfile"] == {
+        "type": "RuntimeDefault"
+    }
+    assert spec["automountServiceAccountToken"] is False
+    (container,) = spec["containers"]
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+def test_images_have_a_version(compose, pod):
+    (container,) = pod["spec"]["containers"]
+    images = [service["image"] for service in compose["services"].values()]
+    for image in [*images, container["image"]]:
+        assert re.search(r":v?\d+\.\d+\.\d+$", image)
+
+
+def test_memory_and_cpus(compose, pod):
+    (container,) = pod["spec"]["containers"]
+    assert container["resources"] == {
+        "requests": {"cpu": "2", "memory": "1500Mi"},
+        "limits": {"cpu": "4", "memory": "12000Mi"},
+    }
+    limits = compose["services"]["serving"]["deploy"]["resources"]["limits"]
+    assert (limits["cpus"], limits["memory"]) == ("4", "12000M")
+
+
+def test_batching_and_monitoring(files):
+    """By their text: the package of the server's API lacks their messages."""
+    batching = files["batching_parameters.txt"]
+    sizes = re.findall(r"^allowed_batch_sizes: (\d+)$", batching, re.M)
+    assert sizes == ["1", "2"]
+    assert "max_batch_size { value: 2 }" in batching
+    (job,) = yaml.safe_load(files["prometheus.yaml"])["scrape_configs"]
+    assert f'path: "{job["metrics_path"]}"' in files["monitoring.config"]
+
+
+def test_containers_mount_what_they_are_told_to_read(files, compose, pod):
+    (container,) = pod["spec"]["containers"]
+    service = compose["services"]["serving"]
+    assert service["command"] == container["args"]
+    assert service["image"] == container["image"]
+    assert service["volumes"] == [".:/models/cait_tiny:ro"]
+    assert container["volumeMounts"][0] == {
+        "name": "models",
+        "mountPath": "/models/cait_tiny",
+        "readOnly": True,
+    }
+    mounted = {mount["name"] for mount in container["volumeMounts"]}
+    assert mounted == {volume["name"] for volume in pod["spec"]["volumes"]}
+    for argument in service["command"]:
+        _, _, value = argument.partition("=")
+        if value.startswith("/models/cait_tiny/"):
+            assert value.removeprefix("/models/cait_tiny/") in files
+
+
+def test_all_manifests_select_the_pods(manifests, pod):
+    labels = pod["metadata"]["labels"]
+    assert labels == {"app": "cait-tiny"}
+    specs = {kind: manifest["spec"] for kind, manifest in manifests.items()}
+    assert specs["Service"]["selector"] == labels
+    assert specs["Deployment"]["selector"]["matchLabels"] == labels
+    assert specs["PodDisruptionBudget"]["selector"]["matchLabels"] == labels
+    assert specs["NetworkPolicy"]["podSelector"]["matchLabels"] == labels
+    scaler = specs["HorizontalPodAutoscaler"]
+    name = manifests["Deployment"]["metadata"]["name"]
+    assert scaler["scaleTargetRef"]["name"] == name
+    # Otherwise no node could be drained.
+    assert scaler["minReplicas"] > specs["PodDisruptionBudget"]["minAvailable"]
+
+
+def test_only_calls_to_the_server_are_admitted(manifests, pod):
+    policy = manifests["NetworkPolicy"]["spec"]
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    assert "egress" not in policy
+    (rule,) = policy["ingress"]
+    (container,) = pod["spec"]["containers"]
+    ports = [port["containerPort"] for port in container["ports"]]
+    assert [port["port"] for port in rule["ports"]] == ports
+
+
+def test_a_config_without_a_stable_version_is_refused():
+    with pytest.raises(ValueError, match="label stable"):
+        stable_version("model_config_list {}")
