@@ -1,18 +1,23 @@
 """One grammar for all commands: shared options, and one way to fail.
 
 Every command is a `cyclopts.App` that `run` parses and runs. Wrong usage is one
-line on stderr and exit status 2, a failure is one line and 1, Ctrl-C is 130.
+line on stderr and exit status 2, a failure is one line and 1, Ctrl-C is one
+line and 130, SIGTERM is one line and 143.
 """
 
 import os
+import re
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Literal, NoReturn
 
-import keras
 from cyclopts import App, CycloptsError, Parameter
+from cyclopts.validators import Number
 
 ModelSource = Annotated[
     str,
@@ -35,6 +40,8 @@ ImageSize = Annotated[
     int | None,
     Parameter(
         name="--image-size",
+        # More would take all memory for position embeddings.
+        validator=Number(gte=1, lte=4096),
         help="Height and width of the model's input in pixels. Default: the "
         "model's own.",
     ),
@@ -62,8 +69,18 @@ DataDir = Annotated[
         help="Folder in which TensorFlow Datasets keeps its files.",
     ),
 ]
+# How many of something.
+Count = Annotated[int, Parameter(validator=Number(gte=1))]
 BatchSize = Annotated[
-    int, Parameter(name="--batch-size", help="Images per batch.")
+    Count, Parameter(name="--batch-size", help="Images per batch.")
+]
+CropRatio = Annotated[
+    float,
+    Parameter(
+        name="--crop-ratio",
+        validator=Number(gt=0, lte=1),
+        help="Share of the images' shorter side to keep.",
+    ),
 ]
 Precision = Annotated[
     Literal["float32", "mixed_bfloat16", "mixed_float16"],
@@ -81,7 +98,7 @@ def run(app: App, argv: Sequence[str] | None = None) -> NoReturn:
     Raises:
         SystemExit: always. The status is the command's result if it returns
             an int, otherwise 0; 1 after a failure; 2 after wrong usage; 130
-            after Ctrl-C.
+            after Ctrl-C; 143 after SIGTERM.
 
     Example:
     >>> app = App(name="greet")
@@ -92,27 +109,31 @@ def run(app: App, argv: Sequence[str] | None = None) -> NoReturn:
     Traceback (most recent call last):
     SystemExit: 0
     """
+    _open_missing_streams()
     for stream in (sys.stdout, sys.stderr):  # file names can be any bytes
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace", line_buffering=True)
     app.suppress_keyboard_interrupt = False
     try:
-        status = app(
-            argv,
-            exit_on_error=False,
-            print_error=False,
-            result_action="return_value",
-        )
+        with _terminable():
+            status = app(
+                argv,
+                exit_on_error=False,
+                print_error=False,
+                result_action="return_value",
+            )
         sys.stdout.flush()
     except CycloptsError as error:
         fail(f"{error} See --help.", 2)
+    except Terminated:
+        fail("Terminated.", 143)
     except KeyboardInterrupt as error:
         fail(str(error) or "Interrupted.", 130)
-    except BrokenPipeError:  # as in `| head`; the flush at exit must not fail
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # as in `| head`
+        _drop_output()
         sys.exit(1)
     except Exception as error:
-        if not isinstance(error, EXPECTED) and not _is_backend_error(error):
+        if not isinstance(error, EXPECTED) and not _is_tensorflow_error(error):
             raise
         fail(error, 1)
     sys.exit(status if isinstance(status, int) else 0)
@@ -122,11 +143,42 @@ def run(app: App, argv: Sequence[str] | None = None) -> NoReturn:
 EXPECTED = (ValueError, OSError, ImportError, FloatingPointError, MemoryError)
 
 
-def _is_backend_error(error: Exception) -> bool:
-    """Whether a TensorFlow operation has failed."""
-    if keras.backend.backend() != "tensorflow":
-        return False
+def _is_tensorflow_error(error: Exception) -> bool:
+    """Whether a TensorFlow operation has failed; without TensorFlow."""
     return any(kind.__name__ == "OpError" for kind in type(error).__mro__)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM stopped the command, which cleans up as after Ctrl-C."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _open_missing_streams() -> None:
+    """Opens streams that were closed, as by `>&-`, on the null device.
+
+    Otherwise the next file takes the stream's number, and what libraries print
+    ends up in it.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(null, mode))
+
+
+def _drop_output() -> None:
+    """Drops what stdout does not take, or Python fails to flush it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def fail(message: object, status: int = 1) -> NoReturn:
@@ -142,6 +194,10 @@ def fail(message: object, status: int = 1) -> NoReturn:
     SystemExit: 1
     """
     print(one_line(message), file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:  # the disk is full
+        _drop_output()
     sys.exit(status)
 
 
@@ -155,4 +211,5 @@ def one_line(message: object) -> str:
     if isinstance(message, OSError) and message.strerror:
         place = f": {message.filename!r}" if message.filename else ""
         return f"{message.strerror}{place}."
-    return " ".join(str(message).split()) or type(message).__name__
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(message))  # Keras' bold type
+    return " ".join(text.split()) or type(message).__name__
