@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_cait.files import GRAPH_SUFFIXES
+from keras_cait.files import GRAPH_SUFFIXES, is_image_file
 
 SPLITS = ("train", "validation")
 # Subfolders of `folder:PATH` that hold the validation images.
@@ -86,6 +86,8 @@ def open_dataset(
         )
     if data == "digits":
         return _digits(split)
+    if data == "folder:":  # not the current folder
+        raise ValueError("folder: needs a path, such as folder:photos.")
     if data.startswith("folder:"):
         return _folder(Path(data.removeprefix("folder:")), split)
     return _tensorflow_datasets(data, split, data_dir)
@@ -139,7 +141,7 @@ def _folder(path: Path, split: str) -> Dataset:
         images = [
             file
             for file in sorted((root / name).rglob("*"))
-            if file.suffix.lower() in GRAPH_SUFFIXES
+            if is_image_file(file, GRAPH_SUFFIXES)
         ]
         if not is_split:
             images = [
@@ -179,7 +181,7 @@ def _tensorflow_datasets(
         builder = tfds.builder(
             name, data_dir=data_dir, file_format="array_record"
         )
-    except (tfds.core.DatasetNotFoundError, ValueError):
+    except (tfds.core.DatasetNotFoundError, ValueError, AssertionError):
         raise ValueError(
             "The dataset must be digits, folder:PATH or a name of TensorFlow "
             f"Datasets. Got {name!r}."

@@ -5,8 +5,9 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import SoftFileLock, Timeout
 
@@ -48,9 +49,9 @@ def image_files(
             files += sorted(
                 file
                 for file in path.rglob("*")
-                if file.suffix.lower() in suffixes and file.is_file()
+                if is_image_file(file, suffixes)
             )
-        elif path.exists():
+        elif path.is_file():
             files.append(path)
         else:
             raise ValueError(f"There is no file or folder {str(path)!r}.")
@@ -62,18 +63,32 @@ def image_files(
     return files
 
 
+def is_image_file(path: Path, suffixes: tuple[str, ...]) -> bool:
+    """Whether a path in a folder is an image, by its name.
+
+    A broken link is one, too, and is reported when it is read. Folders, pipes
+    and sockets are not.
+
+    Example:
+    >>> is_image_file(Path("Thumbs.db"), IMAGE_SUFFIXES)
+    False
+    """
+    is_readable = path.is_file() or not path.exists()
+    return path.suffix.lower() in suffixes and is_readable
+
+
 def new_path(path: str | Path) -> Path:
     """Checks that an output can be written, before work is spent on it.
 
     Args:
-        path: a file or folder to write. Its parent folder is created.
+        path: a file or folder to write.
 
     Returns:
-        The path.
+        The path. Nothing is created.
 
     Raises:
-        ValueError: the path exists.
-        OSError: the parent folder cannot be created or written.
+        ValueError: the path exists, or is inside a file.
+        OSError: there is no permission to write it.
 
     Example:
     >>> new_path("results/report.json")
@@ -85,8 +100,35 @@ def new_path(path: str | Path) -> Path:
             f"{str(path)!r} already exists. Choose another output, or delete "
             "it first."
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not os.access(path.parent, os.W_OK):
+    return folder_path(path)
+
+
+def folder_path(path: str | Path) -> Path:
+    """Checks that files can be written to a folder, which may exist.
+
+    Args:
+        path: the folder.
+
+    Returns:
+        The path. Nothing is created.
+
+    Raises:
+        ValueError: the path, or a parent, is not a folder.
+        OSError: there is no permission to write to it.
+
+    Example:
+    >>> folder_path("runs/digits")
+    PosixPath('runs/digits')
+    """
+    path = Path(path)
+    existing = path
+    while not os.path.lexists(existing):
+        existing = existing.parent
+    if not existing.is_dir():
+        raise ValueError(
+            f"Cannot write {str(path)!r}: {str(existing)!r} is not a folder."
+        )
+    if not os.access(existing, os.W_OK):
         raise PermissionError(f"No permission to write {str(path)!r}.")
     return path
 
@@ -96,32 +138,40 @@ def locked(path: str | Path) -> Iterator[None]:
     """Keeps a second process from writing to the same output.
 
     The lock is a hidden file beside the output that names its process. It is
-    removed at the end; the lock of a process that has died is taken over.
+    removed at the end, with folders that were created for it and are empty. The
+    lock of a process that has died is taken over.
 
     Args:
-        path: the file or folder that the block writes. Its parent folder
-            exists.
+        path: the file or folder that the block writes. Its parent folder is
+            created.
 
     Raises:
         ValueError: another process holds the lock.
+        OSError: the parent folder cannot be created or written.
 
     Example:
     >>> with locked("model.keras"):
     ...     pass
     """
-    path = Path(path)
-    lock = SoftFileLock(path.with_name(f".{path.name}.lock"))
+    output = Path(path).resolve()
+    created = [folder for folder in output.parents if not folder.exists()]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    lock = SoftFileLock(output.with_name(f".{output.name}.lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise ValueError(
             f"Process {lock.pid} is writing {str(path)!r}. Wait for it, or "
-            "choose another output."
+            "choose another output. If that process is gone, on another "
+            f"machine, delete {lock.lock_file!r}."
         ) from None
     try:
         yield
     finally:
         lock.release()
+        with suppress(OSError):  # not empty
+            for folder in created:
+                folder.rmdir()
 
 
 @contextmanager
@@ -143,8 +193,9 @@ def new_output(path: str | Path) -> Iterator[Path]:
     ...     unfinished.write_text("cat")
     3
     """
-    path = new_path(path)
-    with locked(path), atomically(path) as unfinished:
+    new_path(path)
+    # Again in the lock: its last holder may have written the output.
+    with locked(path), atomically(new_path(path)) as unfinished:
         yield unfinished
 
 
@@ -154,7 +205,8 @@ def atomically(path: str | Path) -> Iterator[Path]:
 
     Args:
         path: where the file or folder appears once the block has succeeded.
-            An existing file is replaced; an existing folder must be empty.
+            Its parent folder is created. An existing file is replaced; an
+            existing folder must be empty.
 
     Yields:
         A temporary path beside it, to which the block writes. When the block
@@ -171,6 +223,7 @@ def atomically(path: str | Path) -> Iterator[Path]:
     # The process id keeps two writers apart; the suffix is kept, as some
     # libraries choose the format by it.
     unfinished = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    path.parent.mkdir(parents=True, exist_ok=True)
     _remove(unfinished)
     try:
         yield unfinished
@@ -187,6 +240,34 @@ def write_text(path: str | Path, text: str) -> None:
     """
     with atomically(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
+
+
+def read_json(path: str | Path, keys: Iterable[str] = ()) -> dict[str, Any]:
+    """Reads a JSON file that this project has written.
+
+    Args:
+        path: the file.
+        keys: keys that it must have.
+
+    Raises:
+        ValueError: the file is not JSON, or something else wrote it.
+        OSError: the file cannot be read.
+
+    Example:
+    >>> write_text("summary.json", '{"top1": 0.9}')
+    >>> read_json("summary.json", ["top1"])
+    {'top1': 0.9}
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} is not JSON: {error}.") from None
+    if not isinstance(content, dict) or not {*keys} <= content.keys():
+        raise ValueError(
+            f"{str(path)!r} is a JSON file of something else. Expected an "
+            f"object with {', '.join(keys) or 'named values'}."
+        )
+    return content
 
 
 def sha256(path: str | Path) -> str:

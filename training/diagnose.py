@@ -28,6 +28,8 @@ import keras_cait
 from keras_cait.baselines import ViT
 from keras_cait.command_line import (
     BatchSize,
+    Count,
+    CropRatio,
     Data,
     DataDir,
     ImageSize,
@@ -35,9 +37,9 @@ from keras_cait.command_line import (
     Variant,
     run,
 )
-from keras_cait.files import write_text
+from keras_cait.files import folder_path, locked, write_text
 from keras_cait.loading import load_model
-from training.data.datasets import load
+from training.data.datasets import check_classes, load
 from training.data.pipeline import (
     center_crop,
     evaluation_batches,
@@ -407,15 +409,13 @@ def report(
         Parameter(help="Folder of the report. Default: diagnostics/MODEL."),
     ] = None,
     images: Annotated[
-        int,
+        Count,
         Parameter(help="Number of images, spread over the validation split."),
     ] = 256,
     variant: Variant = None,
     image_size: ImageSize = None,
     batch_size: BatchSize = 32,
-    crop_ratio: Annotated[
-        float, Parameter(help="Share of the images' shorter side to keep.")
-    ] = 1.0,
+    crop_ratio: CropRatio = 1.0,
     raw: Annotated[
         bool,
         Parameter(
@@ -425,13 +425,12 @@ def report(
     ] = False,
 ) -> None:
     """Writes report.md, its figures and diagnostics.json."""
-    for name, number in (("images", images), ("batch-size", batch_size)):
-        if number < 1:
-            raise ValueError(f"--{name} must be at least 1. Got {number}.")
+    output = folder_path(output or Path("diagnostics") / Path(model).stem)
     loaded = load_model(model, variant=variant, image_size=image_size)
     if raw:
         restore_raw_weights(loaded, model)
     examples = load(data, "validation", data_dir)
+    check_classes(loaded.output.shape[-1], examples, data)
     count = min(images, examples.count)
     spread = replace(
         examples,
@@ -445,12 +444,13 @@ def report(
             loaded, evaluation_batches(spread, transform, batch_size)
         )
     name = Path(model).stem
-    output = output or Path("diagnostics") / name
-    output.mkdir(parents=True, exist_ok=True)
     result = {"model": name, "data": data, "images": count, "blocks": rows}
-    write_text(output / "diagnostics.json", json.dumps(result, indent=1) + "\n")
-    figures(rows, output)
-    write_text(output / "report.md", text(rows, name, data, count))
+    with locked(output):
+        write_text(
+            output / "diagnostics.json", json.dumps(result, indent=1) + "\n"
+        )
+        figures(rows, output)
+        write_text(output / "report.md", text(rows, name, data, count))
     print(f"The report is {output / 'report.md'}")
 
 

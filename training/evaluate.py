@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +23,7 @@ from cyclopts import App, Parameter
 
 from keras_cait.command_line import (
     BatchSize,
+    CropRatio,
     Data,
     DataDir,
     ImageSize,
@@ -29,7 +31,14 @@ from keras_cait.command_line import (
     Variant,
     run,
 )
-from keras_cait.files import atomically, sha256, write_text
+from keras_cait.files import (
+    atomically,
+    folder_path,
+    locked,
+    read_json,
+    sha256,
+    write_text,
+)
 from keras_cait.litert import LiteRTModel
 from keras_cait.loading import (
     Classifier,
@@ -40,7 +49,7 @@ from keras_cait.loading import (
     saved_model_folder,
 )
 from keras_cait.pretrained import PRETRAINED
-from training.data.datasets import Examples, load
+from training.data.datasets import Examples, check_classes, load
 from training.data.pipeline import (
     center_crop,
     evaluation_batches,
@@ -91,6 +100,12 @@ MEASURED = {
         ("M48", 448): (76.84, 93.35),
     },
 }
+
+# What `table` shows of a result.
+RESULT_KEYS = (
+    *("model", "published", "data", "images", "top1", "top5", "ece"),
+    "images_per_second",
+)
 
 
 def load_for_evaluation(
@@ -172,9 +187,9 @@ def measure(
         first batch; versions.
 
     Raises:
-        ValueError: the file is the result of other settings or weights, the
-            batch does not divide into the devices, the classes differ, or
-            images cannot be read.
+        ValueError: the file is the result of other settings or weights, another
+            process is writing it, the batch does not divide into the devices,
+            the classes differ, or images cannot be read.
     """
     distribution = strategy or make_strategy("one")
     devices = distribution.num_replicas_in_sync
@@ -183,29 +198,69 @@ def measure(
             f"The batch size must be a multiple of the {devices} devices. Got "
             f"{batch_size}."
         )
-    if classifier.classes != len(examples.class_names):
-        raise ValueError(
-            f"The model has {classifier.classes} classes, but "
-            f"{settings['data']} has {len(examples.class_names)}. Evaluate on "
-            "a dataset with the classes that it was trained on."
-        )
+    check_classes(classifier.classes, examples, settings["data"])
     settings = {**settings, "weights": classifier.identity}
-    unfinished = path.with_suffix(".unfinished.npz")
     if path.exists():
-        result = json.loads(path.read_text())
+        result = read_json(path)
         check_settings(settings, result, path)
         return result
     chief = is_chief(distribution)
+    with locked(path) if chief else nullcontext():
+        unfinished = path.with_suffix(".unfinished.npz")
+        everything, images_per_second = predict_all(
+            classifier,
+            examples,
+            settings,
+            unfinished,
+            batch_size,
+            distribution,
+            save_seconds,
+        )
+        result = {
+            **settings,
+            **top_k(everything),
+            "ece": calibration_error(everything),
+            "images": int(everything.labeled.sum()),
+            "images_per_second": images_per_second,
+            "batch_size": batch_size,
+            "devices": devices,
+            "keras": keras.__version__,
+            "tensorflow": tf.__version__,
+        }
+        if chief:
+            write_text(path, json.dumps(result, indent=2) + "\n")
+            unfinished.unlink(missing_ok=True)
+    return result
+
+
+def predict_all(
+    classifier: Classifier,
+    examples: Examples,
+    settings: dict[str, Any],
+    unfinished: Path,
+    batch_size: int,
+    strategy: tf.distribute.Strategy,
+    save_seconds: float,
+) -> tuple[Predictions, float | None]:
+    """The predictions for all examples, and the model's images per second.
+
+    Args:
+        unfinished: file of the predictions so far, to resume from.
+        classifier, examples, settings, batch_size, strategy, save_seconds: as
+            of `measure`.
+
+    Raises:
+        ValueError: `unfinished` is damaged or belongs to other settings, or
+            images cannot be read.
+    """
     found = []
     if unfinished.exists():
-        with np.load(unfinished) as file:
-            check_settings(settings, json.loads(str(file["settings"])), path)
-            found.append(Predictions(*(file[k] for k in Predictions._fields)))
+        found.append(load_unfinished(unfinished, settings))
     done = sum(len(part.correct) for part in found)
     saved = time.perf_counter()
     seconds, timed = 0.0, 0
     transform = center_crop(classifier.image_size, settings["crop_ratio"])
-    batches = distribution.distribute_datasets_from_function(
+    batches = strategy.distribute_datasets_from_function(
         lambda context: evaluation_batches(
             examples, transform, batch_size, context, done
         )
@@ -213,9 +268,9 @@ def measure(
     with naming_unreadable(examples, transform):
         for step, (images, *known) in enumerate(batches):
             start = time.perf_counter()
-            outputs = distribution.run(classifier.predict, args=(images,))
+            outputs = strategy.run(classifier.predict, args=(images,))
             probabilities, labels, weights = (
-                distribution.gather(values, axis=0).numpy()
+                strategy.gather(values, axis=0).numpy()
                 for values in (outputs, *known)
             )
             real = weights > 0  # the last batch is padded
@@ -223,25 +278,26 @@ def measure(
                 seconds += time.perf_counter() - start
                 timed += int(real.sum())
             found.append(predictions(probabilities[real], labels[real]))
-            if chief and time.perf_counter() - saved >= save_seconds:
+            is_due = time.perf_counter() - saved >= save_seconds
+            if is_due and is_chief(strategy):
                 saved = time.perf_counter()
                 save(join(found), settings, unfinished)
-    everything = join(found)
-    result = {
-        **settings,
-        **top_k(everything),
-        "ece": calibration_error(everything),
-        "images": int(everything.labeled.sum()),
-        "images_per_second": timed / seconds if timed else None,
-        "batch_size": batch_size,
-        "devices": devices,
-        "keras": keras.__version__,
-        "tensorflow": tf.__version__,
-    }
-    if chief:
-        write_text(path, json.dumps(result, indent=2) + "\n")
-        unfinished.unlink(missing_ok=True)
-    return result
+    return join(found), timed / seconds if timed else None
+
+
+def load_unfinished(path: Path, settings: dict[str, Any]) -> Predictions:
+    """The predictions of an interrupted evaluation with the same settings."""
+    try:
+        with np.load(path) as file:
+            theirs = json.loads(str(file["settings"]))
+            found = Predictions(*(file[name] for name in Predictions._fields))
+    except Exception as error:  # of many kinds
+        raise ValueError(
+            f"{str(path)!r} is damaged. Delete it to evaluate from the start. "
+            f"({error})"
+        ) from None
+    check_settings(settings, theirs, path)
+    return found
 
 
 def save(found: Predictions, settings: dict[str, Any], path: Path) -> None:
@@ -341,9 +397,7 @@ def evaluate(
     variant: Variant = None,
     image_size: ImageSize = None,
     batch_size: BatchSize = 64,
-    crop_ratio: Annotated[
-        float, Parameter(help="Share of the images' shorter side to keep.")
-    ] = 1.0,
+    crop_ratio: CropRatio = 1.0,
     precision: Precision = "float32",
     raw: Annotated[
         bool,
@@ -363,12 +417,13 @@ def evaluate(
     """
     if bool(model) == all:
         raise ValueError("Give --model MODEL (may be repeated), or --all.")
-    if batch_size < 1:
-        raise ValueError(f"--batch-size must be at least 1. Got {batch_size}.")
+    folder_path(output)
     sources = model or [f"{name}-{size}" for name, size in PRETRAINED]
     distribution = make_strategy(strategy)
     examples = load(data, "validation", data_dir)
-    output.mkdir(parents=True, exist_ok=True)
+    # More would be padding.
+    replicas = distribution.num_replicas_in_sync
+    batch_size = min(batch_size, -(-examples.count // replicas) * replicas)
     for source in sources:
         with distribution.scope():
             loaded = load_for_evaluation(
@@ -396,11 +451,16 @@ def evaluate(
         )
         print(table([result]))
     if is_chief(distribution):
-        results = [
-            json.loads(file.read_text())
-            for file in sorted(output.glob("*.json"))
-        ]
-        write_text(output / "table.md", table(results) + "\n")
+        write_text(output / "table.md", table(all_results(output)) + "\n")
+
+
+def all_results(folder: Path) -> list[dict[str, Any]]:
+    """The results in a folder, which may also hold other JSON files."""
+    results = []
+    for file in sorted(folder.glob("*.json")):
+        with suppress(ValueError):
+            results.append(read_json(file, RESULT_KEYS))
+    return results
 
 
 def main(argv: Sequence[str] | None = None) -> None:

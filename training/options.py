@@ -3,9 +3,11 @@
 import ast
 import inspect
 from dataclasses import fields, make_dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from cyclopts import Parameter
 
@@ -50,7 +52,7 @@ def options_of(recipe: Recipe) -> type:
             (
                 field.name,
                 Annotated[
-                    field.type | None,
+                    without_none(field.type),
                     Parameter(
                         help=texts[field.name],
                         show_default=shown(recipe, field.name),
@@ -63,6 +65,19 @@ def options_of(recipe: Recipe) -> type:
         # Otherwise cyclopts takes it for a class of the standard library.
         namespace={"__module__": __name__},
     )
+
+
+def without_none(kind: Any) -> Any:
+    """A type without `None`, as which the word "none" would be read.
+
+    Example:
+    >>> without_none(int | None)
+    <class 'int'>
+    """
+    if get_origin(kind) not in (Union, UnionType):
+        return kind
+    (other,) = (one for one in get_args(kind) if one is not NoneType)
+    return other
 
 
 def given(options: Any) -> dict[str, Any]:
@@ -84,6 +99,7 @@ def shown(recipe: Recipe, name: str) -> str | bool:
     return False if value in (None, "") else str(value)
 
 
+@cache
 def field_texts() -> dict[str, str]:
     """The docstrings of the fields of `Recipe`, by name."""
     tree = ast.parse(inspect.getsource(Recipe))

@@ -16,6 +16,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 from cyclopts import App, Parameter
 
 from keras_cait.command_line import run
+from keras_cait.files import folder_path
 
 # Name, bytes and content. Sizes: https://image-net.org.
 ARCHIVES = (
@@ -59,13 +60,14 @@ def prepare(
     """
     import tensorflow_datasets as tfds
 
+    folder_path(data_dir)
     if name == "imagenet2012":
         check_archives(manual_dir)
     try:
         builder = tfds.builder(
             name, data_dir=data_dir, file_format="array_record"
         )
-    except tfds.core.DatasetNotFoundError:
+    except (tfds.core.DatasetNotFoundError, ValueError, AssertionError):
         raise ValueError(
             f"TensorFlow Datasets has no dataset {name!r}. See "
             "https://www.tensorflow.org/datasets/catalog."

@@ -30,6 +30,9 @@ ARCHITECTURE = [
 ]
 # Lowest and highest values that layers and augmentation do not check.
 RANGES = {
+    (1, 4096): ["image_size", "patch_size"],
+    (1, 65536): ["embed_dim", "num_heads"],
+    (1, 1000): ["depth", "class_attention_depth"],
     (1, math.inf): [
         "epochs",
         "global_batch_size",
@@ -39,6 +42,7 @@ RANGES = {
         "evaluation_epochs",
     ],
     (0, math.inf): [
+        "init_values",
         "learning_rate",
         "warmup_learning_rate",
         "min_learning_rate",
@@ -46,6 +50,7 @@ RANGES = {
         "clip_norm",
         "mixup_alpha",
         "cutmix_alpha",
+        "max_unreadable",
     ],
     (0, 1): [
         "ema_momentum",
@@ -53,7 +58,11 @@ RANGES = {
         "label_smoothing",
         "random_erasing",
         "distillation_weight",
+        "max_zoom",
+        "max_shift",
     ],
+    (0, 180): ["max_rotation"],
+    (0, 2**32 - 1): ["seed"],
 }
 
 
@@ -227,8 +236,12 @@ class Recipe:
         for (least, most), names in RANGES.items():
             for name in names:
                 value = getattr(self, name)
+                if value is None:  # the variant's
+                    continue
                 if not least <= value <= most or math.isinf(value):
                     upper = "" if math.isinf(most) else f" and at most {most}"
+                    if math.isinf(value):
+                        upper = " and finite"
                     raise ValueError(
                         f"{name} must be at least {least}{upper}. Got {value}."
                     )
@@ -238,10 +251,15 @@ class Recipe:
                 for name, value in self.architecture().items()
                 if value is None
             ]
-            if missing or self.weights == "imagenet":
+            if missing:
                 raise ValueError(
-                    "Without a variant, weights cannot be 'imagenet' and all "
-                    f"sizes must be given. Missing: {', '.join(missing)}."
+                    "Without a variant, all sizes must be given. Missing: "
+                    f"{', '.join(missing)}."
+                )
+            if self.weights == "imagenet":
+                raise ValueError(
+                    "Without a variant, there are no published weights. Choose "
+                    "a variant, or other weights than 'imagenet'."
                 )
         elif self.variant not in get_args(Variant):
             raise ValueError(
@@ -253,10 +271,22 @@ class Recipe:
                 "warmup_epochs must be at least 0 and less than epochs. Got "
                 f"warmup_epochs={self.warmup_epochs} and epochs={self.epochs}."
             )
+        if not 0 < self.distillation_temperature < math.inf:
+            raise ValueError(
+                "distillation_temperature must be positive and finite. Got "
+                f"{self.distillation_temperature}."
+            )
         if self.teacher and self.distillation == "none":
             raise ValueError(
                 "A teacher needs distillation, hard or soft. Got "
                 f"teacher={self.teacher!r} and distillation='none'."
+            )
+        group = min(self.mixing_batch_size, self.global_batch_size)
+        if self.global_batch_size % group:
+            raise ValueError(
+                "global_batch_size must be a multiple of mixing_batch_size. "
+                f"Got global_batch_size={self.global_batch_size} and "
+                f"mixing_batch_size={self.mixing_batch_size}."
             )
         if self.global_batch_size % self.accumulation_steps:
             raise ValueError(

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -24,7 +24,8 @@ from matplotlib import pyplot as plt
 import keras_cait
 from keras_cait.attention_maps import overlay
 from keras_cait.command_line import run
-from keras_cait.files import write_text
+from keras_cait.files import image_files, locked, read_json, write_text
+from keras_cait.loading import load_model, read_labels
 
 app = App(name="python -m training.report", help=__doc__, version_flags=[])
 
@@ -49,17 +50,10 @@ def report(
             f"Train first: python -m training.train quickstart --output "
             f"{folder}"
         )
-    summary = json.loads((folder / "summary.json").read_text())
-    labels = (folder / "labels.txt").read_text().splitlines()
-    trained = keras.models.load_model(folder / "model.keras")
-    with open(folder / "history.csv", newline="") as file:
-        history = list(csv.DictReader(file))
-
-    learning_curve(history, folder / "learning_curve.png")
-    confusion_matrix(
-        np.array(summary["confusion"]), labels, folder / "confusion.png"
-    )
-    attention(trained, labels, folder)
+    summary = read_json(folder / "summary.json", ["confusion", "top1"])
+    labels = read_labels(folder / "labels.txt")
+    history = read_history(folder / "history.csv")
+    trained = load_model(folder)
     count = sum(map(sum, summary["confusion"]))
     sections = [
         f"# A CaiT with {trained.count_params():,} parameters\n\n"
@@ -71,10 +65,29 @@ def report(
         "block.\n\n![Class attention](attention.png)",
     ]
     if (folder / "verify.json").exists():
-        rows = json.loads((folder / "verify.json").read_text())
-        sections.append(exported(rows))
-    # Last: a report that exists is complete.
-    write_text(folder / "report.md", "\n\n".join(sections) + "\n")
+        sections.append(exported(folder / "verify.json"))
+    with locked(folder / "report.md"):
+        attention(trained, labels, folder)
+        learning_curve(history, folder / "learning_curve.png")
+        confusion_matrix(
+            np.array(summary["confusion"]), labels, folder / "confusion.png"
+        )
+        # Last: a report that exists is complete.
+        write_text(folder / "report.md", "\n\n".join(sections) + "\n")
+
+
+def read_history(path: Path) -> list[dict[str, str]]:
+    """The rows of `history.csv`.
+
+    Raises:
+        ValueError: the file is not the history of a run.
+    """
+    with path.open(newline="") as file:
+        history = list(csv.DictReader(file))
+    columns = {"epoch", "loss", "accuracy", "val_accuracy"}
+    if not history or not columns <= history[-1].keys():
+        raise ValueError(f"{str(path)!r} is not the history of a run.")
+    return history
 
 
 def learning_curve(history: Sequence[dict[str, str]], path: Path) -> None:
@@ -130,9 +143,7 @@ def confusion_matrix(
 
 def attention(model: keras.Model, labels: Sequence[str], folder: Path) -> None:
     """Class attention over one validation image of each class."""
-    files = [
-        sorted((folder / "validation" / name).iterdir())[0] for name in labels
-    ]
+    files = [image_files([folder / "validation" / name])[0] for name in labels]
     images = np.stack([keras_cait.load_image(file) for file in files])
     maps = keras_cait.class_attention_maps(model, images)
     maps = maps[:, -1].mean(axis=1)  # last block, mean over heads
@@ -153,21 +164,31 @@ def attention(model: keras.Model, labels: Sequence[str], folder: Path) -> None:
     figure.savefig(folder / "attention.png", dpi=120)
 
 
-def exported(rows: Sequence[dict[str, Any]]) -> str:
-    """The exported files beside the Keras model, as a table."""
+def exported(path: Path) -> str:
+    """The exported files beside the Keras model, as a table.
+
+    Raises:
+        ValueError: the file is not a result of `python -m export verify`.
+    """
     lines = [
         "The exported files beside the Keras model, on the encoded validation "
         "images; the last column is the prediction for the first of them:\n",
         "| file | top-1 | agreement | max difference | ms | MB | first |",
         "|---|---|---|---|---|---|---|",
     ]
-    for row in rows:
-        label, score = row["example"]
-        lines.append(
-            f"| {row['name']} | {row['top1']:.1%} | {row['agreement']:.1%} | "
-            f"{row['max_difference']:.1e} | {row['milliseconds']:.1f} | "
-            f"{row['megabytes']:.1f} | {label} ({score:.0%}) |"
-        )
+    try:
+        for row in json.loads(path.read_text()):
+            label, score = row["example"]
+            lines.append(
+                f"| {row['name']} | {row['top1']:.1%} | "
+                f"{row['agreement']:.1%} | {row['max_difference']:.1e} | "
+                f"{row['milliseconds']:.1f} | {row['megabytes']:.1f} | "
+                f"{label} ({score:.0%}) |"
+            )
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(
+            f"{str(path)!r} is not a result of python -m export verify."
+        ) from None
     return "\n".join(lines)
 
 

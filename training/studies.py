@@ -16,6 +16,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -34,8 +35,8 @@ from cyclopts import App, Parameter
 from matplotlib import pyplot as plt
 
 from keras_cait.baselines import SIZES, ResidualBlock, ViT
-from keras_cait.command_line import DataDir, run
-from keras_cait.files import write_text
+from keras_cait.command_line import Count, DataDir, run
+from keras_cait.files import folder_path, locked, read_json, write_text
 from training.data.datasets import load
 from training.data.pipeline import (
     evaluation_transform,
@@ -343,7 +344,7 @@ def train(
     del values["variant"]  # the architecture is the cell's
     setting = json.loads(json.dumps({"model": cell.model, "recipe": values}))
     if path.exists():
-        result = json.loads(path.read_text())
+        result = read_json(path, [*setting, "row", "column", "top1"])
         if any(result[key] != value for key, value in setting.items()):
             raise ValueError(
                 f"{path} is the result of other settings. Choose another "
@@ -604,7 +605,6 @@ def run_study(
     Returns:
         The results of `train`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     cells = STUDIES[study](scale)
     # The first seed of all cells comes first: a table is there soon.
     jobs = [(c, seed) for seed in range(seeds or scale.seeds) for c in cells]
@@ -648,13 +648,13 @@ def studies(
         ),
     ] = "digits",
     seeds: Annotated[
-        int | None,
+        Count | None,
         Parameter(help="Trainings of each model. Default: digits 3, else 1."),
     ] = None,
     data_dir: DataDir = None,
     strategy: StrategyName = "auto",
     processes: Annotated[
-        int | None,
+        Count | None,
         Parameter(
             help="Trainings at a time, each on one CPU core. Default: on the "
             "digits as many as there are cores; otherwise 1, on the devices of "
@@ -663,20 +663,19 @@ def studies(
     ] = None,
 ) -> None:
     """Runs a study of the paper, or resumes it."""
-    for name, number in (("seeds", seeds), ("processes", processes)):
-        if number is not None and number < 1:
-            raise ValueError(f"--{name} must be at least 1. Got {number}.")
-    output = output or Path("studies") / f"{study}-{scale}"
+    output = folder_path(output or Path("studies") / f"{study}-{scale}")
     processes = processes or ((os.cpu_count() or 1) if scale == "digits" else 1)
-    run_study(
-        study,
-        SCALES[scale],
-        output,
-        data_dir,
-        make_strategy(strategy),
-        seeds,
-        processes,
-    )
+    devices = make_strategy(strategy)
+    with locked(output) if is_chief(devices) else nullcontext():
+        run_study(
+            study,
+            SCALES[scale],
+            output,
+            data_dir,
+            devices,
+            seeds,
+            processes,
+        )
     print((output / "table.md").read_text())
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, Group, Parameter
+from cyclopts.validators import Number
 
 from training.loop.interruption import StopSignal, lost_workers
 from training.options import DataDir, StrategyName, given, options_of
@@ -62,19 +63,27 @@ def train(
     )
     from training.loop.callbacks import ImageSummaries, Meter, make_callbacks
     from training.loop.checkpoints import Checkpoints
-    from training.loop.distillation import make_loss
-    from training.loop.model import build, start_from
+    from training.loop.distillation import check_teacher, make_loss
+    from training.loop.model import build, check_weights, start_from
     from training.loop.optimizers import make_optimizer
     from training.loop.overview import print_overview
-    from training.loop.run_folder import claim, finish, forget_history
+    from training.loop.run_folder import (
+        check_folder,
+        claimed,
+        finish,
+        forget_history,
+        is_started,
+    )
     from training.loop.strategies import any_worker, is_chief, make_strategy
     from training.loop.trainer import Trainer
 
-    # 1. Claim the folder. Of many workers, only the chief writes to it.
+    # 1. Check what can be checked. Nothing is created before it is needed.
     devices = make_strategy(strategy)
     chief = is_chief(devices)
     recipe = recipe.resolved()
-    claim(output, recipe, chief)
+    check_folder(output, recipe)
+    check_weights(recipe.weights)
+    check_teacher(recipe)
 
     # 2. Data: examples by number. A batch is a function of seed and step.
     examples = load(recipe.data, "train", data_dir)
@@ -92,66 +101,72 @@ def train(
         optimizer = make_optimizer(recipe, model, steps)
     trainer = Trainer(recipe, devices, model, ema_model, optimizer, loss)
 
-    # 4. Resume from the newest intact checkpoint of this run.
-    checkpoints = Checkpoints(trainer.state, output / "checkpoints", chief)
-    restored = checkpoints.restore()
-    first_step = trainer.step
-
-    # 5. Otherwise start from a file or published weights, or from random ones.
-    if not restored and recipe.weights:
+    # 4. Start from a file, published or random weights.
+    if recipe.weights and not is_started(output):
         with devices.scope():
             start_from(model, recipe.weights)
         trainer.reset_ema()
-    if chief:
-        print_overview(recipe, trainer, examples, steps)
-        if restored:
-            print(f"Resuming at step {first_step} from {restored}")
-        forget_history(output, first_step // steps)
 
-    # 6. The loop: steps, an evaluation after each epoch, checkpoints.
-    stop = StopSignal()
-    batches = training_data(recipe, devices, examples, first_step, output)
-    validation_batches = validation_data(recipe, devices, validation)
-    summaries = ImageSummaries(ema_model, prepared(validation, recipe), output)
-    callbacks = make_callbacks(recipe, trainer, output, steps, summaries, chief)
-    callbacks.on_train_begin()
-    for epoch in range(first_step // steps, recipe.epochs):
-        callbacks.on_epoch_begin(epoch)
-        meter = Meter(recipe, trainer, steps)
-        for i in range(trainer.step % steps, steps):
-            callbacks.on_train_batch_begin(i)
-            with meter.waiting():
-                images, targets = next(batches)
-            trainer.train_step(images, targets)
-            step = epoch * steps + i + 1
-            callbacks.on_train_batch_end(i, meter.logs(step))
-            ends_epoch = i + 1 == steps
-            is_best = False
-            if ends_epoch:
-                logs = meter.logs(step, now=True)
-                if is_evaluated(recipe, epoch):
-                    transform = evaluation_transform(recipe)
-                    with naming_unreadable(validation, transform):
-                        logs |= trainer.evaluate(validation_batches)
-                    is_best = trainer.note_accuracy(logs["val_accuracy"])
-                local_images = devices.experimental_local_results(images)
-                summaries.training_images = local_images[0]
-                callbacks.on_epoch_end(epoch, logs)
-                trainer.reset_means()
-            asked = any_worker(devices, stop.received, step)
-            if asked or ends_epoch or step % checkpoint_steps == 0:
-                trainer.check_finite(steps, checkpoints.newest)
-                checkpoints.save(step, is_best)
-            if asked:
-                raise KeyboardInterrupt(
-                    f"Stopped and saved at step {step}. Run the same command "
-                    "again to resume."
-                )
-    callbacks.on_train_end()
+    # 5. Claim the folder. Of many workers, only the chief writes to it.
+    with claimed(output, recipe, chief):
+        # 6. Resume from the newest intact checkpoint of this run, if any.
+        checkpoints = Checkpoints(trainer.state, output / "checkpoints", chief)
+        restored = checkpoints.restore()
+        first_step = trainer.step
+        if chief:
+            print_overview(recipe, trainer, examples, steps)
+            if restored:
+                print(f"Resuming at step {first_step} from {restored}")
+            forget_history(output, first_step // steps)
 
-    # 7. Finish: the model with its accuracy, labels and validation images.
-    if chief:
-        finish(trainer, prepared(validation, recipe), output)
+        # 7. The loop: steps, an evaluation after each epoch, checkpoints.
+        stop = StopSignal()
+        batches = training_data(recipe, devices, examples, first_step, output)
+        validation_batches = validation_data(recipe, devices, validation)
+        summaries = ImageSummaries(
+            ema_model, prepared(validation, recipe), output
+        )
+        callbacks = make_callbacks(
+            recipe, trainer, output, steps, summaries, chief
+        )
+        callbacks.on_train_begin()
+        for epoch in range(first_step // steps, recipe.epochs):
+            callbacks.on_epoch_begin(epoch)
+            meter = Meter(recipe, trainer, steps)
+            for i in range(trainer.step % steps, steps):
+                callbacks.on_train_batch_begin(i)
+                with meter.waiting():
+                    images, targets = next(batches)
+                trainer.train_step(images, targets)
+                step = epoch * steps + i + 1
+                callbacks.on_train_batch_end(i, meter.logs(step))
+                ends_epoch = i + 1 == steps
+                is_best = False
+                if ends_epoch:
+                    logs = meter.logs(step, now=True)
+                    if is_evaluated(recipe, epoch):
+                        transform = evaluation_transform(recipe)
+                        with naming_unreadable(validation, transform):
+                            logs |= trainer.evaluate(validation_batches)
+                        is_best = trainer.note_accuracy(logs["val_accuracy"])
+                    local_images = devices.experimental_local_results(images)
+                    summaries.training_images = local_images[0]
+                    callbacks.on_epoch_end(epoch, logs)
+                    trainer.reset_means()
+                asked = any_worker(devices, stop.received, step)
+                if asked or ends_epoch or step % checkpoint_steps == 0:
+                    trainer.check_finite(steps, checkpoints.newest)
+                    checkpoints.save(step, is_best)
+                if asked:
+                    raise KeyboardInterrupt(
+                        f"Stopped and saved at step {step}. Run the same "
+                        "command again to resume."
+                    )
+        callbacks.on_train_end()
+
+        # 8. Finish: the model with its accuracy, labels and validation images.
+        if chief:
+            finish(trainer, prepared(validation, recipe), output)
 
 
 def is_evaluated(recipe: Recipe, epoch: int) -> bool:
@@ -193,7 +208,10 @@ def make_command(recipe: Recipe) -> Callable[..., None]:
         data_dir: DataDir = None,
         strategy: StrategyName = "auto",
         checkpoint_steps: Annotated[
-            int, Parameter(help="Steps between checkpoints.")
+            int,
+            Parameter(
+                validator=Number(gte=1), help="Steps between checkpoints."
+            ),
         ] = 1000,
     ) -> None:
         changed = override(recipe, **given(changes))

@@ -17,7 +17,7 @@ from training.data.augmentation import random_affine
 from training.data.datasets import Examples, load
 from training.data.pipeline import evaluation_batches, training_batches
 from training.loop.optimizers import make_optimizer
-from training.loop.run_folder import claim
+from training.loop.run_folder import claimed
 from training.recipes import QUICKSTART, RECIPES, Recipe, override
 
 TINY = dataclasses.replace(
@@ -192,31 +192,35 @@ def test_a_run_shows_and_sums_up_what_it_did(tmp_path, few_digits):
     assert {s for s, tag in shown if tag.startswith("gammas")} == {2, 3}
 
 
+def start(output, recipe):
+    """Claims a run's folder, and writes something like a checkpoint."""
+    with claimed(output, recipe):
+        (output / "checkpoints").mkdir(exist_ok=True)
+        (output / "checkpoints" / "ckpt-1.index").touch()
+
+
 def test_runs_are_never_overwritten(tmp_path, few_digits):
     other = dataclasses.replace(TINY, depth=2)
-    claim(tmp_path, other)  # leaves nothing to lose
-    claim(tmp_path, TINY)
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "ckpt-1.index").touch()
+    with claimed(tmp_path, other):  # leaves nothing to lose
+        pass
+    start(tmp_path, TINY)
     with pytest.raises(ValueError, match=re.escape("depth 1 (now 2)")):
-        claim(tmp_path, other)
+        start(tmp_path, other)
     (tmp_path / "model.keras").touch()
     with pytest.raises(ValueError, match="holds a finished run"):
-        claim(tmp_path, TINY)
+        start(tmp_path, TINY)
 
 
 def test_runs_of_earlier_versions_can_be_resumed(tmp_path):
     """Their recipe.json has no variant, but all that it decides."""
     recipe = RECIPES["s24-224"].resolved()
-    claim(tmp_path, recipe)
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "ckpt-1.index").touch()
+    start(tmp_path, recipe)
     record = json.loads((tmp_path / "recipe.json").read_text())
     del record["variant"]
     (tmp_path / "recipe.json").write_text(json.dumps(record))
-    claim(tmp_path, recipe)
+    start(tmp_path, recipe)
     with pytest.raises(ValueError, match=r"embed_dim 384 \(now 192\)"):
-        claim(tmp_path, override(recipe, variant="XXS24").resolved())
+        start(tmp_path, override(recipe, variant="XXS24").resolved())
 
 
 def test_contradictory_recipes_are_refused():

@@ -113,3 +113,20 @@ def load(data: str, split: str, data_dir: str | Path | None = None) -> Examples:
         return tf.ensure_shape(image, ()), tf.ensure_shape(label, label_shape)
 
     return Examples(len(dataset), dataset.class_names, read, dataset.name)
+
+
+def check_classes(classes: int, examples: Examples, data: str) -> None:
+    """Checks that a model has a dataset's classes, by their number.
+
+    Raises:
+        ValueError: the numbers differ.
+
+    Example:
+    >>> check_classes(10, load("digits", "validation"), "digits")
+    """
+    if classes != len(examples.class_names):
+        raise ValueError(
+            f"The model has {classes} classes, but {data} has "
+            f"{len(examples.class_names)}. Choose a dataset with the classes "
+            "that the model was trained on."
+        )

@@ -63,6 +63,22 @@ def make_loss(recipe: Recipe, classes: int) -> Loss:
     return loss
 
 
+def check_teacher(recipe: Recipe) -> None:
+    """Checks that the recipe's teacher exists, before the model is built.
+
+    Raises:
+        ValueError: there is no such file, folder or model.
+    """
+    source = recipe.teacher
+    if recipe.distillation != "none" and not _is_ours(source):
+        _application(source)
+
+
+def _is_ours(source: str) -> bool:
+    """Whether a teacher is a file, folder or published model."""
+    return bool(source) and bool(published(source) or Path(source).exists())
+
+
 class Teacher:
     """A frozen teacher, with its own image size and preprocessing.
 
@@ -91,10 +107,11 @@ class Teacher:
         exported = saved_model_folder(source) if source else None
         if exported:
             model = _saved_model(exported)
-        elif source and (published(source) or Path(source).exists()):
+        elif _is_ours(source):
             model = load_model(source)
         else:
-            model, self.preprocess = _application(source)
+            build, self.preprocess = _application(source)
+            model = build(classifier_activation=None)
         model.trainable = False
         self.model = model
         self.size = model.input.shape[1:3]
@@ -120,7 +137,8 @@ class Teacher:
         return outputs
 
 
-def _application(name: str) -> tuple[keras.Model, Callable]:
+def _application(name: str) -> tuple[Callable, Callable]:
+    """Constructor and preprocessing of a model of `keras.applications`."""
     build = getattr(keras.applications, name, None) if name else None
     if not inspect.isfunction(build):
         raise ValueError(
@@ -129,7 +147,7 @@ def _application(name: str) -> tuple[keras.Model, Callable]:
             f"as RegNetY160. Got {name!r}."
         )
     module = importlib.import_module(build.__module__)
-    return build(classifier_activation=None), module.preprocess_input
+    return build, module.preprocess_input
 
 
 def _saved_model(folder: Path) -> keras.Model:

@@ -32,6 +32,23 @@ def build(recipe: Recipe, classes: int) -> CaiT:
     return model
 
 
+def check_weights(weights: str) -> None:
+    """Checks that initial weights exist, before the model is built.
+
+    Args:
+        weights: as of `start_from`; empty for random ones.
+
+    Raises:
+        ValueError: there is no such file, folder or published model.
+    """
+    is_named = weights in VARIANTS or published(weights)
+    if weights and not is_named and not Path(weights).exists():
+        raise ValueError(
+            f"There are no weights {weights!r}. Give a file, the folder of a "
+            "run, or a published model (S24, S24-384)."
+        )
+
+
 def start_from(model: CaiT, weights: str) -> None:
     """Loads initial weights; with other classes, all but those of the head.
 

@@ -1,16 +1,24 @@
-"""The folder of a run: claimed at the start, filled at the end."""
+"""The folder of a run: checked first, then claimed, filled at the end."""
 
 import csv
 import dataclasses
 import json
 import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_cait.files import atomically, write_text
+from keras_cait.files import (
+    atomically,
+    folder_path,
+    locked,
+    read_json,
+    write_text,
+)
 from keras_cait.models import CaiT
 from training.data.datasets import Examples
 from training.data.pipeline import evaluation_batches
@@ -19,44 +27,75 @@ from training.metrics import confusion_matrix, predictions, top_k
 from training.recipes import Recipe
 
 
-def claim(output: Path, recipe: Recipe, is_chief: bool = True) -> None:
-    """Creates the run's folder, or checks that its run can be resumed.
+def is_started(output: Path) -> bool:
+    """Whether a folder holds a run with a checkpoint to resume from."""
+    has_checkpoint = any((output / "checkpoints").rglob("*.index"))
+    return has_checkpoint and (output / "recipe.json").exists()
+
+
+def check_folder(output: Path, recipe: Recipe) -> None:
+    """Checks that a run can start or be resumed in a folder, which may exist.
 
     Args:
-        output: folder of the run.
-        recipe: the resolved recipe, written to `recipe.json`.
-        is_chief: whether this process writes.
+        output: folder of the run. Nothing is created.
+        recipe: the resolved recipe.
 
     Raises:
-        ValueError: the folder holds a finished run, or one of another recipe.
-        OSError: the folder cannot be created or written.
+        ValueError: the path is a file, or the folder holds a finished run or
+            one of another recipe.
+        OSError: there is no permission to write to the folder.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    folder_path(output)
     if (output / "model.keras").exists():
         raise ValueError(
             f"{output} holds a finished run. Choose another --output, or "
             "delete the folder to start again."
         )
-    ours = dataclasses.asdict(recipe)
-    record = output / "recipe.json"
     # A run without a checkpoint has nothing to lose.
-    is_started = any((output / "checkpoints").rglob("*.index"))
-    if record.exists() and is_started:
-        theirs = json.loads(record.read_text())
-        # What the variant decides is compared by itself.
-        differing = [
-            f"{name} {theirs.get(name)!r} (now {ours.get(name)!r})"
-            for name in sorted((ours.keys() | theirs.keys()) - {"variant"})
-            if ours.get(name) != theirs.get(name)
-        ]
-        if differing:
-            raise ValueError(
-                f"{output} holds a run of another recipe: "
-                f"{', '.join(differing)}. Use the same recipe to resume it, or "
-                "choose another --output."
+    if not is_started(output):
+        return
+    ours = dataclasses.asdict(recipe)
+    theirs = read_json(output / "recipe.json")
+    # What the variant decides is compared by itself.
+    differing = [
+        f"{name} {theirs.get(name)!r} (now {ours.get(name)!r})"
+        for name in sorted((ours.keys() | theirs.keys()) - {"variant"})
+        if ours.get(name) != theirs.get(name)
+    ]
+    if differing:
+        raise ValueError(
+            f"{output} holds a run of another recipe: {', '.join(differing)}. "
+            "Use the same recipe to resume it, or choose another --output."
+        )
+
+
+@contextmanager
+def claimed(output: Path, recipe: Recipe, is_chief: bool = True) -> Iterator:
+    """Keeps the run's folder for this process while the block trains in it.
+
+    Args:
+        output: folder of the run, which is created.
+        recipe: the resolved recipe, written to `recipe.json`.
+        is_chief: whether this process writes. The other workers do not wait.
+
+    Raises:
+        ValueError: as of `check_folder`, or another process trains in the
+            folder.
+        OSError: the folder cannot be created or written.
+    """
+    if not is_chief:
+        output.mkdir(parents=True, exist_ok=True)
+        yield
+        return
+    with locked(output):
+        check_folder(output, recipe)  # again: the lock's last holder wrote it
+        output.mkdir(parents=True, exist_ok=True)
+        if not is_started(output):
+            record = dataclasses.asdict(recipe)
+            write_text(
+                output / "recipe.json", json.dumps(record, indent=2) + "\n"
             )
-    elif is_chief:
-        write_text(record, json.dumps(ours, indent=2) + "\n")
+        yield
 
 
 def forget_history(output: Path, epoch: int) -> None:
