@@ -227,7 +227,7 @@ def test_the_command_runs_a_study(tiny, tmp_path, monkeypatch, capsys):
 def test_nothing_is_not_a_number_of_trainings(option, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         program.main(["depth", "--output", str(tmp_path / "new"), option, "0"])
-    assert end.value.code == 1
-    said = capsys.readouterr().err
-    assert said == f"{option} must be at least 1. Got 0.\n"
+    assert end.value.code == 2
+    message = f'Invalid value "0" for {option}. Must be >= 1. See --help.\n'
+    assert capsys.readouterr().err == message
     assert not (tmp_path / "new").exists()

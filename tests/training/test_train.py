@@ -234,7 +234,7 @@ def test_contradictory_recipes_are_refused():
         (["--epochs", "two"], 2, 'unable to convert "two" into int'),
         (["--no-such-field", "1"], 2, "unknown option: --no-such-field"),
         (["--epochs", "1"], 1, "warmup_epochs must be at least 0 and less"),
-        (["--output", "{file}/run"], 1, "Not a directory"),
+        (["--output", "{file}/run"], 1, "is not a folder"),
     ],
 )
 def test_bad_arguments_end_in_a_clear_message(
