@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Runs the command and exits.
 
     Args:
-        argv: arguments; `None` takes those of the process.
+        argv: arguments. `None` is those of the process.
     """
     run(app, argv)
 

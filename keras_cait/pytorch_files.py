@@ -45,7 +45,7 @@ KNOWN_NAMES = {
 BYTE_ORDERS = {b"little": "<", b"big": ">"}
 ZIP_MAGIC = b"PK\3\4"
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-# In bytes. That of the M48 and its optimizer's state takes 0.3 MB.
+# Bytes. The pickle of M48 with its optimizer's state has 0.3 MB.
 PICKLE_LIMIT = 4_000_000
 
 
@@ -67,8 +67,7 @@ def read_pth(path: Path) -> dict[str, FileTensor]:
     Raises:
         OSError: the file cannot be read.
         ValueError: the file is damaged, was not written by `torch.save`, or
-            holds other objects than tensors and plain values, such as a whole
-            model.
+            holds more than tensors and plain values, such as a whole model.
 
     Example:
     >>> read_pth(Path("S24_224.pth"))["cls_token"].shape  # doctest: +SKIP
@@ -260,8 +259,8 @@ def _unpickle(stream: BinaryIO) -> tuple[Any, dict[str, _Storage]]:
                 pop(1)
             case name:
                 raise _Refused(
-                    f"Refused: the instruction {name} of its pickle is not one "
-                    "that describing tensors takes. "
+                    f"Refused: its pickle has the instruction {name}, which no "
+                    "tensor needs. "
                     "torch.save(model.state_dict(), path) writes only tensors."
                 )
     (result,) = stack

@@ -1,4 +1,4 @@
-"""Writes `.pth` files without PyTorch, sound ones and others."""
+"""Writes `.pth` files without PyTorch, intact and damaged ones."""
 
 import struct
 import zipfile
@@ -52,6 +52,7 @@ def write_zip(path, pickle, records=(), compression=zipfile.ZIP_STORED):
     with zipfile.ZipFile(path, "w", compression) as archive:
         archive.writestr("archive/data.pkl", pickle)
         archive.writestr("archive/byteorder", "little")
+        archive.writestr("archive/version", "3\n")
         for key, data in dict(records).items():
             archive.writestr(f"archive/data/{key}", data)
 
