@@ -6,9 +6,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from export.decoding import decode_pictures
 from export.exportable import check_labels
 from export.inference_graph import InferenceModel
+from keras_cait.decoding import decode_batch
+from keras_cait.preprocessing import MAX_MEGAPIXELS
 
 
 def write_saved_model(
@@ -17,6 +18,7 @@ def write_saved_model(
     path: str | Path,
     top: int = 5,
     xla: bool = False,
+    max_megapixels: float = MAX_MEGAPIXELS,
 ) -> None:
     """Writes a SavedModel with all its signatures.
 
@@ -38,11 +40,12 @@ def write_saved_model(
         path: folder to write; it must not exist.
         top: int > 0. Number of classes in `classes` and `scores`.
         xla: whether XLA compiles the model, once per batch size.
+        max_megapixels: encoded images of more pixels are refused.
 
     Raises:
         ValueError: `labels` or `top` do not fit the model.
     """
-    signatures = Signatures(model, labels, top, xla)
+    signatures = Signatures(model, labels, top, xla, max_megapixels)
     functions = signatures.concrete_functions()
     tf.saved_model.save(signatures, str(path), signatures=functions)
     # TensorFlow Serving accepts Classify requests only for this method name.
@@ -61,7 +64,7 @@ class Signatures(tf.Module):
     """The functions behind the signatures of a SavedModel.
 
     Args:
-        model, labels, top, xla: as of `write_saved_model`.
+        model, labels, top, xla, max_megapixels: as of `write_saved_model`.
 
     Raises:
         ValueError: `labels` or `top` do not fit the model.
@@ -73,6 +76,7 @@ class Signatures(tf.Module):
         labels: Sequence[str],
         top: int = 5,
         xla: bool = False,
+        max_megapixels: float = MAX_MEGAPIXELS,
     ):
         super().__init__()
         check_labels(labels, model.classes)
@@ -83,6 +87,7 @@ class Signatures(tf.Module):
         self.top = min(top, len(labels))
         self.xla = xla
         self.image_size = model.image_size
+        self.max_megapixels = max_megapixels
 
     def concrete_functions(self) -> dict[str, Callable]:
         """All signatures by name."""
@@ -100,9 +105,15 @@ class Signatures(tf.Module):
             )
         }
 
+    def decode(self, image_bytes: tf.Tensor) -> tf.Tensor:
+        """The model's input from encoded images."""
+        return decode_batch(
+            image_bytes, self.image_size, max_megapixels=self.max_megapixels
+        )
+
     def classify_bytes(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         """Top classes of encoded images."""
-        images = decode_pictures(image_bytes, self.image_size)
+        images = self.decode(image_bytes)
         return self.best(self.run(images, "probabilities")["probabilities"])
 
     def classify_pixels(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -111,12 +122,12 @@ class Signatures(tf.Module):
 
     def embed(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         """Class token after the last norm, of encoded images."""
-        images = decode_pictures(image_bytes, self.image_size)
+        images = self.decode(image_bytes)
         return self.run(images, "embedding")
 
     def attend(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         """Class attention and top classes of encoded images."""
-        images = decode_pictures(image_bytes, self.image_size)
+        images = self.decode(image_bytes)
         outputs = self.run(images, "attention", "probabilities")
         return {
             "attention": outputs["attention"],

@@ -1,77 +1,108 @@
-"""Pictures to pixels, pixels to the model's inputs, probabilities to labels.
+"""Image loading, resizing, normalization and label decoding.
 
-The only home of pixel semantics: how a file becomes RGB, how it is resized,
-cropped and normalised. CaiT is evaluated on the whole shorter side (crop ratio
-1.0), resized by Pillow's antialiased bicubic.
+CaiT is evaluated on the whole shorter side (crop ratio 1.0), resized with
+Pillow's antialiased bicubic filter. `keras_cait.decoding` does the same in a
+TensorFlow graph.
 """
 
 import functools
 import io
+import os
+from collections.abc import Callable
 from importlib import resources
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from keras import ops
-from PIL import Image, ImageOps
-
-from keras_cait.layers import bicubic_weights
+from PIL import Image
 
 # ImageNet's mean and standard deviation of RGB, for pixels in 0...1.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# Larger images are refused by default: they could exhaust the memory.
+MAX_MEGAPIXELS = 50
+# Not Pillow's others, which include a PostScript interpreter.
+FORMATS = (
+    *("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF"),
+    "WEBP",
+)
+# A progressive JPEG is decoded once per scan. Encoders write 10 or so; a
+# thousand of 50 megapixels fit into 100 KB and take a minute.
+MAX_SCANS = 100
+# How Pillow turns an image upright, by its EXIF orientation.
+ORIENTATION = 0x0112
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# What `load_image` reads.
+ImageSource = str | os.PathLike | bytes | Image.Image | np.ndarray
 
 
-def load_image(source):
-    """Reads a picture as 8-bit RGB.
+def load_image(
+    source: ImageSource, max_megapixels: float = MAX_MEGAPIXELS
+) -> np.ndarray:
+    """Loads an image as 8-bit RGB.
 
-    Gray, palette, CMYK and 16-bit pictures become RGB, transparency is
-    dropped, and a photo is turned upright by its EXIF orientation. Of an
-    animation it is the first frame.
+    Reads JPEG, PNG, GIF, BMP, WebP, AVIF, TIFF, JPEG 2000 and PPM. Gray,
+    palette, CMYK and 16-bit images become RGB, transparency is dropped, the
+    EXIF orientation is applied, and an animation yields its first frame.
 
     Args:
-        source: path (str or path-like) or bytes of an encoded picture, a
-            Pillow image, or an array of uint8 (0...255) or uint16 (0...65535),
-            `(height, width)` or `(height, width, channels)` with 1, 3 (RGB) or
-            4 (RGBA) channels.
+        source: path or content (bytes) of an image file, a Pillow image, or an
+            array of uint8 (0...255) or uint16 (0...65535), `(height, width)`
+            or `(height, width, channels)` with 1, 3 (RGB) or 4 (RGBA)
+            channels.
+        max_megapixels: limit of width x height in millions, except for arrays.
+            It is checked before the image is decoded.
 
     Returns:
         uint8 array `(height, width, 3)`, RGB in 0...255.
 
     Raises:
-        ValueError: there is no picture to read; the message names the file.
+        ValueError: the source is not an image, is damaged, or has too many
+            pixels. The message names the file.
 
     Example:
     >>> load_image(np.zeros((48, 64), "uint8")).shape
     (48, 64, 3)
     """
     if isinstance(source, Image.Image):
-        return _rgb(source, "the Pillow image")
+        return _rgb(source, "The Pillow image", max_megapixels)
     if isinstance(source, bytes | bytearray | memoryview):
-        return _decode(io.BytesIO(source), f"{len(source)} bytes")
-    if isinstance(source, str | Path) or hasattr(source, "__fspath__"):
-        return _decode(source, repr(str(source)))
+        name = f"The source ({len(source)} bytes)"
+        return _decode(io.BytesIO(source), name, max_megapixels)
+    if isinstance(source, str | os.PathLike):
+        return _decode(source, repr(os.fspath(source)), max_megapixels)
     return _rgb_of_array(np.asarray(source))
 
 
-def resize_and_crop(image, size, crop_ratio=1.0):
-    """The evaluation transform: resizes a picture and cuts out its centre.
+def resize_and_crop(
+    image: np.ndarray, size: int | tuple[int, int], crop_ratio: float = 1.0
+) -> np.ndarray:
+    """The evaluation transform: resizes an image and crops its center.
 
-    Equal, pixel for pixel, to torchvision's `Resize(size / crop_ratio,
-    BICUBIC)` and `CenterCrop(size)` on Pillow images, and so to timm's. Smaller
-    pictures are enlarged. For a size that is not square the picture is resized
-    to just cover it.
+    The pixels equal those of torchvision's `Resize(size / crop_ratio,
+    BICUBIC)` and `CenterCrop(size)` on Pillow images, and so timm's. Smaller
+    images are enlarged. If the size is not square, the image is resized to
+    just cover it.
 
     Args:
         image: uint8 array `(height, width, 3)`, as from `load_image`.
-        size: int, or pair of ints `(height, width)`, in pixels.
+        size: height and width in pixels, or an int for both.
         crop_ratio: float in (0, 1]. Share of the shorter side that is kept.
 
     Returns:
         uint8 array `(size, size, 3)`, or of the given height and width.
 
     Raises:
-        ValueError: an argument is out of its range, or the picture is so
-            narrow that it would be resized to more pixels than Pillow allows.
+        ValueError: an argument is out of its range.
 
     Example:
     >>> image = np.zeros((375, 500, 3), "uint8")
@@ -86,81 +117,42 @@ def resize_and_crop(image, size, crop_ratio=1.0):
             "image must be a uint8 array (height, width, 3). Received: "
             f"{image.dtype} of shape {image.shape}. load_image makes one."
         )
-    height, width = _size(size)
-    rows, columns, _ = image.shape
-    resized_height, resized_width, top, left = _geometry(
-        rows, columns, (height, width), crop_ratio, max
+    height, width = check_size(size)
+    resized_height, resized_width, top, left = geometry(
+        image.shape[0], image.shape[1], (height, width), crop_ratio, max
     )
-    limit = Image.MAX_IMAGE_PIXELS or float("inf")
-    if resized_height * resized_width > limit:
-        raise ValueError(
-            f"The picture is too long and narrow: {image.shape[0]} x "
-            f"{image.shape[1]} pixels would be resized to {resized_height} x "
-            f"{resized_width}, more than Image.MAX_IMAGE_PIXELS. Crop it first."
-        )
-    resized = Image.fromarray(image).resize(
-        (resized_width, resized_height), Image.Resampling.BICUBIC
-    )
+    if resized_height * resized_width > 16 * height * width / crop_ratio**2:
+        # Long and narrow: Pillow would compute much that the crop removes.
+        first_row, rows = _taps(image.shape[0], resized_height, top, height)
+        first, columns = _taps(image.shape[1], resized_width, left, width)
+        image = image[
+            first_row : first_row + rows.shape[1],
+            first : first + columns.shape[1],
+        ]
+        image = _to_8_bits(columns @ image.astype("float64"))
+        image = _to_8_bits(rows @ image.transpose(1, 0, 2).astype("float64"))
+        return np.ascontiguousarray(image.transpose(1, 0, 2))
+    # In two steps, as from Pillow 13 on the order depends on the shape.
+    resized = Image.fromarray(image)
+    for new_size in (
+        (resized_width, image.shape[0]),
+        (resized_width, resized_height),
+    ):
+        resized = resized.resize(new_size, Image.Resampling.BICUBIC)
     return np.array(resized.crop((left, top, left + width, top + height)))
 
 
-def resize_and_crop_in_graph(image, size, crop_ratio=1.0):
-    """`resize_and_crop` in a graph of the backend, as for serving.
+def preprocess_input(x: Any) -> Any:
+    """Normalizes RGB with ImageNet's mean and standard deviation.
 
-    Pillow's resize is a product with a matrix for the columns and one for the
-    rows, rounded to 8 bits after each. So written, at most 0.04 % of the values
-    of a test picture differ from `resize_and_crop`, by one level (6 pictures,
-    sizes 224 and 384, crop ratios 1 and 0.875). In the same places
-    `tf.image.resize(..., "bicubic", antialias=True)`, rounded and clipped,
-    differs in 2 to 18 % of the values, by up to 2 levels where it shrinks and
-    11 where it enlarges. It takes half the time (3 instead of 7 ms for a
-    500 x 375 photo on 2 cores; Pillow 2 ms).
-
-    Args:
-        image: tensor `(height, width, channels)`, pixels in 0...255, of a size
-            that may only be known when the graph runs.
-        size: int, or pair of ints `(height, width)`, in pixels.
-        crop_ratio: float in (0, 1]. Share of the shorter side that is kept.
-
-    Returns:
-        float32 tensor `(size, size, channels)`, whole numbers in 0...255.
-
-    Raises:
-        ValueError: an argument is out of its range.
-
-    Example:
-    >>> image = np.zeros((375, 500, 3), "uint8")
-    >>> tuple(resize_and_crop_in_graph(image, 224).shape)
-    (224, 224, 3)
-    """
-    size = _size(size)
-    image = ops.cast(image, "float32")
-    height, width, channels = ops.shape(image)
-    known = isinstance(height, int) and isinstance(width, int)
-    resized_height, resized_width, top, left = _geometry(
-        height, width, size, crop_ratio, max if known else ops.maximum
-    )
-    rows = bicubic_weights(height, resized_height)[top : top + size[0]]
-    columns = bicubic_weights(width, resized_width)[left : left + size[1]]
-    image = ops.reshape(ops.transpose(image, (1, 0, 2)), (width, -1))
-    image = _to_8_bits(ops.matmul(columns, image))
-    image = ops.reshape(image, (size[1], height, channels))
-    image = ops.reshape(ops.transpose(image, (1, 0, 2)), (height, -1))
-    image = _to_8_bits(ops.matmul(rows, image))
-    return ops.reshape(image, (*size, channels))
-
-
-def preprocess_input(x):
-    """Normalises RGB with ImageNet's mean and standard deviation.
-
-    For models built with `include_preprocessing=False`; the others do it
-    themselves.
+    For models built with `include_preprocessing=False`. In other models,
+    normalization is part of the model.
 
     Args:
         x: array or tensor `(..., 3)`, RGB in 0...255.
 
     Returns:
-        float32 array, or tensor if `x` is one, of the same shape.
+        float32 array, or tensor if `x` is a tensor, of the same shape.
 
     Raises:
         ValueError: the last axis does not have 3 channels.
@@ -181,34 +173,36 @@ def preprocess_input(x):
     return (x / 255.0 - mean) / np.array(IMAGENET_STD, "float32")
 
 
-def decode_predictions(probabilities, top=5):
-    """The most probable ImageNet classes of each picture.
+def decode_predictions(
+    probabilities: Any, top: int = 5
+) -> list[list[tuple[str, str, float]]]:
+    """Names the most probable ImageNet classes of each image.
 
     Args:
-        probabilities: array or tensor `(batch, 1000)`: what a model with
-            ImageNet's classes answers.
-        top: int in 1...1000. How many classes for each picture.
+        probabilities: array or tensor `(batch, 1000)`, the output of a model
+            with ImageNet's classes.
+        top: number of classes per image, 1...1000.
 
     Returns:
-        For each picture a list of `(wordnet_id, label, score)`, best first.
+        For each image a list of `(wordnet_id, label, score)`, best first.
 
     Raises:
-        ValueError: the shape does not fit, or `top` is out of its range.
+        ValueError: the shape is wrong, or `top` is out of its range.
 
     Example:
     >>> decode_predictions(np.eye(1000)[[1]], top=1)
     [[('n01443537', 'goldfish', 1.0)]]
 
-    Reference: identifiers in the order of ILSVRC 2012; labels are the first
-    word of each WordNet 3.0 synset, made unique in five places (two cranes,
-    two maillots, the Cardigan Welsh corgi).
+    Reference: identifiers are in the order of ILSVRC 2012. Labels are the
+    first word of each WordNet 3.0 synset, made unique in five places (two
+    cranes, two maillots, the Cardigan Welsh corgi).
     """
     probabilities = ops.convert_to_numpy(probabilities)
     if probabilities.ndim != 2 or probabilities.shape[1] != 1000:
         raise ValueError(
             "decode_predictions needs probabilities of ImageNet's classes, "
-            f"(batch, 1000). Received: shape {probabilities.shape}. Of a model "
-            "with other classes, sort the scores by your own labels."
+            f"(batch, 1000). Received: shape {probabilities.shape}. For a "
+            "model with other classes, sort the scores with your own labels."
         )
     if not isinstance(top, int) or not 1 <= top <= 1000:
         raise ValueError(
@@ -223,8 +217,8 @@ def decode_predictions(probabilities, top=5):
 
 
 @functools.cache
-def imagenet_labels():
-    """ImageNet's 1000 classes in order, as `(wordnet_id, label)`.
+def imagenet_labels() -> tuple[tuple[str, str], ...]:
+    """Returns ImageNet's 1000 classes in order, as `(wordnet_id, label)`.
 
     Example:
     >>> imagenet_labels()[0]
@@ -232,36 +226,127 @@ def imagenet_labels():
     """
     file = resources.files("keras_cait") / "imagenet_labels.txt"
     lines = file.read_text(encoding="utf-8").splitlines()
-    return tuple(tuple(line.split(" ", 1)) for line in lines)
+    pairs = (line.split(" ", 1) for line in lines)
+    return tuple((wordnet_id, label) for wordnet_id, label in pairs)
 
 
-def _decode(file, name):
+def check_size(size: int | tuple[int, int]) -> tuple[int, int]:
+    """Checks a size in pixels, and returns its height and width."""
+    height_width: Any = (size, size) if np.ndim(size) == 0 else size
+    if len(height_width) != 2 or any(
+        not isinstance(side, int | np.integer) or side < 1
+        for side in height_width
+    ):
+        raise ValueError(
+            "size must be an integer greater than 0, or a pair of them "
+            f"(height, width), in pixels. Received: size={size!r}."
+        )
+    height, width = height_width
+    return int(height), int(width)
+
+
+def geometry(
+    height: Any,
+    width: Any,
+    size: tuple[int, int],
+    crop_ratio: float,
+    maximum: Callable[[Any, Any], Any],
+) -> tuple[Any, Any, Any, Any]:
+    """Computes where the evaluation transform resizes to and crops.
+
+    Args:
+        height, width: size of the image in pixels, ints or integer tensors.
+        size: height and width of the crop in pixels.
+        crop_ratio: float in (0, 1]. Share of the shorter side that is kept.
+        maximum: function of two ints, or of a tensor and an int.
+
+    Returns:
+        Height and width of the resized image, and top and left of the crop,
+        rounded as torchvision does: the longer side down, the corner half to
+        even.
+
+    Raises:
+        ValueError: the crop ratio is out of its range.
+    """
+    if not 0 < crop_ratio <= 1:
+        raise ValueError(
+            "crop_ratio must be greater than 0 and at most 1. "
+            f"Received: crop_ratio={crop_ratio}."
+        )
+    rows, columns = (int(side / crop_ratio) for side in size)
+    resized_height = maximum(columns * height // width, rows)
+    resized_width = maximum(rows * width // height, columns)
+    return (
+        resized_height,
+        resized_width,
+        _half(resized_height - size[0]),
+        _half(resized_width - size[1]),
+    )
+
+
+def _half(x: Any) -> Any:
+    """`round(x / 2)`, half to even: 3 -> 2, 5 -> 2."""
+    return (x + (x % 4) // 3) // 2
+
+
+def _decode(file: Any, name: str, max_megapixels: float) -> np.ndarray:
     try:
-        with Image.open(file) as image:
-            return _rgb(image, name)
+        with Image.open(file, formats=FORMATS) as image:
+            return _rgb(image, name, max_megapixels)
     except FileNotFoundError:
-        raise ValueError(f"There is no picture at {name}.") from None
+        raise ValueError(f"There is no image at {name}.") from None
     except Image.UnidentifiedImageError:
-        raise ValueError(f"{name} is not a picture, or is damaged.") from None
+        raise ValueError(f"{name} is not an image, or is damaged.") from None
+    except _TooLarge as error:
+        raise ValueError(str(error)) from None
     except Exception as error:  # decoders fail in many ways on broken files
-        raise ValueError(f"Cannot read the picture {name}: {error}") from error
+        raise ValueError(
+            f"{name} cannot be read as an image: {error}"
+        ) from error
 
 
-def _rgb(image, name):
-    image = ImageOps.exif_transpose(image)
+class _TooLarge(ValueError):
+    """The image would take too much memory or time."""
+
+
+def _rgb(image: Image.Image, name: str, max_megapixels: float) -> np.ndarray:
+    width, height = image.size
+    if width * height > max_megapixels * 1e6:
+        raise _TooLarge(
+            f"{name} has {width} x {height} pixels, more than "
+            f"{max_megapixels:g} megapixels. Shrink it, or raise "
+            "max_megapixels if you trust it."
+        )
+    if image.format in ("JPEG", "MPO"):
+        _check_scans(image, name)
+    image.load()
+    turn = TURNS.get(_orientation(image))
+    if turn is not None:
+        image = image.transpose(turn)
     if image.mode == "F":
         raise ValueError(
             f"{name} holds floating-point pixels, whose range is unknown. "
             "Scale them to 0...255 and pass a uint8 array."
         )
+    pixels = np.empty((image.height, image.width, 3), "uint8")
+    # In strips, as Pillow's conversions take several times the memory.
+    rows = max(2**20 // image.width, 1)
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        strip = image.crop((0, top, image.width, bottom))
+        pixels[top:bottom] = _rgb_of_strip(strip)
+    return pixels
+
+
+def _rgb_of_strip(image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I"):  # 16 bits; Pillow would cut at 255
         return _rgb_of_array(np.asarray(image).clip(0, 65535).astype("uint16"))
     if "transparency" in image.info:
         image = image.convert("RGBA")
-    return np.array(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def _rgb_of_array(image):
+def _rgb_of_array(image: np.ndarray) -> np.ndarray:
     if image.ndim == 2:
         image = image[..., None]
     if (
@@ -271,7 +356,7 @@ def _rgb_of_array(image):
         or 0 in image.shape
     ):
         raise ValueError(
-            "A picture must be a path, bytes, a Pillow image, or a uint8 or "
+            "An image must be a path, bytes, a Pillow image, or a uint8 or "
             "uint16 array (height, width) or (height, width, 1, 3 or 4). "
             f"Received: {image.dtype} of shape {image.shape}."
         )
@@ -280,45 +365,69 @@ def _rgb_of_array(image):
     return np.repeat(image, 3, 2) if image.shape[-1] == 1 else image[..., :3]
 
 
-def _size(size):
-    height_width = (size, size) if np.ndim(size) == 0 else tuple(size)
-    if len(height_width) != 2 or any(
-        not isinstance(side, int | np.integer) or side < 1
-        for side in height_width
+def _check_scans(image: Image.Image, name: str) -> None:
+    file = getattr(image, "fp", None)
+    if file is None:  # it has been decoded
+        return
+    position = file.tell()
+    file.seek(0)
+    data = file.read()
+    file.seek(position)
+    if data.count(b"\xff\xda") <= MAX_SCANS:
+        return
+    # If the first scan holds all components, no other is decoded.
+    at = 2
+    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":
+        is_fill = data[at + 1 : at + 2] == b"\xff"
+        length = int.from_bytes(data[at + 2 : at + 4])
+        at += 1 if is_fill else 2 + length
+    components = data[at + 4 : at + 5]
+    if "progressive" in image.info or components != bytes(
+        [len(image.getbands())]
     ):
-        raise ValueError(
-            "size must be an integer greater than 0, or a pair of them "
-            f"(height, width), in pixels. Received: size={size!r}."
+        raise _TooLarge(
+            f"{name} is a JPEG of more than {MAX_SCANS} scans. Save it again "
+            "as a baseline JPEG."
         )
-    return tuple(int(side) for side in height_width)
 
 
-def _geometry(height, width, size, crop_ratio, maximum):
-    """Resized height and width, and the upper left corner of the crop.
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1...8; 1 if none can be read.
 
-    In whole numbers, which may be tensors, and rounded as torchvision does:
-    the longer side down, the corner half to even.
+    Not `Image.getexif`, which also searches other metadata, as browsers and
+    `keras_cait.decoding` do not.
     """
-    if not 0 < crop_ratio <= 1:
-        raise ValueError(
-            "crop_ratio must be greater than 0 and at most 1. "
-            f"Received: crop_ratio={crop_ratio}."
-        )
-    rows, columns = (int(side / crop_ratio) for side in size)
-    resized_height = maximum(rows, columns * height // width)
-    resized_width = maximum(columns, rows * width // height)
-    return (
-        resized_height,
-        resized_width,
-        _half(resized_height - size[0]),
-        _half(resized_width - size[1]),
-    )
+    exif = Image.Exif()
+    try:
+        exif.load(image.info.get("exif", b""))
+        orientation = exif.get(ORIENTATION, 1)
+    except Exception:  # damaged EXIF; the pixels may be good
+        return 1
+    return orientation if isinstance(orientation, int) else 1
 
 
-def _half(x):
-    """`round(x / 2)`, half to even: 3 -> 2, 5 -> 2."""
-    return (x + (x % 4) // 3) // 2
+def _taps(
+    size: int, new_size: int, start: int, count: int
+) -> tuple[int, np.ndarray]:
+    """Pillow's weights for one axis, for output pixels from `start` on.
+
+    Returns:
+        The first input pixel that has a weight, and float64 `(count, taps)`.
+
+    Reference: `keras_cait.decoding`, which has the same formulas.
+    """
+    scale = size / new_size
+    widened = max(scale, 1.0)  # shrinking averages: the antialiasing
+    centers = (start + np.arange(count) + 0.5) * scale
+    first = max(int(centers[0] - 2 * widened), 0)
+    last = min(int(centers[-1] + 2 * widened) + 1, size)
+    x = np.abs(np.arange(first, last) + 0.5 - centers[:, None]) / widened
+    near = (1.5 * x - 2.5) * x * x + 1.0
+    far = (((x - 5.0) * x + 8.0) * x - 4.0) * -0.5
+    weights = np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
+    weights /= weights.sum(axis=1, keepdims=True)
+    return first, np.round(weights * 2.0**22) * 2.0**-22
 
 
-def _to_8_bits(image):
-    return ops.clip(ops.floor(image + 0.5), 0.0, 255.0)
+def _to_8_bits(image: np.ndarray) -> np.ndarray:
+    return np.clip(np.floor(image + 0.5), 0, 255).astype("uint8")

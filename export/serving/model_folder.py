@@ -29,6 +29,7 @@ from export.serving.manifest import describe_version
 from export.serving.memory import server_memory
 from export.serving.warmup import write_warmup
 from keras_cait.files import locked
+from keras_cait.preprocessing import MAX_MEGAPIXELS
 
 BATCH_SIZES = (1, 2, 4, 8)
 MAX_MEGAPIXELS = 50.0
@@ -45,6 +46,7 @@ def write_version(
     xla: bool = False,
     batch_sizes: Sequence[int] = BATCH_SIZES,
     accuracy: Accuracy | None = None,
+    max_megapixels: float = MAX_MEGAPIXELS,
     check: Callable[[Path], object] = lambda version: None,
 ) -> Path:
     """Writes the next version of a served model, whole or not at all.
@@ -61,6 +63,7 @@ def write_version(
         xla: whether XLA compiles the model, once per batch size.
         batch_sizes: ints > 0, to which the server pads its batches.
         accuracy: written to the manifest.
+        max_megapixels: the server refuses encoded images of more pixels.
         check: called with the path of the finished version before it appears.
             If it raises, nothing is written.
 
@@ -99,7 +102,9 @@ def write_version(
         folder = unfinished / str(number)
         try:
             inference = InferenceModel(model, precision)
-            write_saved_model(inference, labels, folder, top, xla)
+            write_saved_model(
+                inference, labels, folder, top, xla, max_megapixels
+            )
             write_warmup(folder, output.name, inference.image_size, batch_sizes)
         except tf.errors.OpError as error:
             raise OSError(

@@ -14,7 +14,7 @@ from tensorflow_serving.apis.prediction_log_pb2 import (
     PredictLog,
 )
 
-from export.decoding import decode_picture
+from keras_cait.preprocessing import load_image, resize_and_crop
 
 # The input of each signature that is called with Predict.
 INPUTS = {
@@ -41,10 +41,10 @@ def write_warmup(
         batch_sizes: numbers of images per request.
     """
     encoded = example_image()
-    pixels = decode_picture(tf.constant(encoded), image_size)
+    pixels = resize_and_crop(load_image(encoded), image_size)
     examples = {
         "image_bytes": tf.constant(encoded),
-        "images": tf.cast(pixels, tf.uint8),
+        "images": tf.constant(pixels),
     }
     path = version / "assets.extra" / "tf_serving_warmup_requests"
     with tf.io.TFRecordWriter(str(path)) as writer:

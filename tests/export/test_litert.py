@@ -16,12 +16,12 @@ from export.litert_report import operations
 from export.predictors import litert_predictor
 from export.quantization import SCHEMES, calibration_images
 from export.serving.model_folder import write_version
+from keras_cait.decoding import resize_and_crop_in_graph
 from keras_cait.litert import LiteRTModel
 from keras_cait.loading import find_labels
 from keras_cait.preprocessing import (
     load_image,
     resize_and_crop,
-    resize_and_crop_in_graph,
 )
 from tests.helpers.commands import exit_status
 from tests.helpers.models import randomise

@@ -1,19 +1,18 @@
 """The SavedModel answers as the Keras model, and lives on after bad input."""
 
 import ctypes
-import io
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
 
 import keras_cait
-from export.decoding import decode_pictures
+from benchmarks import image_files
 from export.inference_graph import InferenceModel
 from export.saved_model import write_saved_model
+from keras_cait.decoding import decode_batch
 from keras_cait.preprocessing import load_image, resize_and_crop
 from tests.helpers.models import randomise
 from tests.helpers.reference import REFERENCE
@@ -102,7 +101,7 @@ def test_pixels(signatures, model, images):
 
 def test_embedding_and_attention(signatures, model):
     encoded = tf.constant(ENCODED)
-    images = decode_pictures(encoded, (32, 32))
+    images = decode_batch(encoded, (32, 32))
     embedding = keras.Model(model.input, model.get_layer("head").input)
     np.testing.assert_allclose(
         signatures["embedding"](image_bytes=encoded)["embedding"],
@@ -187,84 +186,34 @@ def test_the_loader_of_the_c_api(folder):
     c.TF_DeleteSession(ctypes.c_void_p(session), status)
 
 
-def encode(mode, format, **options):
-    file = io.BytesIO()
-    image = Image.open(PICTURES[0]).convert("RGB").convert(mode)
-    image.save(file, format, **options)
-    return file.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("mode", "format", "tolerance"),
-    [
-        ("RGB", "JPEG", 4),
-        ("L", "JPEG", 4),
-        ("CMYK", "JPEG", 4),
-        ("RGB", "PNG", 1),
-        ("L", "PNG", 1),
-        ("LA", "PNG", 1),
-        ("P", "PNG", 1),
-        ("RGBA", "PNG", 1),
-        ("1", "PNG", 1),
-        ("P", "GIF", 1),
-        ("L", "GIF", 1),
-        ("RGB", "BMP", 1),
-        ("RGBA", "BMP", 1),
-        ("L", "BMP", 1),
-    ],
-)
-def test_pictures_of_any_kind(mode, format, tolerance):
-    encoded = encode(mode, format)
-    image = decode_pictures(tf.constant([encoded]), (96, 160))[0]
-    expected = resize_and_crop(load_image(encoded), (96, 160)).astype(int)
-    assert np.abs(image.numpy() - expected).max() <= tolerance
-
-
-@pytest.mark.parametrize("endian", "<>")
-@pytest.mark.parametrize("orientation", range(10))  # 0 and 9 mean nothing
-def test_photos_are_turned_upright(orientation, endian):
-    exif = Image.Exif()
-    exif.endian = endian
-    exif[0x010F], exif[0x0112] = "a camera", orientation
-    encoded = encode("RGB", "JPEG", exif=exif.tobytes())
-    image = decode_pictures(tf.constant([encoded]), (96, 96))[0]
-    expected = resize_and_crop(load_image(encoded), (96, 96)).astype(int)
-    assert np.abs(image.numpy() - expected).max() <= 4
-
-
-@pytest.mark.parametrize(
-    "exif",
-    [b"Exif\0\0", b"Exif\0\0II*\0\x08\0\0\0\xff\xff", b"no Exif"],
-)
-def test_damaged_exif_turns_nothing(exif):
-    damaged, plain = encode("RGB", "JPEG", exif=exif), encode("RGB", "JPEG")
-    images = decode_pictures(tf.constant([damaged, plain]), (96, 96))
-    np.testing.assert_array_equal(*images)
-
-
-def test_the_first_frame_of_an_animation():
-    frames = [
-        Image.fromarray(np.full((40, 40, 3), value, "uint8"))
-        for value in (10, 200)
-    ]
-    file = io.BytesIO()
-    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
-    image = decode_pictures(tf.constant([file.getvalue()]), (32, 32))
-    assert np.all(image == 10)
-
-
 @pytest.mark.parametrize("signature", ["serving_default", "attention"])
 def test_broken_pictures_are_named_and_the_rest_goes_on(
     signatures, signature, expected
 ):
     broken = [ENCODED[0], b"", ENCODED[1], ENCODED[2][:300], b"\xff\xd8\xff"]
-    broken.append(encode("RGB", "WEBP", save_all=True))
+    broken.append(image_files.animation("WEBP"))
     with pytest.raises(
         tf.errors.InvalidArgumentError, match=r"image_bytes at\] \[1 3 4 5\]"
     ):
         signatures[signature](image_bytes=tf.constant(broken))
     answer = signatures[signature](image_bytes=tf.constant(ENCODED))
     assert_best(answer, expected)
+
+
+def test_too_many_pixels_are_refused(model, tmp_path):
+    large = image_files.png(1001, 1000)
+    write_saved_model(
+        InferenceModel(model), LABELS, tmp_path / "1", max_megapixels=1
+    )
+    signature = tf.saved_model.load(str(tmp_path / "1")).signatures
+    with pytest.raises(
+        tf.errors.InvalidArgumentError,
+        match=r"More than 1 megapixels: image_bytes at\] \[1\] "
+        r"\[of \(height, width\)\] \[\[1001 1000\]\]",
+    ):
+        signature["serving_default"](
+            image_bytes=tf.constant([ENCODED[0], large])
+        )
 
 
 @pytest.mark.parametrize(
@@ -310,7 +259,7 @@ def test_xla(tmp_path, precision):
     )
     signatures = tf.saved_model.load(str(tmp_path / "1")).signatures
     for count in (1, 3):
-        images = decode_pictures(tf.constant(ENCODED[:count]), (32, 32))
+        images = decode_batch(tf.constant(ENCODED[:count]), (32, 32))
         answer = signatures["pixels"](images=tf.cast(images, tf.uint8))
         np.testing.assert_allclose(
             answer["probabilities"],

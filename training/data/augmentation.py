@@ -9,7 +9,7 @@ import math
 
 import tensorflow as tf
 
-from keras_cait.decoding import SIGNATURES, decode_image
+from keras_cait.decoding import decode_crop
 from keras_cait.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 TRIES = 10  # to find a rectangle that fits, in random crops and erasing
@@ -51,27 +51,14 @@ def random_resized_crop(
     """
     draws = tf.random.stateless_uniform((TRIES, 4), seed)
 
-    def box(shape: tf.Tensor) -> tf.Tensor:
-        return crop_box(shape[0], shape[1], draws, scale, ratio)
-
-    def crop_jpeg() -> tf.Tensor:
-        return tf.image.decode_and_crop_jpeg(
-            image,
-            box(tf.image.extract_jpeg_shape(image)),
-            channels=3,
-            dct_method="INTEGER_ACCURATE",
-        )
-
-    def crop_other() -> tf.Tensor:
-        decoded = decode_image(image)
-        return _crop(decoded, box(tf.shape(decoded)))
+    def box(height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
+        return crop_box(height, width, draws, scale, ratio)
 
     if image.dtype == tf.string:
-        is_jpeg = tf.strings.substr(image, 0, 3) == SIGNATURES[0]
-        crop = tf.cond(is_jpeg, crop_jpeg, crop_other)
+        crop = decode_crop(image, box)
     else:
-        crop = _crop(image, box(tf.shape(image)))
-    crop = tf.ensure_shape(crop, (None, None, 3))
+        crop = _crop(image, box(*tf.unstack(tf.shape(image)[:2])))
+        crop = tf.ensure_shape(crop, (None, None, 3))
     resized = tf.image.resize(crop, (size, size), "bicubic", antialias=True)
     return tf.clip_by_value(tf.round(resized), 0.0, 255.0)
 

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from keras_cait.decoding import decode_image
+from keras_cait.decoding import decode_image, resize_and_crop_in_graph
 from keras_cait.files import write_text
-from keras_cait.preprocessing import resize_and_crop_in_graph
 from training.data.augmentation import (
     random_affine,
     random_erasing,
