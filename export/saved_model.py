@@ -105,6 +105,8 @@ class Signatures(tf.Module):
             )
         }
 
+    # Traced once, for all signatures.
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string)])
     def decode(self, image_bytes: tf.Tensor) -> tf.Tensor:
         """The model's input from encoded images."""
         return decode_batch(
