@@ -32,7 +32,6 @@ from keras_cait.files import locked
 from keras_cait.preprocessing import MAX_MEGAPIXELS
 
 BATCH_SIZES = (1, 2, 4, 8)
-MAX_MEGAPIXELS = 50.0
 # Plain words that YAML reads as something else than text.
 YAML_WORDS = ("y", "n", "yes", "no", "on", "off", "true", "false", "null")
 
@@ -124,7 +123,7 @@ def write_version(
             stable,
             batch_sizes,
             any(one["xla"] for one in manifests),
-            server_memory(manifests, max(batch_sizes), MAX_MEGAPIXELS),
+            server_memory(manifests, max(batch_sizes), max_megapixels),
         )
         check(folder)
         for name, text in files.items():

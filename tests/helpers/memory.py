@@ -1,17 +1,10 @@
-"""Images: which formats are read alike, and what the worst of them cost.
-
-Time and peak memory of decoding and resizing to 224 x 224 pixels, in the graph
-of training, evaluation and serving, and in Python. Each large image is measured
-in a process of its own.
-"""
+"""Peak memory of a block of code. Linux only."""
 
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-SIDE = 7071  # a square of 50 megapixels
 
 
 @dataclass
@@ -23,7 +16,7 @@ class Peak:
 
 @contextmanager
 def peak_memory() -> Iterator[Peak]:
-    """Measures the peak memory of a block. Linux only.
+    """Measures the peak memory that a block adds.
 
     Example:
     >>> with peak_memory() as peak:
