@@ -70,14 +70,14 @@ def direct(server, version, encoded):
     import tensorflow as tf
 
     signature = server.versions[version].signatures["serving_default"]
-    answer = signature(image_bytes=tf.constant(encoded))
+    result = signature(image_bytes=tf.constant(encoded))
     return [
         [
             (name.decode(), float(score))
             for name, score in zip(*row, strict=True)
         ]
         for row in zip(
-            answer["classes"].numpy(), answer["scores"].numpy(), strict=True
+            result["classes"].numpy(), result["scores"].numpy(), strict=True
         )
     ]
 
@@ -175,13 +175,13 @@ def test_broken_images_do_not_spoil_the_rest(
     server, connect, tmp_path, concurrency
 ):
     broken = tmp_path / "broken.jpg"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     missing = tmp_path / "missing.jpg"
     paths = [*IMAGES[:3], broken, *IMAGES[3:], missing]
-    answers = list(classify_all(connect(), paths, 2, concurrency))
-    assert answers[3].code == "INVALID_ARGUMENT"
-    assert isinstance(answers[-1], FileNotFoundError)
-    assert_same(answers[:3] + answers[4:-1], direct(server, 2, ENCODED))
+    results = list(classify_all(connect(), paths, 2, concurrency))
+    assert results[3].code == "INVALID_ARGUMENT"
+    assert isinstance(results[-1], FileNotFoundError)
+    assert_same(results[:3] + results[4:-1], direct(server, 2, ENCODED))
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "rest"])
@@ -198,7 +198,7 @@ def test_command(server, protocol, tmp_path, capsys):
     assert [line["image"] for line in lines] == list(map(str, IMAGES))
     assert_same([line["classes"] for line in lines], expected)
 
-    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
     assert exit_status(main, "classify", IMAGES[0], tmp_path, *options) == 1
     printed = capsys.readouterr().out
     assert expected[0][0][0] in printed
@@ -412,7 +412,7 @@ def test_a_real_server():
         os.environ["TF_SERVING_ADDRESS"],
         os.environ.get("TF_SERVING_MODEL", "cait_s24"),
     )
-    for answer in client.classify(ENCODED):
-        scores = [score for _, score in answer]
+    for result in client.classify(ENCODED):
+        scores = [score for _, score in result]
         assert scores == sorted(scores, reverse=True)
         assert 0 < sum(scores) <= 1.0001

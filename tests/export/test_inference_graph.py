@@ -82,8 +82,8 @@ def test_bfloat16_is_close_and_half_as_large(small_model, images):
 
 
 def test_an_empty_batch(small_model):
-    answers = InferenceModel(small_model)(np.zeros((0, 32, 32, 3), "uint8"))
-    shapes = {name: tuple(value.shape) for name, value in answers.items()}
+    found = InferenceModel(small_model)(np.zeros((0, 32, 32, 3), "uint8"))
+    shapes = {name: tuple(value.shape) for name, value in found.items()}
     assert shapes == {
         "logits": (0, 5),
         "probabilities": (0, 5),

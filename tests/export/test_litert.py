@@ -101,10 +101,10 @@ def test_litert_runs_whole_on_the_delegate(exported, images):
 
     runner = interpreter.get_signature_runner()
     model = keras.models.load_model(exported / "model.keras")
-    for picture in images.astype("float32"):
-        answer = runner(images=picture[None])["probabilities"]
+    for image in images.astype("float32"):
+        found = runner(images=image[None])["probabilities"]
         np.testing.assert_allclose(
-            answer, model.predict(picture[None], verbose=0), atol=1e-6
+            found, model.predict(image[None], verbose=0), atol=1e-6
         )
 
 
@@ -228,13 +228,13 @@ def test_every_option_in_one_file(exported, images, tmp_path):
     assert find_labels(output) == LABELS
 
     model = keras.models.load_model(exported / "model.keras")
-    answers = InferenceModel(model, gelu="tanh")(images)
+    outputs = InferenceModel(model, gelu="tanh")(images)
     by_tanh, trained = (
-        answers["probabilities"].numpy(),
+        outputs["probabilities"].numpy(),
         model.predict(images, verbose=0),
     )
     assert 1e-6 < np.abs(by_tanh - trained).max() < 5e-3
-    answers["attention"] = tf.reshape(answers["attention"], (2, 4, 4, 4))
+    outputs["attention"] = tf.reshape(outputs["attention"], (2, 4, 4, 4))
     interpreter = Interpreter(str(output))
     found = {}
     for name in ("serving_default", "embedding", "attention"):
@@ -242,7 +242,7 @@ def test_every_option_in_one_file(exported, images, tmp_path):
         found |= runner(images=images)
     assert set(found) == {"logits", "embedding", "attention"}
     for name, value in found.items():
-        np.testing.assert_allclose(value, answers[name], atol=1e-4)
+        np.testing.assert_allclose(value, outputs[name], atol=1e-4)
     predict = LiteRTModel(output)
     np.testing.assert_allclose(predict(images[:1]), by_tanh[:1], atol=1e-5)
 

@@ -231,10 +231,10 @@ class RawServer:
             except OSError:  # closed
                 return
             threading.Thread(
-                target=self.answer, args=[connection], daemon=True
+                target=self.respond_to, args=[connection], daemon=True
             ).start()
 
-    def answer(self, connection):
+    def respond_to(self, connection):
         with connection, suppress(OSError):  # the client may have left
             self.respond(connection, self.closed)
 
