@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from keras_cait.command_line import BatchSize
+from keras_cait.command_line import BatchSize, Count
 
 
 def classify(
@@ -16,7 +16,7 @@ def classify(
     version_label: str | None = None,
     protocol: Literal["grpc", "rest"] = "grpc",
     batch_size: BatchSize = 8,
-    concurrency: int = 1,
+    concurrency: Count = 1,
     timeout: float = 30.0,
     json: bool = False,
 ) -> None:

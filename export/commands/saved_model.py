@@ -3,7 +3,13 @@
 from pathlib import Path
 
 from export.options import BatchSizes, Precision
-from keras_cait.command_line import ImageSize, Labels, ModelSource, Variant
+from keras_cait.command_line import (
+    Count,
+    ImageSize,
+    Labels,
+    ModelSource,
+    Variant,
+)
 
 
 def saved_model(
@@ -13,7 +19,7 @@ def saved_model(
     variant: Variant = None,
     image_size: ImageSize = None,
     labels: Labels = None,
-    top: int = 5,
+    top: Count = 5,
     precision: Precision = "float32",
     xla: bool = False,
     batch_sizes: BatchSizes = (1, 2, 4, 8),

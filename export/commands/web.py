@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 
 def web(
@@ -21,7 +22,7 @@ def web(
         Parameter(consume_multiple=True, show_default=False),
     ] = (),
     serve: bool = False,
-    port: int = 8000,
+    port: Annotated[int, Parameter(validator=Number(gte=0, lte=65535))] = 8000,
 ) -> None:
     """Make a static site that classifies images in the browser.
 

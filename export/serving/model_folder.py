@@ -10,7 +10,6 @@ models/cait_s24/
 """
 
 import json
-import os
 import re
 import tempfile
 from collections.abc import Callable, Sequence
@@ -28,7 +27,7 @@ from export.serving.configuration import configuration, stable_version
 from export.serving.manifest import describe_version
 from export.serving.memory import server_memory
 from export.serving.warmup import write_warmup
-from keras_cait.files import locked
+from keras_cait.files import folder_path, locked
 from keras_cait.preprocessing import MAX_MEGAPIXELS
 
 BATCH_SIZES = (1, 2, 4, 8)
@@ -140,26 +139,18 @@ def check_output(output: str | Path) -> Path:
     """Checks that a version can be written, before work is spent on it.
 
     Args:
-        output: the folder of the served model. Its parent is created.
+        output: the folder of the served model. Nothing is created.
 
     Returns:
         The absolute path.
 
     Raises:
-        ValueError: the name cannot be served, or the path is a file.
-        OSError: the parent folder cannot be created or written.
+        ValueError: the name cannot be served, or the path is not a folder.
+        OSError: there is no permission to write to it.
     """
     output = Path(output).absolute()
     check_served_name(output.name)
-    if output.exists() and not output.is_dir():
-        raise ValueError(
-            f"{str(output)!r} is a file. Choose a folder for the served model."
-        )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    folder = output if output.exists() else output.parent
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(f"No permission to write to {str(folder)!r}.")
-    return output
+    return folder_path(output)
 
 
 def check_served_name(name: str) -> None:

@@ -88,8 +88,10 @@ def test_nothing_is_received(server, method):
 @pytest.mark.parametrize("port", ["99999", "-1"])
 def test_a_port_out_of_range(port, tmp_path, capsys):
     options = ["--output", tmp_path, "--serve", "--port", port]
-    assert exit_status(main, "web", *options) == 1
-    assert "The port must be in 0...65535" in capsys.readouterr().err
+    assert exit_status(main, "web", *options) == 2
+    assert "--port" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"The port must be in 0\.\.\.65535"):
+        site_server(tmp_path, int(port))
 
 
 def test_a_port_in_use(server, tmp_path, capsys):
