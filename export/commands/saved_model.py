@@ -23,6 +23,7 @@ def saved_model(
     precision: Precision = "float32",
     xla: bool = False,
     batch_sizes: BatchSizes = (1, 2, 4, 8),
+    max_megapixels: float = 50.0,
 ) -> None:
     """Write the next version of a model for TensorFlow Serving.
 
@@ -33,6 +34,8 @@ def saved_model(
         precision: Precision of weights and matrix products.
         xla: Compile the model with XLA, once per batch size.
         batch_sizes: Sizes to which the server pads its batches.
+        max_megapixels: Refuse encoded images with more million pixels. The
+            server's memory limit grows with it.
     """
     from export.check_saved_model import check_saved_model
     from export.exportable import load_exportable
@@ -52,6 +55,7 @@ def saved_model(
         xla,
         batch_sizes,
         measured_accuracy(model, trained),
+        max_megapixels=max_megapixels,
         check=lambda path: check_saved_model(path, trained, images),
     )
     print(f"Wrote {version}")

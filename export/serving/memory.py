@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from keras_cait.preprocessing import MAX_MEGAPIXELS
+
 MIB = 1 << 20
 PROCESS = 1024 * MIB
 GRAPH = 256 * MIB
@@ -32,20 +34,18 @@ class Memory:
 
 
 def server_memory(
-    manifests: Sequence[dict[str, Any]],
-    batch_size: int,
-    max_megapixels: float,
+    manifests: Sequence[dict[str, Any]], batch_size: int
 ) -> Memory:
     """Memory that a server needs.
 
     Args:
         manifests: contents of `manifest.json` of all served versions.
         batch_size: largest batch.
-        max_megapixels: largest accepted image in millions of pixels.
 
     Example:
     >>> outputs = {"attention": {"shape": [None, 2, 4, 14, 14]}}
     >>> manifest = {
+    ...     "max_megapixels": 50,
     ...     "bytes": {"variables/variables.data-00000-of-00001": 48_000_000},
     ...     "signatures": {
     ...         "attention": {"outputs": outputs},
@@ -54,7 +54,7 @@ def server_memory(
     ...         },
     ...     },
     ... }
-    >>> server_memory([manifest], batch_size=8, max_megapixels=50)
+    >>> server_memory([manifest], batch_size=8)
     Memory(request=1446, limit=11365)
     """
     versions = sum(GRAPH + 2 * _variable_bytes(one) for one in manifests)
@@ -62,7 +62,10 @@ def server_memory(
     activations = batches * max(map(_image_bytes, manifests))
     request = PROCESS + versions + activations
     # What decoding and resizing take at most, held by tests of the decoder.
-    decoding = batches * (4 * 3 * max_megapixels * 1e6 + 50e6)
+    megapixels = max(
+        one.get("max_megapixels", MAX_MEGAPIXELS) for one in manifests
+    )
+    decoding = batches * (4 * 3 * megapixels * 1e6 + 50e6)
     return Memory(_mib(request), _mib(request + decoding))
 
 

@@ -10,6 +10,7 @@ models/cait_s24/
 """
 
 import json
+import math
 import re
 import tempfile
 from collections.abc import Callable, Sequence
@@ -83,6 +84,10 @@ def write_version(
         raise ValueError(
             f"Batch sizes must be at least 1. Got {batch_sizes or 'none'}."
         )
+    if not 0 < max_megapixels < math.inf:
+        raise ValueError(
+            f"max_megapixels must be positive. Got {max_megapixels}."
+        )
     with (
         locked(output),
         tempfile.TemporaryDirectory(
@@ -113,6 +118,7 @@ def write_version(
             "precision": precision,
             "xla": xla,
             "top": top,
+            "max_megapixels": max_megapixels,
         }
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=2))
         manifests.append(manifest)
@@ -122,7 +128,7 @@ def write_version(
             stable,
             batch_sizes,
             any(one["xla"] for one in manifests),
-            server_memory(manifests, max(batch_sizes), max_megapixels),
+            server_memory(manifests, max(batch_sizes)),
         )
         check(folder)
         for name, text in files.items():

@@ -1,6 +1,7 @@
 """The folder of a served model: whole, numbered and as the server reads it."""
 
 import json
+import re
 import resource
 import shutil
 from pathlib import Path
@@ -111,6 +112,25 @@ def test_the_server_is_told_of_xla(model, served, copied, tmp_path):
         assert flag.format("true") in (output / "compose.yaml").read_text()
 
 
+def test_memory_suits_all_versions(model, copied, tmp_path):
+    """The largest image that any served version accepts decides."""
+    limits = []
+    for megapixels in (10, 20, 10):
+        write_version(
+            model,
+            LABELS,
+            tmp_path / "cait",
+            batch_sizes=(1,),
+            max_megapixels=megapixels,
+        )
+        text = (tmp_path / "cait/kubernetes.yaml").read_text()
+        limits.append(int(re.search(r"limits: .*memory: (\d+)Mi", text)[1]))
+    graph = 256  # MiB of one more version
+    larger_images = 2 * 4 * 3 * 10e6 / 2**20
+    assert limits[1] - limits[0] == pytest.approx(graph + larger_images, abs=5)
+    assert limits[2] - limits[1] == pytest.approx(graph, abs=5)
+
+
 def test_warmup_asks_every_signature_at_every_batch_size(served):
     path = served / "2/assets.extra/tf_serving_warmup_requests"
     asked = set()
@@ -205,6 +225,8 @@ def test_a_full_disk_is_one_clear_error(model, tmp_path, capfd, limit):
     [
         ({"output": "models/of mine"}, "name of the served model"),
         ({"batch_sizes": (0, 1)}, "at least 1"),
+        ({"max_megapixels": 0}, "max_megapixels must be positive"),
+        ({"max_megapixels": float("nan")}, "max_megapixels must be positive"),
         ({"top": 0}, "top must be at least 1. Got 0"),
         ({"labels": ["one"]}, "1 labels for 5 classes"),
     ],
