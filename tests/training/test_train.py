@@ -13,6 +13,8 @@ import tensorflow as tf
 import training.data.datasets as datasets
 import training.loop.strategies as strategies
 import training.train as program
+from tests.helpers.commands import exit_status
+from training import report
 from training.data.augmentation import random_affine
 from training.data.datasets import Examples, load
 from training.data.pipeline import evaluation_batches, training_batches
@@ -190,6 +192,18 @@ def test_a_run_shows_and_sums_up_what_it_did(tmp_path, few_digits):
         *(f"gammas/{block}/layer_scale_{i}" for i in (1, 2)),
     }
     assert {s for s, tag in shown if tag.startswith("gammas")} == {2, 3}
+
+    row = {"name": "small.tflite", "top1": 0.25, "agreement": 0.75}
+    row |= {"max_difference": 1e-3, "milliseconds": 1.5, "megabytes": 0.1}
+    (tmp_path / "verify.json").write_text(
+        json.dumps([row | {"example": ["7", 0.5]}])
+    )
+    assert exit_status(report.main, tmp_path) == 0
+    text = (tmp_path / "report.md").read_text()
+    assert f"on 100 validation images: **{summary['top1']:.1%}**" in text
+    assert "| small.tflite | 25.0% | 75.0% | 1.0e-03 | 1.5 |" in text
+    for figure in re.findall(r"\((.*?\.png)\)", text):
+        assert (tmp_path / figure).read_bytes().startswith(b"\x89PNG")
 
 
 def start(output, recipe):
