@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from keras_cait.preprocessing import MAX_MEGAPIXELS
+from keras_cait.preprocessing import MAX_MEGAPIXELS, decoding_memory
 
 MIB = 1 << 20
 PROCESS = 1024 * MIB
@@ -55,17 +55,17 @@ def server_memory(
     ...     },
     ... }
     >>> server_memory([manifest], batch_size=8)
-    Memory(request=1446, limit=11365)
+    Memory(request=1446, limit=2686)
     """
     versions = sum(GRAPH + 2 * _variable_bytes(one) for one in manifests)
     batches = BATCH_THREADS * batch_size
     activations = batches * max(map(_image_bytes, manifests))
     request = PROCESS + versions + activations
-    # What decoding and resizing take at most, held by tests of the decoder.
     megapixels = max(
         one.get("max_megapixels", MAX_MEGAPIXELS) for one in manifests
     )
-    decoding = batches * (4 * 3 * megapixels * 1e6 + 50e6)
+    # The images of a batch share the limit: large ones are decoded in turn.
+    decoding = BATCH_THREADS * decoding_memory(megapixels)
     return Memory(_mib(request), _mib(request + decoding))
 
 

@@ -9,11 +9,11 @@ import pytest
 import tensorflow as tf
 
 import keras_cait
+from benchmarks import image_files
 from export.inference_graph import InferenceModel
 from export.saved_model import write_saved_model
 from keras_cait.decoding import decode_batch
 from keras_cait.preprocessing import load_image, resize_and_crop
-from tests.helpers import image_files
 from tests.helpers.models import randomise
 from tests.helpers.reference import REFERENCE
 

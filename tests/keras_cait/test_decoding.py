@@ -11,10 +11,10 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from benchmarks import image_files
+from benchmarks.image_files import encode, example
 from keras_cait import decoding
 from keras_cait.preprocessing import load_image, resize_and_crop
-from tests.helpers import image_files
-from tests.helpers.image_files import encode, example
 
 KINDS = image_files.kinds()
 # What the graph refuses and load_image reads.
@@ -35,6 +35,11 @@ REFUSED = {
 }
 ENCODED = tf.TensorSpec((), tf.string)
 decode_image = tf.function(decoding.decode_image, input_signature=[ENCODED])
+
+
+@pytest.fixture(autouse=True)
+def deterministic():
+    """Nothing here is random; a new seed would discard compiled functions."""
 
 
 @tf.function(input_signature=[tf.TensorSpec((None,), tf.string)])
@@ -222,7 +227,7 @@ DECODE_ALL = """
 import json, sys, time
 from pathlib import Path
 import tensorflow as tf
-from tests.helpers.memory import peak_memory
+from benchmarks.images import peak_memory
 from keras_cait.decoding import decode_image
 
 decode = tf.function(

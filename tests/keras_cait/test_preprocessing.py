@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 import keras_cait
+from benchmarks import image_files
 from keras_cait import preprocessing
-from tests.helpers import image_files
 from tests.helpers.reference import REFERENCE
 
 FOLDER = REFERENCE / "preprocess"
