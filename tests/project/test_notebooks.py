@@ -84,7 +84,7 @@ def test_runs_in_small_mode(path, tmp_path, monkeypatch):
     asked, holds = RESULTS[path.stem]
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:  # in the kernel, which has TensorFlow already
-        cell.source = cell.source.replace("!python -m export", "%run -m export")
+        cell.source = cell.source.replace("!python -m", "%run -m")
     last = f"import json\nprint(json.dumps({asked}))"
     notebook.cells.append(nbformat.v4.new_code_cell(last))
     folder = tmp_path / "here"
