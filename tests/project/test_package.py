@@ -34,7 +34,7 @@ def test_wheel_and_sdist_hold_the_library_alone(tmp_path):
     files = set(zipfile.ZipFile(wheel).namelist())
     library = {
         path.relative_to(ROOT).as_posix()
-        for path in (ROOT / "keras_cait").iterdir()
+        for path in (ROOT / "keras_cait").rglob("*")
         if path.suffix in (".py", ".txt", ".typed")
     }
     folder = wheel.name.removesuffix("-py3-none-any.whl") + ".dist-info"

@@ -1,0 +1,314 @@
+"""Encoded images to RGB inside a TensorFlow graph.
+
+Training, evaluation and serving decode with this module. It returns the pixels
+of `keras_cait.load_image` or refuses the file, and is safe with untrusted
+files: the header is checked before any memory is allocated for pixels.
+
+Only this package of keras_cait imports TensorFlow; `import keras_cait` does not
+import it.
+"""
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from keras_cait.decoding import bmp, gif, jpeg, png
+from keras_cait.decoding.orientation import turn
+from keras_cait.decoding.reading import part
+from keras_cait.decoding.resizing import resize_and_crop_in_graph
+from keras_cait.preprocessing import MAX_MEGAPIXELS, check_size
+
+# TensorFlow's decoders detect the format by themselves and also run on WebP,
+# where an animation corrupts the heap. Only these formats may reach them.
+JPEG, PNG, GIF, BMP = range(4)
+SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM")
+
+
+def decode_image(
+    encoded: tf.Tensor, max_megapixels: float = MAX_MEGAPIXELS
+) -> tf.Tensor:
+    """Decodes a JPEG, PNG, GIF or BMP.
+
+    The pixels equal those of `keras_cait.load_image`: gray and palette images
+    become RGB, 16 bits become 8, transparency is dropped, the EXIF orientation
+    is applied, and an animation yields its first frame. (Values of CMYK differ
+    by at most 1.) Refused are: JPEG with arithmetic coding, 12 bits, lossless,
+    or CMYK without an Adobe marker; GIF whose first frame exceeds the canvas;
+    BMP of 1, 4 or 16 bits, compressed, or with the header of OS/2.
+
+    Args:
+        encoded: scalar string tensor, the content of a file.
+        max_megapixels: limit of width x height in millions. The header is
+            checked before the image is decoded.
+
+    Returns:
+        uint8 tensor `(height, width, 3)`, RGB in 0...255.
+
+    Raises:
+        tf.errors.InvalidArgumentError: the format is another, the image has
+            more pixels than the limit, or it cannot be decoded.
+
+    Example:
+    >>> encoded = tf.io.encode_png(tf.zeros((48, 64, 1), tf.uint8))
+    >>> decode_image(encoded).shape.as_list()
+    [48, 64, 3]
+    """
+    header = _header(encoded)
+    with tf.control_dependencies([_check_pixels(header, max_megapixels)]):
+        return _decode(encoded, tf.identity(header))
+
+
+def image_size(encoded: tf.Tensor) -> tf.Tensor:
+    """Reads the size of a JPEG, PNG, GIF or BMP from its header.
+
+    Args:
+        encoded: scalar string tensor, the content of a file.
+
+    Returns:
+        int64 tensor `[height, width]`, of the pixels as they are stored: the
+        EXIF orientation of an image may swap the two.
+
+    Raises:
+        tf.errors.InvalidArgumentError: the format is another, or the header is
+            damaged.
+
+    Example:
+    >>> encoded = tf.io.encode_png(tf.zeros((48, 64, 1), tf.uint8))
+    >>> image_size(encoded).numpy().tolist()
+    [48, 64]
+    """
+    return _header(encoded)[1:3]
+
+
+def decode_crop(
+    encoded: tf.Tensor,
+    choose: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+    max_megapixels: float = MAX_MEGAPIXELS,
+) -> tf.Tensor:
+    """Decodes a part of an image. Of a JPEG, only that part is decoded.
+
+    Args:
+        encoded: scalar string tensor, the content of a file.
+        choose: function of the upright image's height and width, int32
+            scalars, to the part, int32 `[top, left, height, width]`.
+        max_megapixels: limit of the whole image's width x height in millions.
+
+    Returns:
+        uint8 tensor `(height, width, 3)`, equal to that part of
+        `decode_image(encoded)`.
+
+    Raises:
+        tf.errors.InvalidArgumentError: as for `decode_image`.
+
+    Example:
+    >>> encoded = tf.io.encode_jpeg(tf.zeros((48, 64, 3), tf.uint8))
+    >>> decode_crop(encoded, lambda h, w: [0, 0, h // 2, w // 4]).shape
+    TensorShape([24, 16, 3])
+    """
+    header = _header(encoded)
+    with tf.control_dependencies([_check_pixels(header, max_megapixels)]):
+        header = tf.identity(header)
+
+    def part_of_jpeg() -> tf.Tensor:
+        orientation = header[3]
+        height, width = tf.unstack(tf.cast(header[1:3], tf.int32))
+        swapped = orientation >= 5
+        box = tf.convert_to_tensor(
+            choose(
+                tf.where(swapped, width, height),
+                tf.where(swapped, height, width),
+            )
+        )
+        top, left, rows, columns = tf.unstack(
+            jpeg.stored_box(box, height, width, orientation)
+        )
+        # One more column on each side: colors are interpolated between them.
+        first = tf.maximum(left - 1, 0)
+        last = tf.minimum(left + columns + 1, width)
+        image = tf.image.decode_and_crop_jpeg(
+            encoded,
+            [top, first, rows, last - first],
+            channels=3,
+            dct_method="INTEGER_ACCURATE",
+        )[:, left - first : left - first + columns]
+        return turn(image, orientation)
+
+    def part_of_other() -> tf.Tensor:
+        image = _decode(encoded, header)
+        height, width = tf.unstack(tf.shape(image)[:2])
+        top, left, rows, columns = tf.unstack(
+            tf.convert_to_tensor(choose(height, width))
+        )
+        return image[top : top + rows, left : left + columns]
+
+    image = tf.cond(header[0] == JPEG, part_of_jpeg, part_of_other)
+    return tf.ensure_shape(image, (None, None, 3))
+
+
+def decode_batch(
+    image_bytes: tf.Tensor,
+    size: int | tuple[int, int],
+    crop_ratio: float = 1.0,
+    max_megapixels: float = MAX_MEGAPIXELS,
+) -> tf.Tensor:
+    """Decodes a batch of images in parallel and crops each to one size.
+
+    All images that are decoded at the same time have at most `max_megapixels`
+    together, so that memory does not grow with the batch.
+
+    Args:
+        image_bytes: string tensor `(batch,)`, contents of files, as for
+            `decode_image`.
+        size: height and width in pixels, or an int for both.
+        crop_ratio: float in (0, 1]. Share of the shorter side that is kept.
+        max_megapixels: limit of each image's width x height in millions.
+
+    Returns:
+        float32 tensor `(batch, height, width, 3)`, whole numbers in 0...255.
+
+    Raises:
+        tf.errors.InvalidArgumentError: an image is too large or cannot be
+            decoded; the message lists the index of each such image.
+
+    Example:
+    >>> encoded = tf.io.encode_png(tf.zeros((48, 64, 3), tf.uint8))
+    >>> tuple(decode_batch(encoded[None], 32).shape)
+    (1, 32, 32, 3)
+    """
+    size = check_size(size)
+    limit = int(max_megapixels * 1e6)
+    count = tf.size(image_bytes, tf.int64)
+    headers, read = _successes(image_bytes, _header, (4,), tf.int64, count)
+    pixels = headers[:, 1] * headers[:, 2]
+    too_large = tf.where(pixels > limit)[:, 0]
+    message = f"More than {max_megapixels:g} megapixels: image_bytes at"
+    check = tf.debugging.Assert(
+        tf.size(too_large) == 0,
+        [
+            message,
+            too_large,
+            "of (height, width)",
+            tf.gather(headers[:, 1:3], too_large),
+        ],
+        summarize=1000,
+    )
+    with tf.control_dependencies([check]):
+        largest = tf.maximum(tf.reduce_max(tf.pad(pixels, [[0, 1]])), 1)
+
+    def decode(element: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+        encoded, header = element
+        readable = tf.debugging.Assert(header[1] > 0, ["No header."])
+        with tf.control_dependencies([readable]):
+            image = _decode(encoded, tf.identity(header))
+        return resize_and_crop_in_graph(image, size, crop_ratio)
+
+    images, decoded = _successes(
+        (image_bytes, headers),
+        decode,
+        (*size, 3),
+        tf.float32,
+        tf.minimum(limit // largest, count),
+    )
+    broken = tf.where(~(read & decoded))[:, 0]
+    message = "Not a JPEG, PNG, GIF or BMP that can be decoded: image_bytes at"
+    check = tf.debugging.Assert(
+        tf.size(broken) == 0, [message, broken], summarize=1000
+    )
+    with tf.control_dependencies([check]):
+        return tf.identity(images)
+
+
+def _successes(inputs, function, shape, dtype, parallel):
+    """Maps a function over a batch; an element that fails becomes zeros.
+
+    Returns:
+        Tensor `(batch, *shape)`, and bool `(batch,)`: which have succeeded.
+    """
+    count = tf.shape(tf.nest.flatten(inputs)[0], tf.int64)[0]
+    mapped = (
+        tf.data.Dataset.from_tensor_slices(inputs)
+        .enumerate()
+        .map(
+            lambda index, element: (index, function(element)),
+            num_parallel_calls=tf.maximum(parallel, 1),
+        )
+        .ignore_errors()
+    )
+    # One more element, as an empty dataset has no batch.
+    end = tf.data.Dataset.from_tensors((count, tf.zeros(shape, dtype)))
+    indices, outputs = (
+        mapped.concatenate(end).batch(count + 1).get_single_element()
+    )
+    positions = tf.reduce_max(
+        tf.where(
+            tf.range(count)[:, None] == indices, tf.range(tf.size(indices)), -1
+        ),
+        axis=1,
+    )
+    return tf.gather(outputs, positions % tf.size(indices)), positions >= 0
+
+
+def _check_pixels(header, max_megapixels):
+    height, width = header[1], header[2]
+    return tf.debugging.Assert(
+        height * width <= int(max_megapixels * 1e6),
+        [
+            f"The image has more than {max_megapixels:g} megapixels "
+            "(height, width):",
+            header[1:3],
+        ],
+    )
+
+
+def _header(encoded):
+    """int64 `[format, height, width, orientation]`, as they are stored."""
+    matches = tf.stack(
+        [
+            part(encoded, 0, len(signature)) == signature
+            for signature in SIGNATURES
+        ]
+    )
+    check = tf.debugging.Assert(
+        tf.reduce_any(matches), ["Not a JPEG, PNG, GIF or BMP image."]
+    )
+    with tf.control_dependencies([check]):
+        image_format = tf.argmax(matches, output_type=tf.int32)
+    header = tf.switch_case(
+        image_format,
+        [
+            lambda: jpeg.read_header(encoded),
+            lambda: png.read_header(encoded),
+            lambda: gif.read_header(encoded),
+            lambda: bmp.read_header(encoded),
+        ],
+    )
+    check = tf.debugging.Assert(
+        tf.reduce_all(header[:2] > 0), ["The image has no pixels."]
+    )
+    with tf.control_dependencies([check]):
+        return tf.concat([[tf.cast(image_format, tf.int64)], header], axis=0)
+
+
+def _decode(encoded, header):
+    """Decodes an image whose header has been checked."""
+    image = tf.switch_case(
+        tf.cast(header[0], tf.int32),
+        [
+            lambda: turn(
+                tf.io.decode_jpeg(
+                    encoded, channels=3, dct_method="INTEGER_ACCURATE"
+                ),
+                header[3],
+            ),
+            lambda: png.decode(encoded),
+            lambda: gif.decode(encoded),
+            lambda: bmp.decode(encoded),
+        ],
+    )
+    image = tf.ensure_shape(image, (None, None, 3))
+    check = tf.debugging.Assert(
+        tf.size(image, tf.int64) == 3 * header[1] * header[2],
+        ["The image has another size than its header says."],
+    )
+    with tf.control_dependencies([check]):
+        return tf.identity(image)
