@@ -12,7 +12,7 @@ from typing import Any, Literal
 from cyclopts import App, Parameter
 
 from benchmarks.interleave import Runner, Timing, interleave, relative
-from benchmarks.results import Output, Rounds, Rows, show, write
+from benchmarks.results import Count, Output, Rounds, Rows, show, write
 
 GMACS = {"XXS24": 2.53, "S24": 9.35}  # published, at 224 x 224
 SIZE = 224
@@ -179,7 +179,7 @@ app = App(
 def main(
     *,
     variants: tuple[Literal["XXS24", "S24"], ...] = ("XXS24", "S24"),
-    batch_sizes: tuple[int, ...] = (1, 8, 32),
+    batch_sizes: tuple[Count, ...] = (1, 8, 32),
     rounds: Rounds = 7,
     output: Output = None,
 ) -> None:

@@ -15,6 +15,7 @@ from cyclopts import App, Parameter
 from benchmarks.inference import Run, onnx_runtime_runner, timm_runner
 from benchmarks.interleave import Runner, Timing, interleave, relative
 from benchmarks.results import Output, Rounds, Rows, show, write
+from training.recipes import Variant
 
 THREADS = (1, 2)
 
@@ -114,7 +115,7 @@ app = App(
 @app.default
 def main(
     *,
-    variants: tuple[str, ...] = ("XXS24",),
+    variants: tuple[Variant, ...] = ("XXS24",),
     rounds: Rounds = 7,
     output: Output = None,
 ) -> None:

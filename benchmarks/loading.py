@@ -16,13 +16,14 @@ from typing import Any
 from cyclopts import App
 
 from benchmarks.results import Output, Rounds, Rows, show, write
+from training.recipes import Variant
 
 app = App(name="python -m benchmarks.loading", help=__doc__)
 
 
 @app.default
 def main(
-    *, variant: str = "S24", rounds: Rounds = 15, output: Output = None
+    *, variant: Variant = "S24", rounds: Rounds = 15, output: Output = None
 ) -> None:
     """Times loading a .safetensors file.
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from cyclopts import App
 
-from benchmarks.results import Output, Rounds, Rows, show, write
+from benchmarks.results import Count, Output, Rounds, Rows, show, write
 
 SIZE = 224
 CLASSES = 1000
@@ -222,8 +222,8 @@ app = App(name="python -m benchmarks.pipeline", help=__doc__)
 @app.default
 def main(
     *,
-    batch_size: int = 64,
-    batches: int = 12,
+    batch_size: Count = 64,
+    batches: Count = 12,
     rounds: Rounds = 3,
     output: Output = None,
 ) -> None:

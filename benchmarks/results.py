@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = (
@@ -21,11 +22,37 @@ PACKAGES = (
 # Numbers by row and column; a string says why there is no number.
 Rows = Mapping[str, Mapping[str, float | int | str | None]]
 
+
+def check_output(kind: Any, path: Path | None) -> None:
+    """Checks that the output can be written, before the measurements.
+
+    Raises:
+        ValueError: it is a folder, or inside a file.
+    """
+    # Not above: a baseline's process would import Keras and count its memory.
+    from keras_cait.files import folder_path
+
+    if path:
+        folder_path(path.parent)
+        if path.is_dir():
+            raise ValueError(f"{str(path)!r} is a folder.")
+
+
+AT_LEAST_1 = Number(gte=1)
+Count = Annotated[int, Parameter(validator=AT_LEAST_1)]
 Rounds = Annotated[
-    int, Parameter(name="--rounds", help="Timed runs; the fastest counts.")
+    int,
+    Parameter(
+        name="--rounds",
+        validator=AT_LEAST_1,
+        help="Timed runs; the fastest counts.",
+    ),
 ]
 Output = Annotated[
-    Path | None, Parameter(name="--output", help="JSON file to write.")
+    Path | None,
+    Parameter(
+        name="--output", validator=check_output, help="JSON file to write."
+    ),
 ]
 
 

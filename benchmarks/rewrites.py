@@ -19,7 +19,7 @@ import tensorflow as tf
 from cyclopts import App
 
 import keras_cait
-from benchmarks.results import Output, Rounds, Rows, show, write
+from benchmarks.results import Count, Output, Rounds, Rows, show, write
 from export import inference_graph
 from export.inference_graph import (
     InferenceModel,
@@ -30,6 +30,7 @@ from export.inference_graph import (
     softmax,
 )
 from keras_cait.command_line import run
+from training.recipes import Variant
 
 Function = Callable[[tf.Tensor], Any]
 
@@ -152,8 +153,8 @@ app = App(name="python -m benchmarks.rewrites", help=__doc__)
 @app.default
 def main(
     *,
-    variant: str = "S24",
-    batch_size: int = 8,
+    variant: Variant = "S24",
+    batch_size: Count = 8,
     rounds: Rounds = 7,
     output: Output = None,
 ) -> None:

@@ -19,7 +19,8 @@ from cyclopts import App, Parameter
 
 from benchmarks.inference import Run, onnx_runtime_runner, timm_runner
 from benchmarks.interleave import Runner, Timing, interleave, relative
-from benchmarks.results import Output, Rounds, Rows, show, write
+from benchmarks.results import Count, Output, Rounds, Rows, show, write
+from training.recipes import Variant
 
 LABELS = [f"class {i}" for i in range(1000)]
 
@@ -165,12 +166,12 @@ app = App(
 @app.default
 def main(
     *,
-    variant: str = "S24",
-    batch_sizes: tuple[int, ...] = (1, 8),
+    variant: Variant = "S24",
+    batch_sizes: tuple[Count, ...] = (1, 8),
     rounds: Rounds = 7,
     xla: Annotated[bool, Parameter(negative=())] = False,
-    concurrency: tuple[int, ...] = (1, 2, 4, 8, 16, 32),
-    requests: int = 64,
+    concurrency: tuple[Count, ...] = (1, 2, 4, 8, 16, 32),
+    requests: Count = 64,
     server: str | None = None,
     output: Output = None,
 ) -> None:

@@ -13,7 +13,8 @@ from cyclopts import App
 
 from benchmarks.inference import Run
 from benchmarks.interleave import Runner, Timing, interleave, relative
-from benchmarks.results import Output, Rounds, Rows, show, write
+from benchmarks.results import Count, Output, Rounds, Rows, show, write
+from training.recipes import Variant
 
 CLASSES = 1000
 
@@ -150,8 +151,8 @@ app = App(name="python -m benchmarks.training", help=__doc__)
 @app.default
 def main(
     *,
-    variant: str = "XXS24",
-    batch_size: int = 8,
+    variant: Variant = "XXS24",
+    batch_size: Count = 8,
     rounds: Rounds = 7,
     output: Output = None,
 ) -> None:

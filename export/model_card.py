@@ -1,10 +1,10 @@
 """Name, description and measured accuracy of an exported model."""
 
-import json
 from pathlib import Path
 from typing import TypedDict
 
 import keras_cait
+from keras_cait.files import read_json
 from keras_cait.loading import published
 
 # Of the published weights.
@@ -64,7 +64,7 @@ def measured_accuracy(
     summary = run / "summary.json"
     if path not in (run, run / "model.keras") or not summary.is_file():
         return None
-    measured = json.loads(summary.read_text(encoding="utf-8"))
+    measured = read_json(summary, ["top1", "top5"])
     return {
         "top1": measured["top1"],
         "top5": measured["top5"],

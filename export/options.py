@@ -1,14 +1,19 @@
 """Types of the export's options, importable without TensorFlow."""
 
+import math
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from keras_cait.command_line import Count
 
 Precision = Literal["float32", "bfloat16"]
 Gelu = Literal["erf", "tanh"]
 Scheme = Literal[
     "float32", "float16", "dynamic-int8", "static-int8", "static-int8-int16"
 ]
+Megapixels = Annotated[float, Parameter(validator=Number(gt=0, lt=math.inf))]
 InputType = Literal["float32", "uint8"]
 ExtraSignature = Literal["embedding", "attention"]
 
@@ -18,7 +23,7 @@ _SEVERAL = Parameter(
     show_default=lambda values: " ".join(map(str, values)),
 )
 Schemes = Annotated[tuple[Scheme, ...], _SEVERAL]
-BatchSizes = Annotated[tuple[int, ...], _SEVERAL]
+BatchSizes = Annotated[tuple[Count, ...], _SEVERAL]
 ExtraSignatures = Annotated[
     tuple[ExtraSignature, ...],
     Parameter(consume_multiple=True, show_default=False),

@@ -13,7 +13,7 @@ other layers compute their ranges at run time.
 """
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -98,16 +98,18 @@ def quantize(
     return bytes(quantizer.quantize(ranges).quantized_model)
 
 
-def check_schemes(schemes: Iterable[str], is_calibrated: bool) -> None:
+def check_schemes(schemes: Sequence[str], is_calibrated: bool) -> None:
     """Checks schemes before any work.
 
     Raises:
-        ValueError: a scheme is unknown, or a static one has no calibration
-            images.
+        ValueError: there are no schemes, one is unknown, or a static one has no
+            calibration images.
 
     Example:
     >>> check_schemes(["float16", "dynamic-int8"], is_calibrated=False)
     """
+    if not schemes:
+        raise ValueError(f"Give at least one scheme: {', '.join(SCHEMES)}.")
     for scheme in schemes:
         if scheme not in SCHEMES:
             raise ValueError(

@@ -1,5 +1,6 @@
 """CaiT (Going deeper with Image Transformers, ICCV 2021) for Keras 3."""
 
+from keras_cait import startup  # first: it explains imports that fail
 from keras_cait.attention_maps import (
     class_attention_maps,
     intermediate_features,

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ from cyclopts import App, Group, Parameter, Token, validators
 from keras_cait.attention_maps import class_attention_maps, figure
 from keras_cait.command_line import (
     BatchSize,
+    Count,
     ImageSize,
     Labels,
     ModelSource,
@@ -25,7 +25,7 @@ from keras_cait.command_line import (
     one_line,
     run,
 )
-from keras_cait.files import image_files, new_output
+from keras_cait.files import folder_path, image_files, new_output, new_path
 from keras_cait.loading import (
     Classifier,
     find_labels,
@@ -47,6 +47,8 @@ FIGURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
 def paths_or_stdin(type_: Any, tokens: Sequence[Token]) -> list[Path]:
     """Converts arguments to paths; - is the only one that starts with -."""
     for token in tokens:
+        if not token.value:  # not the current folder
+            raise ValueError("The path of an image is empty.")
         if token.value.startswith("-") and token.value != "-":
             raise ValueError(f"Unknown option: {token.value}.")
     return [Path(token.value) for token in tokens]
@@ -62,7 +64,6 @@ app = App(
     default_parameter=Parameter(negative=()),
 )
 format_options = Group(validator=validators.MutuallyExclusive())
-at_least_1 = Parameter(validator=validators.Number(gte=1))
 
 
 @app.default
@@ -72,15 +73,15 @@ def classify(
     *,
     model: ModelSource = "S24",
     variant: Variant = None,
-    image_size: Annotated[ImageSize, at_least_1] = None,
+    image_size: ImageSize = None,
     labels: Labels = None,
-    top: Annotated[int, at_least_1] = 5,
+    top: Count = 5,
     attention: Path | None = None,
     force: bool = False,
     output: Path | None = None,
     json: Annotated[bool, Parameter(group=format_options)] = False,
     csv: Annotated[bool, Parameter(group=format_options)] = False,
-    batch_size: Annotated[BatchSize, at_least_1] = 8,
+    batch_size: BatchSize = 8,
 ) -> int:
     """Classify images with CaiT.
 
@@ -99,6 +100,8 @@ def classify(
         csv: Write CSV with one line per class, with scores in 0...1.
     """
     sources = list(find_sources(images))
+    if output:
+        new_path(output)
     if attention:
         check_attention(attention, images, force)
     classifier = load_classifier(model, variant=variant, image_size=image_size)
@@ -210,9 +213,7 @@ def check_attention(
                 f"--attention {str(folder)!r} is neither a folder nor a file "
                 f"that ends in {', '.join(FIGURE_SUFFIXES)}."
             )
-        folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
-        raise ValueError(f"Cannot write --attention into {str(folder)!r}.")
+    folder_path(folder)
 
 
 def is_figure(path: Path) -> bool:

@@ -5,6 +5,7 @@ line on stderr and exit status 2, a failure is one line and 1, Ctrl-C is one
 line and 130, SIGTERM is one line and 143.
 """
 
+import math
 import os
 import re
 import signal
@@ -71,6 +72,7 @@ DataDir = Annotated[
 ]
 # How many of something.
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
+Seconds = Annotated[float, Parameter(validator=Number(gt=0, lt=math.inf))]
 BatchSize = Annotated[
     Count, Parameter(name="--batch-size", help="Images per batch.")
 ]
@@ -179,6 +181,25 @@ def _open_missing_streams() -> None:
 def _drop_output() -> None:
     """Drops what stdout does not take, or Python fails to flush it at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def require_tensorflow() -> None:
+    """Checks that Keras runs on TensorFlow, which training and serving need.
+
+    Raises:
+        ValueError: another backend is chosen.
+
+    Example:
+    >>> require_tensorflow()
+    """
+    import keras  # not at the top: the options do not need it
+
+    backend = keras.backend.backend()
+    if backend != "tensorflow":
+        raise ValueError(
+            "This command needs Keras' TensorFlow backend. Got "
+            f"KERAS_BACKEND={backend}."
+        )
 
 
 def fail(message: object, status: int = 1) -> NoReturn:

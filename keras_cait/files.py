@@ -53,6 +53,8 @@ def image_files(
             )
         elif path.is_file():
             files.append(path)
+        elif path.exists():  # a pipe would wait for ever
+            raise ValueError(f"{str(path)!r} is neither a file nor a folder.")
         else:
             raise ValueError(f"There is no file or folder {str(path)!r}.")
     if not files:

@@ -279,6 +279,8 @@ def read_labels(path: str | Path) -> list[str]:
     >>> read_labels("labels.txt")
     ['cat', 'dog']
     """
+    if Path(path).exists() and not Path(path).is_file():
+        raise ValueError(f"Cannot read labels {str(path)!r}: it is not a file.")
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -371,6 +373,8 @@ def _existing(source: str | Path) -> Path:
             f"There is no model {str(source)!r}. Give a published name (S24, "
             "S24-384) or the path of a run folder or file."
         )
+    if not (path.is_file() or path.is_dir()):  # a pipe would wait for ever
+        raise ValueError(f"{str(source)!r} is neither a file nor a folder.")
     if (path / "model.keras").is_file():
         return path / "model.keras"
     if path.is_dir() and not saved_model_folder(path):

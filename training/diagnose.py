@@ -13,6 +13,21 @@ from typing import Annotated, Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+# First, as it explains imports that fail.
+from keras_cait.command_line import (
+    BatchSize,
+    Count,
+    CropRatio,
+    Data,
+    DataDir,
+    ImageSize,
+    ModelSource,
+    Variant,
+    require_tensorflow,
+    run,
+)
+
+# isort: split
 import keras
 import matplotlib
 
@@ -26,17 +41,6 @@ from matplotlib import pyplot as plt
 
 import keras_cait
 from keras_cait.baselines import ViT
-from keras_cait.command_line import (
-    BatchSize,
-    Count,
-    CropRatio,
-    Data,
-    DataDir,
-    ImageSize,
-    ModelSource,
-    Variant,
-    run,
-)
 from keras_cait.files import folder_path, locked, write_text
 from keras_cait.loading import load_model
 from training.data.datasets import check_classes, load
@@ -425,6 +429,7 @@ def report(
     ] = False,
 ) -> None:
     """Writes report.md, its figures and diagnostics.json."""
+    require_tensorflow()
     output = folder_path(output or Path("diagnostics") / Path(model).stem)
     loaded = load_model(model, variant=variant, image_size=image_size)
     if raw:

@@ -16,11 +16,7 @@ from typing import Annotated, Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import keras
-import numpy as np
-import tensorflow as tf
-from cyclopts import App, Parameter
-
+# First, as it explains imports that fail.
 from keras_cait.command_line import (
     BatchSize,
     CropRatio,
@@ -29,8 +25,16 @@ from keras_cait.command_line import (
     ImageSize,
     Precision,
     Variant,
+    require_tensorflow,
     run,
 )
+
+# isort: split
+import keras
+import numpy as np
+import tensorflow as tf
+from cyclopts import App, Parameter
+
 from keras_cait.files import (
     atomically,
     folder_path,
@@ -415,6 +419,7 @@ def evaluate(
     imagenet_v2 are shown beside the published ones. The authors
     advise float32 for M48; exported files have their own precision.
     """
+    require_tensorflow()
     if bool(model) == all:
         raise ValueError("Give --model MODEL (may be repeated), or --all.")
     folder_path(output)

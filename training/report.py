@@ -12,6 +12,10 @@ from typing import Annotated
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+# First, as it explains imports that fail.
+from keras_cait.command_line import run
+
+# isort: split
 import matplotlib
 
 matplotlib.use("Agg")
@@ -23,7 +27,6 @@ from matplotlib import pyplot as plt
 
 import keras_cait
 from keras_cait.attention_maps import overlay
-from keras_cait.command_line import run
 from keras_cait.files import image_files, locked, read_json, write_text
 from keras_cait.loading import load_model, read_labels
 

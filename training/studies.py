@@ -24,6 +24,10 @@ from typing import Annotated, Any, Literal
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+# First, as it explains imports that fail.
+from keras_cait.command_line import Count, DataDir, require_tensorflow, run
+
+# isort: split
 import keras
 import matplotlib
 
@@ -35,7 +39,6 @@ from cyclopts import App, Parameter
 from matplotlib import pyplot as plt
 
 from keras_cait.baselines import SIZES, ResidualBlock, ViT
-from keras_cait.command_line import Count, DataDir, run
 from keras_cait.files import folder_path, locked, read_json, write_text
 from training.data.datasets import load
 from training.data.pipeline import (
@@ -663,6 +666,7 @@ def studies(
     ] = None,
 ) -> None:
     """Runs a study of the paper, or resumes it."""
+    require_tensorflow()
     output = folder_path(output or Path("studies") / f"{study}-{scale}")
     processes = processes or ((os.cpu_count() or 1) if scale == "digits" else 1)
     devices = make_strategy(strategy)

@@ -52,6 +52,7 @@ def train(
     # Here, not at the top: `--help` does not wait for TensorFlow.
     import keras
 
+    from keras_cait.command_line import require_tensorflow
     from training.data.datasets import load
     from training.data.pipeline import (
         evaluation_transform,
@@ -78,6 +79,7 @@ def train(
     from training.loop.trainer import Trainer
 
     # 1. Check what can be checked. Nothing is created before it is needed.
+    require_tensorflow()
     devices = make_strategy(strategy)
     chief = is_chief(devices)
     recipe = recipe.resolved()

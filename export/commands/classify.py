@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from keras_cait.command_line import BatchSize, Count
+from keras_cait.command_line import BatchSize, Count, Seconds
 
 
 def classify(
@@ -12,12 +12,12 @@ def classify(
     *,
     server: str,
     served_model: str,
-    version: int | None = None,
+    version: Count | None = None,
     version_label: str | None = None,
     protocol: Literal["grpc", "rest"] = "grpc",
     batch_size: BatchSize = 8,
     concurrency: Count = 1,
-    timeout: float = 30.0,
+    timeout: Seconds = 30.0,
     json: bool = False,
 ) -> None:
     """Classify images with a model on TensorFlow Serving.

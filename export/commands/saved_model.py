@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from export.options import BatchSizes, Precision
+from export.options import BatchSizes, Megapixels, Precision
 from keras_cait.command_line import (
     Count,
     ImageSize,
@@ -23,7 +23,7 @@ def saved_model(
     precision: Precision = "float32",
     xla: bool = False,
     batch_sizes: BatchSizes = (1, 2, 4, 8),
-    max_megapixels: float = 50.0,
+    max_megapixels: Megapixels = 50.0,
 ) -> None:
     """Write the next version of a model for TensorFlow Serving.
 
@@ -42,7 +42,9 @@ def saved_model(
     from export.model_card import measured_accuracy
     from export.serving.model_folder import check_output, write_version
     from export.serving.warmup import example_image
+    from keras_cait.command_line import require_tensorflow
 
+    require_tensorflow()
     check_output(output)
     trained, names = load_exportable(model, variant, image_size, labels)
     images = [example_image(seed) for seed in range(8)]

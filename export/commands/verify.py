@@ -46,9 +46,11 @@ def verify(
         exported_path,
         results_table,
     )
+    from keras_cait.command_line import require_tensorflow
     from keras_cait.datasets import open_dataset
     from keras_cait.files import new_output, new_path
 
+    require_tensorflow()
     if output:
         new_path(output)
     paths = [exported_path(path) for path in exported]

@@ -28,7 +28,7 @@ from export.serving.configuration import configuration, stable_version
 from export.serving.manifest import describe_version
 from export.serving.memory import server_memory
 from export.serving.warmup import write_warmup
-from keras_cait.files import folder_path, locked
+from keras_cait.files import folder_path, locked, read_json
 from keras_cait.preprocessing import MAX_MEGAPIXELS
 
 BATCH_SIZES = (1, 2, 4, 8)
@@ -194,7 +194,7 @@ def read_manifest(version: Path) -> dict[str, Any]:
     """
     path = version / "manifest.json"
     try:
-        return json.loads(path.read_text())
+        return read_json(path, ["xla"])
     except (OSError, ValueError) as error:
         raise ValueError(
             f"Cannot read {str(path)!r}: {error}. Restore it, or move the "
