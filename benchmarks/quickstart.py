@@ -115,11 +115,12 @@ def main(
     import keras_cait
     from keras_cait.loading import load_model
 
+    trained = load_model(model)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         files = export_files(model, folder)
         weights = folder / "model.safetensors"
-        keras_cait.save_weights(load_model(model), weights)
+        keras_cait.save_weights(trained, weights)
         formats = {
             "run folder": model,
             "`.keras`": model / "model.keras",

@@ -20,6 +20,8 @@ from typing import Annotated, Literal, NoReturn
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 
+from keras_cait.startup import missing_package
+
 ModelSource = Annotated[
     str,
     Parameter(
@@ -135,14 +137,16 @@ def run(app: App, argv: Sequence[str] | None = None) -> NoReturn:
         _drop_output()
         sys.exit(1)
     except Exception as error:
+        if isinstance(error, ImportError):
+            fail(missing_package(error))
         if not isinstance(error, EXPECTED) and not _is_tensorflow_error(error):
             raise
         fail(error, 1)
     sys.exit(status if isinstance(status, int) else 0)
 
 
-# What wrong input, a missing package or a full disk raises.
-EXPECTED = (ValueError, OSError, ImportError, FloatingPointError, MemoryError)
+# What wrong input or a full disk raises.
+EXPECTED = (ValueError, OSError, FloatingPointError, MemoryError)
 
 
 def _is_tensorflow_error(error: Exception) -> bool:

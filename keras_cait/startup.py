@@ -22,6 +22,19 @@ def is_program() -> bool:
     return sys.argv[0].endswith("/keras-cait")
 
 
+def missing_package(error: ImportError) -> str:
+    """What to do about an import that failed.
+
+    Example:
+    >>> missing_package(ImportError("No module named 'jax'", name="jax"))
+    "No module named 'jax'. Install it: pip install jax"
+    """
+    if error.name is None:  # it says what to install
+        return str(error)
+    package = error.name.partition(".")[0]
+    return f"{error}. Install it: pip install {package}"
+
+
 def explain(
     kind: type[BaseException],
     error: BaseException,
@@ -39,9 +52,8 @@ def explain(
     """
     if isinstance(error, KeyboardInterrupt):
         message = "Interrupted."
-    elif isinstance(error, ImportError) and error.name:
-        package = error.name.partition(".")[0]
-        message = f"{error}. Install it: pip install {package}"
+    elif isinstance(error, ImportError):
+        message = missing_package(error)
     elif "import backend" in str(error):  # Keras' ValueError
         message = f"{error}. Set KERAS_BACKEND to tensorflow or jax."
     else:

@@ -42,7 +42,7 @@ from matplotlib import pyplot as plt
 import keras_cait
 from keras_cait.baselines import ViT
 from keras_cait.files import folder_path, locked, write_text
-from keras_cait.loading import load_model
+from keras_cait.loading import classifier, load_model
 from training.data.datasets import check_classes, load
 from training.data.pipeline import (
     center_crop,
@@ -435,7 +435,7 @@ def report(
     if raw:
         restore_raw_weights(loaded, model)
     examples = load(data, "validation", data_dir)
-    check_classes(loaded.output.shape[-1], examples, data)
+    check_classes(classifier(loaded).classes, examples, data)
     count = min(images, examples.count)
     spread = replace(
         examples,

