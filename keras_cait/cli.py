@@ -196,6 +196,11 @@ def check_attention(
         raise ValueError("--attention needs matplotlib: pip install matplotlib")
     if is_figure(attention):
         folder = attention.parent
+        if not folder.exists():
+            raise ValueError(
+                f"Cannot write --attention into {str(folder)!r}: there is no "
+                "such folder."
+            )
         if len(images) > 1 or images[0].is_dir():
             raise ValueError(
                 f"--attention {str(attention)!r} can show one image only. For "

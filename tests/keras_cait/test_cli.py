@@ -173,7 +173,10 @@ def test_image_on_standard_input(weights, capsys, monkeypatch):
             sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data))
         )
         assert main(["-", "--model", weights]) == status
-    assert "skipped: standard input: 0 bytes" in capsys.readouterr().err
+    assert (
+        "skipped: standard input: The source (0 bytes)"
+        in capsys.readouterr().err
+    )
 
 
 def test_attention_is_drawn_and_never_replaced_silently(
@@ -283,7 +286,7 @@ def test_a_folder_is_read_batch_by_batch(model, weights, folder, monkeypatch):
         ([".", "--attention", "x.png"], 1, "one image only"),
         (["a.png", "--attention", "two.txt"], 1, "neither a folder nor a file"),
         (["a.png", "--attention", "none/x.png"], 1, "Cannot write --attention"),
-        (["a.png", "--attention", "a.png/x"], 1, "Not a directory"),
+        (["a.png", "--attention", "a.png/x"], 1, "'a.png' is not a folder"),
     ],
 )
 def test_failures_are_one_line(
