@@ -122,7 +122,7 @@ def test_maps_of_a_vit_leave_its_class_token_out(images):
     )
 
 
-def test_mixed_precision_gives_float32_maps(images):
+def test_maps_of_bfloat16_models_are_float32(images):
     keras.config.set_dtype_policy("mixed_bfloat16")
     model = keras_cait.CaiT(8, 1, 2, 8, input_shape=(32, 32, 3))
     assert keras_cait.class_attention_maps(model, images).dtype == np.float32

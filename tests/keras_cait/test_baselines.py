@@ -241,7 +241,7 @@ def test_every_weight_gets_a_gradient(choice, images):
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_saved_models_come_back(choice, tmp_path, images):
+def test_saved_bfloat16_models_come_back(choice, tmp_path, images):
     model = randomise(TINY(**choice, dtype="mixed_bfloat16"))
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")

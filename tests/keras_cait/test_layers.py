@@ -279,15 +279,15 @@ def test_scores_of_a_block_are_those_it_used(block):
         np.testing.assert_allclose(ops.sum(scores, -1), 1, rtol=1e-6)
 
 
-def test_mixed_precision_keeps_small_gammas():
+@pytest.mark.parametrize("dtype", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision_keeps_small_gammas(dtype):
     """1e-6 is subnormal in float16, and vanishes when added in bfloat16."""
-    for dtype in ("mixed_float16", "mixed_bfloat16"):
-        block = SelfAttentionBlock(2, init_values=1e-6, dtype=dtype)
-        (x,) = arrays([PATCHES])
-        block.build(PATCHES)
-        block.mlp.fc2.bias.assign(np.ones(8))
-        change = np.asarray(block(x)) - x
-        np.testing.assert_allclose(change, 1e-6, atol=2e-7)
+    block = SelfAttentionBlock(2, init_values=1e-6, dtype=dtype)
+    (x,) = arrays([PATCHES])
+    block.build(PATCHES)
+    block.mlp.fc2.bias.assign(np.ones(8))
+    change = np.asarray(block(x)) - x
+    np.testing.assert_allclose(change, 1e-6, atol=2e-7)
 
 
 @pytest.mark.parametrize("case", reference("resample")[0]["cases"])

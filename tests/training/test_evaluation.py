@@ -203,7 +203,7 @@ def test_raw_weights_of_a_run_are_those_of_its_last_step(kinds):
     assert np.abs(ema - saved).max() > 0.01
 
 
-def test_precision_is_the_one_asked_for(kinds):
+def test_bfloat16_is_used_where_asked_for(kinds):
     images = tf.random.uniform((2, 28, 28, 3), 0, 255, seed=0)
     for name in ("model.keras", "model.safetensors"):
         exact, rounded = (
