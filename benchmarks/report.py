@@ -49,6 +49,7 @@ BENCHMARKS = {
     "loading": [],
     "startup": [],
     "rewrites": [],
+    "images": [],
 }
 
 

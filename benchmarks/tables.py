@@ -348,6 +348,11 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
+def image_formats() -> str:
+    """Which image formats are read, and how the decoders differ."""
+    return markdown(read("images")["tables"]["Formats"], "Format")
+
+
 def layout() -> str:
     """The files of the packages, each with the first line of its docstring."""
     lines = []

@@ -145,10 +145,12 @@ def resize_and_crop(
 def decoding_memory(max_megapixels: float = MAX_MEGAPIXELS) -> float:
     """The most memory that decoding and resizing an image takes, in bytes.
 
-    The decoded image has 3 bytes per pixel. The most was measured for a
-    progressive CMYK JPEG, less than 4 times that; 50 MB are for the rest. It
-    holds for `load_image`, and for `keras_cait.decoding` with a batch of any
-    size.
+    That is in addition to the encoded file. A decoded image has 3 bytes per
+    pixel; a progressive CMYK JPEG takes the most, less than 4 times that, and
+    50 MB are added for the rest. The limit holds for `load_image`, and for
+    `keras_cait.decoding` with a batch of any size.
+
+    Source: `python -m benchmarks.images`.
 
     Args:
         max_megapixels: the limit of pixels, in millions.
