@@ -14,13 +14,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
+from threading import Timer
 from types import FrameType
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 
-from keras_cait.startup import missing_package
+from keras_cait.startup import handle, missing_package
 
 ModelSource = Annotated[
     str,
@@ -119,7 +120,7 @@ def run(app: App, argv: Sequence[str] | None = None) -> NoReturn:
             stream.reconfigure(errors="backslashreplace", line_buffering=True)
     app.suppress_keyboard_interrupt = False
     try:
-        with _terminable():
+        with _stoppable():
             status = app(
                 argv,
                 exit_on_error=False,
@@ -159,15 +160,32 @@ class Terminated(KeyboardInterrupt):
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    def stop(number: int, frame: FrameType | None) -> None:
+def _stoppable() -> Iterator[None]:
+    """Raises an exception on SIGTERM and Ctrl-C, so that commands clean up."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
         raise Terminated
 
-    before = signal.signal(signal.SIGTERM, stop)
+    def raise_again(lost: Any) -> None:
+        """Repeats a signal whose exception a destructor has swallowed."""
+        if not issubclass(lost.exc_type, KeyboardInterrupt):
+            show(lost)
+            return
+        is_ctrl_c = not issubclass(lost.exc_type, Terminated)
+        number = signal.SIGINT if is_ctrl_c else signal.SIGTERM
+        Timer(0.01, os.kill, (os.getpid(), number)).start()
+
+    show, sys.unraisablehook = sys.unraisablehook, raise_again
+    before = {
+        signal.SIGTERM: handle(signal.SIGTERM, terminate),
+        signal.SIGINT: handle(signal.SIGINT, signal.default_int_handler),
+    }
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        sys.unraisablehook = show
+        for number, handler in before.items():
+            handle(number, handler)
 
 
 def _open_missing_streams() -> None:

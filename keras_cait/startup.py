@@ -4,8 +4,13 @@
 runs, is handled by `keras_cait.command_line.run`.
 """
 
+import os
+import signal
 import sys
-from types import TracebackType
+from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType, TracebackType
+from typing import Any
 
 PACKAGES = ("keras_cait", "training", "export", "benchmarks")
 
@@ -17,8 +22,10 @@ def is_program() -> bool:
     >>> is_program()
     False
     """
-    if sys.orig_argv[1:2] == ["-m"]:
-        return sys.orig_argv[2].partition(".")[0] in PACKAGES
+    # The interpreter, its options and what it runs, without the arguments.
+    words = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
+    if words[-2:-1] == ["-m"]:
+        return words[-1].partition(".")[0] in PACKAGES
     return sys.argv[0].endswith("/keras-cait")
 
 
@@ -44,15 +51,12 @@ def explain(
 
     Args:
         kind, error, traceback: the exception. Other kinds than a missing
-            package, an unknown backend and Ctrl-C are bugs, whose traceback is
-            printed.
+            package and an unknown backend are bugs, whose traceback is printed.
 
     Example:
-    >>> explain(KeyboardInterrupt, KeyboardInterrupt(), None)
+    >>> explain(ImportError, ImportError("No module named 'jax'"), None)
     """
-    if isinstance(error, KeyboardInterrupt):
-        message = "Interrupted."
-    elif isinstance(error, ImportError):
+    if isinstance(error, ImportError):
         message = missing_package(error)
     elif "import backend" in str(error):  # Keras' ValueError
         message = f"{error}. Set KERAS_BACKEND to tensorflow or jax."
@@ -62,5 +66,29 @@ def explain(
     print(message, file=sys.stderr)
 
 
+def stop(number: int, frame: FrameType | None) -> None:
+    """Ends the process at once: nothing has been written while importing.
+
+    An exception could be lost or never leave the import of a native library.
+    """
+    name = "Interrupted" if number == signal.SIGINT else "Terminated"
+    with suppress(OSError):  # stderr is closed
+        os.write(2, f"{name}.\n".encode())
+    os._exit(128 + number)
+
+
+def handle(number: int, handler: Callable[[int, FrameType | None], Any]) -> Any:
+    """Handles a signal unless it is ignored, as by `nohup`.
+
+    Returns:
+        What handled it before.
+    """
+    if signal.getsignal(number) == signal.SIG_IGN:
+        return signal.SIG_IGN
+    return signal.signal(number, handler)
+
+
 if is_program():
     sys.excepthook = explain
+    handle(signal.SIGINT, stop)
+    handle(signal.SIGTERM, stop)

@@ -1,6 +1,8 @@
 """Every command ends in one style: one line on stderr, and an exit status."""
 
 import os
+import signal
+import time
 
 import pytest
 from cyclopts import App
@@ -42,6 +44,40 @@ def test_failures_are_one_line(arguments, status, message, capsys):
     assert out == ""
     assert err.count("\n") == 1
     assert message in err
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "message"),
+    [
+        (signal.SIGINT, 130, "Interrupted.\n"),
+        (signal.SIGTERM, 143, "Terminated.\n"),
+    ],
+)
+@pytest.mark.parametrize("where", ["command", "destructor"])
+def test_signals_stop_a_command(where, number, status, message, capsys):
+    class Destroyed:
+        def __del__(self):  # Python drops exceptions that are raised in here
+            signal.raise_signal(number)
+
+    tool = App(name="tool")
+
+    @tool.default
+    def wait():
+        if where == "command":
+            signal.raise_signal(number)
+        else:
+            Destroyed()
+        time.sleep(10)
+
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as end:
+        run(tool, [])
+    assert end.value.code == status
+    assert capsys.readouterr().err == message
+    assert handlers == (
+        signal.getsignal(signal.SIGINT),
+        signal.getsignal(signal.SIGTERM),
+    )
 
 
 def test_a_bug_is_not_hidden():
