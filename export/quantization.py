@@ -128,6 +128,7 @@ def calibration_images(
     image_size: tuple[int, int],
     count: int = 200,
     data_dir: str | Path | None = None,
+    max_unreadable: int = 0,
 ) -> list[np.ndarray]:
     """Training images from all over a dataset.
 
@@ -137,24 +138,40 @@ def calibration_images(
         image_size: height and width in pixels.
         count: int > 0. Maximum number of images.
         data_dir: folder in which TensorFlow Datasets keeps its files.
+        max_unreadable: maximum number of them to leave out because they cannot
+            be read; they are printed.
 
     Returns:
         float32 arrays `(height, width, 3)`, RGB in 0...255.
 
     Raises:
-        ValueError: there is no such dataset, it has no images, or one cannot
-            be read; the message names it.
+        ValueError: there is no such dataset, it has no images, or too many
+            cannot be read; the message names one.
     """
     folder = Path(data.removeprefix("folder:"))
     if data.startswith("folder:") and is_flat(folder):
         files = image_files([folder])
         images = [str(file) for file in spread(files, count)]
-        return [prepare(image, image, image_size) for image in images]
-    dataset = open_dataset(data, "train", data_dir)
-    return [
-        prepare(dataset[index][0], dataset.name(index), image_size)
-        for index in spread(range(len(dataset)), count)
-    ]
+        named = ((image, image) for image in images)
+    else:
+        dataset = open_dataset(data, "train", data_dir)
+        named = (
+            (dataset[index][0], dataset.name(index))
+            for index in spread(range(len(dataset)), count)
+        )
+    prepared = []
+    unreadable = 0
+    for image, name in named:
+        try:
+            prepared.append(prepare(image, name, image_size))
+        except ValueError as error:
+            unreadable += 1
+            if unreadable > max_unreadable:
+                raise
+            print(f"Skipping an unreadable image: {error}", flush=True)
+    if not prepared:
+        raise ValueError(f"None of the {unreadable} images can be read.")
+    return prepared
 
 
 def is_flat(folder: Path) -> bool:

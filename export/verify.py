@@ -38,6 +38,7 @@ class Row:
         top1: share of images in 0...1 whose best class is right.
         top5: share of images in 0...1 with the right class among the best 5.
         agreement: share of images in 0...1 with the Keras model's best class.
+        images: number of images.
         max_difference: largest difference of any probability from the Keras
             model's.
         milliseconds: median time for one image, including decoding.
@@ -50,6 +51,7 @@ class Row:
     top1: float
     top5: float
     agreement: float
+    images: int
     max_difference: float
     milliseconds: float
     megabytes: float
@@ -150,6 +152,7 @@ def row(
         top1=float((top1 == truth).mean()),
         top5=float((best[:, :5] == truth[:, None]).any(axis=1).mean()),
         agreement=float((top1 == expected.argmax(axis=-1)).mean()),
+        images=len(truth),
         max_difference=float(
             np.abs(scores - expected)[scores != UNKNOWN].max()
         ),

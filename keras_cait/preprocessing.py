@@ -79,6 +79,9 @@ def load_image(
         name = f"The source ({len(source)} bytes)"
         return _decode(io.BytesIO(source), name, max_megapixels)
     if isinstance(source, str | os.PathLike):
+        if os.path.exists(source) and not os.path.isfile(source):
+            # Such as a pipe, which would be waited for.
+            raise ValueError(f"{os.fspath(source)!r} is not a file.")
         return _decode(source, repr(os.fspath(source)), max_megapixels)
     return _rgb_of_array(np.asarray(source))
 

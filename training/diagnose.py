@@ -21,6 +21,7 @@ from keras_cait.command_line import (
     Data,
     DataDir,
     ImageSize,
+    MaxUnreadable,
     ModelSource,
     Variant,
     require_tensorflow,
@@ -420,6 +421,7 @@ def report(
     image_size: ImageSize = None,
     batch_size: BatchSize = 32,
     crop_ratio: CropRatio = 1.0,
+    max_unreadable: MaxUnreadable = 0,
     raw: Annotated[
         bool,
         Parameter(
@@ -434,7 +436,7 @@ def report(
     loaded = load_model(model, variant=variant, image_size=image_size)
     if raw:
         restore_raw_weights(loaded, model)
-    examples = load(data, "validation", data_dir)
+    examples = load(data, "validation", data_dir, max_unreadable)
     check_classes(classifier(loaded).classes, examples, data)
     count = min(images, examples.count)
     spread = replace(

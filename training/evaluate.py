@@ -23,6 +23,7 @@ from keras_cait.command_line import (
     Data,
     DataDir,
     ImageSize,
+    MaxUnreadable,
     Precision,
     Variant,
     require_tensorflow,
@@ -186,7 +187,8 @@ def measure(
         save_seconds: seconds between savings of the predictions so far.
 
     Returns:
-        The settings; `top1`, `top5` and `ece` in 0...1; `images` with a label;
+        The settings, with the names of `unreadable` images that were left
+        out; `top1`, `top5` and `ece` in 0...1; `images` with a label;
         `images_per_second` of the model, without reading images and without the
         first batch; versions.
 
@@ -203,7 +205,11 @@ def measure(
             f"{batch_size}."
         )
     check_classes(classifier.classes, examples, settings["data"])
-    settings = {**settings, "weights": classifier.identity}
+    settings = {
+        **settings,
+        "weights": classifier.identity,
+        "unreadable": list(examples.unreadable),
+    }
     if path.exists():
         result = read_json(path)
         check_settings(settings, result, path)
@@ -313,6 +319,7 @@ def save(found: Predictions, settings: dict[str, Any], path: Path) -> None:
 def check_settings(
     ours: dict[str, Any], theirs: dict[str, Any], path: Path
 ) -> None:
+    theirs = {"unreadable": []} | theirs  # older results
     differing = [
         f"{name} {theirs.get(name)!r} (now {value!r})"
         for name, value in ours.items()
@@ -349,7 +356,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         cells = [
             result["model"],
             result["data"],
-            f"{result['images']:,}",
+            images(result),
             *beside(100 * result["top1"], timm[0]),
             number(authors, ".1f"),
             *beside(100 * result["top5"], timm[1]),
@@ -358,6 +365,13 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         ]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def images(result: dict[str, Any]) -> str:
+    """The number of images, and of those that were left out."""
+    left_out = len(result.get("unreadable", []))
+    count = f"{result['images']:,}"
+    return f"{count} ({left_out} unreadable left out)" if left_out else count
 
 
 def beside(ours: float, theirs: float | None) -> list[str]:
@@ -410,6 +424,7 @@ def evaluate(
             help="Use the weights of a run's last step, not its EMA weights.",
         ),
     ] = False,
+    max_unreadable: MaxUnreadable = 0,
     strategy: StrategyName = "auto",
 ) -> None:
     """Evaluates models, or resumes interrupted evaluations.
@@ -425,7 +440,7 @@ def evaluate(
     folder_path(output)
     sources = model or [f"{name}-{size}" for name, size in PRETRAINED]
     distribution = make_strategy(strategy)
-    examples = load(data, "validation", data_dir)
+    examples = load(data, "validation", data_dir, max_unreadable)
     # More would be padding.
     replicas = distribution.num_replicas_in_sync
     batch_size = min(batch_size, -(-examples.count // replicas) * replicas)

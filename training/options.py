@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+from collections.abc import Sequence
 from dataclasses import fields, make_dataclass
 from functools import cache
 from itertools import pairwise
@@ -9,7 +10,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 
 from training.recipes import Recipe
 
@@ -46,6 +47,7 @@ def options_of(recipe: Recipe) -> type:
     4
     """
     texts = field_texts()
+    converters = {int: whole_number}
     return make_dataclass(
         "Options",
         [
@@ -56,6 +58,7 @@ def options_of(recipe: Recipe) -> type:
                     Parameter(
                         help=texts[field.name],
                         show_default=shown(recipe, field.name),
+                        converter=converters.get(without_none(field.type)),
                     ),
                 ],
                 None,
@@ -78,6 +81,15 @@ def without_none(kind: Any) -> Any:
         return kind
     (other,) = (one for one in get_args(kind) if one is not NoneType)
     return other
+
+
+def whole_number(kind: type, tokens: Sequence[Token]) -> int:
+    """As of `keras_cait.command_line`, which imports Keras."""
+    value = tokens[0].value
+    try:
+        return int(value)
+    except ValueError:
+        raise ValueError(f'unable to convert "{value}" into int.') from None
 
 
 def given(options: Any) -> dict[str, Any]:

@@ -14,7 +14,13 @@ from cyclopts import App, Group, Parameter
 from cyclopts.validators import Number
 
 from training.loop.interruption import StopSignal, lost_workers
-from training.options import DataDir, StrategyName, given, options_of
+from training.options import (
+    DataDir,
+    StrategyName,
+    given,
+    options_of,
+    whole_number,
+)
 from training.recipes import GROUPS, Recipe, override, summary
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -168,7 +174,8 @@ def train(
 
         # 8. Finish: the model with its accuracy, labels and validation images.
         if chief:
-            finish(trainer, prepared(validation, recipe), output)
+            validation = prepared(validation, recipe)
+            finish(trainer, examples, validation, output)
 
 
 def is_evaluated(recipe: Recipe, epoch: int) -> bool:
@@ -212,7 +219,9 @@ def make_command(recipe: Recipe) -> Callable[..., None]:
         checkpoint_steps: Annotated[
             int,
             Parameter(
-                validator=Number(gte=1), help="Steps between checkpoints."
+                validator=Number(gte=1),
+                converter=whole_number,
+                help="Steps between checkpoints.",
             ),
         ] = 1000,
     ) -> None:

@@ -8,6 +8,7 @@ from keras_cait.command_line import (
     DataDir,
     ImageSize,
     Labels,
+    MaxUnreadable,
     ModelSource,
     Variant,
 )
@@ -23,6 +24,7 @@ def litert(
     scheme: Schemes = ("float32",),
     calibration: str | None = None,
     data_dir: DataDir = None,
+    max_unreadable: MaxUnreadable = 0,
     gelu: Gelu = "erf",
     input: InputType = "float32",
     logits: bool = False,
@@ -61,7 +63,10 @@ def litert(
     images = []
     if calibration:
         images = calibration_images(
-            calibration, inference.image_size, data_dir=data_dir
+            calibration,
+            inference.image_size,
+            data_dir=data_dir,
+            max_unreadable=max_unreadable,
         )
     holder = [inference]
     del inference  # so that `convert` can free it

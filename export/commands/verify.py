@@ -8,6 +8,7 @@ from keras_cait.command_line import (
     DataDir,
     ImageSize,
     Labels,
+    MaxUnreadable,
     ModelSource,
     Variant,
 )
@@ -24,6 +25,7 @@ def verify(
     image_size: ImageSize = None,
     labels: Labels = None,
     batch_size: BatchSize = 64,
+    max_unreadable: MaxUnreadable = 0,
     output: Path | None = None,
 ) -> None:
     """Compare exported files with the Keras model they were made from.
@@ -47,7 +49,7 @@ def verify(
         results_table,
     )
     from keras_cait.command_line import require_tensorflow
-    from keras_cait.datasets import open_dataset
+    from keras_cait.datasets import open_dataset, readable
     from keras_cait.files import new_output, new_path
 
     require_tensorflow()
@@ -55,9 +57,12 @@ def verify(
         new_path(output)
     paths = [exported_path(path) for path in exported]
     dataset = open_dataset(data, "validation", data_dir)
+    dataset = readable(dataset, max_unreadable)
     trained, names = load_exportable(model, variant, image_size, labels)
     rows = compare(trained, names, paths, dataset, batch_size)
     print(results_table(rows))
+    if dataset.unreadable:
+        print(f"{len(dataset.unreadable)} unreadable images are left out.")
     for path in paths:
         if path.is_dir():
             images = encoded_sample(dataset, 8)

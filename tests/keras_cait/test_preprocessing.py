@@ -1,6 +1,7 @@
 """Pixels against torchvision's, files of every kind, labels."""
 
 import io
+import os
 import time
 
 import keras
@@ -185,9 +186,12 @@ def test_broken_images_are_named(tmp_path):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(ValueError, match=message):
             keras_cait.load_image(tmp_path / name)
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ValueError, match=r"pipe.png' is not a file"):
+        keras_cait.load_image(tmp_path / "pipe.png")
     with pytest.raises(ValueError, match=r"no image at .*missing.png"):
         keras_cait.load_image(tmp_path / "missing.png")
-    with pytest.raises(ValueError, match="cannot be read as an image"):
+    with pytest.raises(ValueError, match="is not a file"):
         keras_cait.load_image(tmp_path)
     with pytest.raises(ValueError, match=r"\(8 bytes\) is not an image"):
         keras_cait.load_image(b"no image")

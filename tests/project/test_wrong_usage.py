@@ -89,6 +89,7 @@ ROWS = [
         --top nan | 2 | unable to convert "nan" into int.
         --batch-size 0 | 2 | Must be >= 1.
         --batch-size -1 | 2 | Must be >= 1.
+        --batch-size 2.5 | 2 | unable to convert "2.5" into int.
         --json --csv | 2 | Mutually exclusive arguments
         --labels nowhere.txt | 1 | Cannot read labels 'nowhere.txt'
         --labels empty | 1 | Cannot read labels 'empty'
@@ -115,6 +116,7 @@ ROWS = [
         """
         --nonsense 3 | 2 | Unknown option: --nonsense.
         --epochs two | 2 | unable to convert "two" into int.
+        --epochs 1.5 | 2 | unable to convert "1.5" into int.
         --epochs nan | 2 | unable to convert "nan" into int.
         --epochs 0 | 1 | epochs must be at least 1. Got 0.
         --epochs -3 | 1 | epochs must be at least 1. Got -3.
@@ -210,6 +212,8 @@ ROWS = [
         small.keras --crop-ratio 0 | 2 | Must be > 0.
         small.keras --crop-ratio 2 | 2 | Must be <= 1.
         small.keras --crop-ratio nan | 2 | Must be
+        small.keras --max-unreadable -1 | 2 | Must be >= 0.
+        small.keras --max-unreadable 0.5 | 2 | unable to convert "0.5"
         small.keras --image-size 0 | 2 | Must be >= 1.
         small.keras --image-size 30 | 1 | multiples of patch_size=8
         small.keras --precision int8 | 2 | Invalid value "int8"
@@ -223,6 +227,7 @@ ROWS = [
         folder:pair --output new | 1 | has 5 classes, but folder:pair has 2.
         folder:nowhere --output new | 1 | There is no folder 'nowhere'.
         folder:damaged --output new | 1 | Validation images cannot be read.
+        folder:damaged --output new --max-unreadable 999 | 1 | None of the
         nosuch --output new | 1 | Got 'nosuch'.
         folder:photos --output file | 1 | 'file' is not a folder.
         folder:photos --output file/new | 1 | 'file' is not a folder.
@@ -343,6 +348,7 @@ ROWS = [
         new --calibration folder:nowhere | 1 | There is no folder 'nowhere'.
         new --calibration folder:empty | 1 | No images in 'empty'.
         new --calibration folder:damaged | 1 | damaged/
+        new --calibration folder:damaged --max-unreadable 999 | 1 | None of the
         new --calibration nosuch | 1 | Got 'nosuch'.
         """,
     ),
@@ -366,6 +372,8 @@ ROWS = [
         text.tflite --data folder:photos | 1 | is not a .tflite model
         text.tflite --data folder:photos --output file | 1 | already exists.
         text.tflite --data folder:photos --batch-size 0 | 2 | Must be >= 1.
+        text.tflite --data folder:photos --max-unreadable -1 | 2 | Must be
+        text.tflite --data folder:damaged --max-unreadable 999 | 1 | None of the
         """,
     ),
     *rows(

@@ -147,6 +147,20 @@ def test_unreadable_images_are_named(kinds, tmp_path, capsys):
     assert evaluate("--model", kinds / "model.keras", *options) == 1
     assert f"remove them: {tmp_path}/photos/3/4.png" in capsys.readouterr().err
 
+    options += ("--max-unreadable", 1)
+    assert evaluate("--model", kinds / "model.keras", *options) == 0
+    said = capsys.readouterr().out
+    assert f"unreadable image: {tmp_path}/photos/3/4.png" in said
+    assert "| 19 (1 unreadable left out) |" in said
+    (result,) = (tmp_path / "out").glob("*.json")
+    result = json.loads(result.read_text())
+    assert result["images"] == 19
+    assert result["unreadable"] == [f"{tmp_path}/photos/3/4.png"]
+
+    (tmp_path / "photos/5/9.png").write_bytes(b"")
+    assert evaluate("--model", kinds / "model.keras", *options) == 1
+    assert "2 images cannot be read, more than" in capsys.readouterr().err
+
 
 TWO_DEVICES = """
 import sys

@@ -156,6 +156,8 @@ def test_unreadable_images_are_named_and_skipped(images, tmp_path, capsys):
     said = capsys.readouterr().out
     for file in bad[:2]:
         assert said.count(f"Skipping an unreadable image: {file}\n") == 1
+    summary = json.loads((tmp_path / "whole/summary.json").read_text())
+    assert sorted(summary["unreadable"]) == [str(file) for file in bad[:2]]
 
     # Resumes from the first epoch, knowing what was found later.
     shutil.copytree(tmp_path / "whole", tmp_path / "halves")

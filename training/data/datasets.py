@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from keras_cait.datasets import open_dataset
+from keras_cait.datasets import open_dataset, readable
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,14 @@ class Examples:
             int64 scalar; or, in a dataset with any number of labels per image
             (ImageNet-ReaL, only for evaluation), int64 `(classes,)` of 0 and 1.
         name: function of an int to the example's name in messages.
+        unreadable: names of images that were left out.
     """
 
     count: int
     class_names: tuple[str, ...]
     read: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
     name: Callable[[int], str] = str
+    unreadable: tuple[str, ...] = ()
 
     def without(self, numbers: set[int]) -> "Examples":
         """A copy with the given examples replaced by the next other one.
@@ -65,21 +67,27 @@ class Examples:
         return number
 
 
-def load(data: str, split: str, data_dir: str | Path | None = None) -> Examples:
+def load(
+    data: str,
+    split: str,
+    data_dir: str | Path | None = None,
+    max_unreadable: int = 0,
+) -> Examples:
     """Loads a dataset.
 
     Args:
         data, split, data_dir: as of `keras_cait.datasets.open_dataset`.
+        max_unreadable: as of `keras_cait.datasets.readable`.
 
     Raises:
-        ValueError: as of `open_dataset`.
+        ValueError: as of `open_dataset` and `readable`.
         ImportError: as of `open_dataset`.
 
     Example:
     >>> load("digits", "validation").count
     1000
     """
-    dataset = open_dataset(data, split, data_dir)
+    dataset = readable(open_dataset(data, split, data_dir), max_unreadable)
     if dataset.files:
         paths = tf.constant([str(file) for file in dataset.files])
         labels = tf.constant(dataset.labels, tf.int64)
@@ -88,6 +96,7 @@ def load(data: str, split: str, data_dir: str | Path | None = None) -> Examples:
             dataset.class_names,
             lambda index: (tf.io.read_file(paths[index]), labels[index]),
             dataset.name,
+            dataset.unreadable,
         )
     image, label = dataset[0]
     if isinstance(image, np.ndarray):  # small enough to be held in memory
@@ -98,6 +107,7 @@ def load(data: str, split: str, data_dir: str | Path | None = None) -> Examples:
             dataset.class_names,
             lambda index: (images[index], labels[index]),
             dataset.name,
+            dataset.unreadable,
         )
 
     label_shape = np.shape(label)
@@ -112,7 +122,13 @@ def load(data: str, split: str, data_dir: str | Path | None = None) -> Examples:
         )
         return tf.ensure_shape(image, ()), tf.ensure_shape(label, label_shape)
 
-    return Examples(len(dataset), dataset.class_names, read, dataset.name)
+    return Examples(
+        len(dataset),
+        dataset.class_names,
+        read,
+        dataset.name,
+        dataset.unreadable,
+    )
 
 
 def check_classes(classes: int, examples: Examples, data: str) -> None:

@@ -107,11 +107,14 @@ def forget_history(output: Path, epoch: int) -> None:
         write_text(path, "".join(lines[:1] + kept))
 
 
-def finish(trainer: Trainer, validation: Examples, output: Path) -> None:
+def finish(
+    trainer: Trainer, examples: Examples, validation: Examples, output: Path
+) -> None:
     """Writes the trained model, its labels and summary; the model last.
 
     Args:
         trainer: the trainer, after the last step.
+        examples: training examples.
         validation: validation examples, ready for the model.
         output: folder of the run.
     """
@@ -127,6 +130,8 @@ def finish(trainer: Trainer, validation: Examples, output: Path) -> None:
         float(row["images_per_second"]) for row in history
     )
     images = trainer.step * recipe.global_batch_size
+    record = output / "unreadable.json"
+    found_at = json.loads(record.read_text()) if record.exists() else {}
     summary = {
         **accuracy,
         "raw_top1": float(history[-1]["val_raw_accuracy"]),
@@ -136,6 +141,7 @@ def finish(trainer: Trainer, validation: Examples, output: Path) -> None:
         "devices": trainer.strategy.num_replicas_in_sync,
         "images_per_second": speed,
         "training_hours": images / speed / 3600,
+        "unreadable": [examples.name(int(number)) for number in found_at],
         "keras": keras.__version__,
         "tensorflow": tf.__version__,
     }
