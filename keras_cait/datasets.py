@@ -113,6 +113,7 @@ def readable(dataset: Dataset, max_unreadable: int) -> Dataset:
     Example:
     >>> digits = open_dataset("digits", "validation")
     >>> readable(digits, max_unreadable=1).unreadable
+    Reading 1,000 images once, to leave out damaged ones
     ()
     """
     if max_unreadable == 0:
