@@ -260,6 +260,8 @@ def _check_pixels(header, max_megapixels):
     )
 
 
+# Traced once: every dataset decodes, and tracing takes over a second.
+@tf.function(input_signature=[tf.TensorSpec((), tf.string)], autograph=False)
 def _header(encoded):
     """int64 `[format, height, width, orientation]`, as they are stored."""
     matches = tf.stack(
@@ -289,6 +291,13 @@ def _header(encoded):
         return tf.concat([[tf.cast(image_format, tf.int64)], header], axis=0)
 
 
+@tf.function(
+    input_signature=[
+        tf.TensorSpec((), tf.string),
+        tf.TensorSpec((4,), tf.int64),
+    ],
+    autograph=False,
+)
 def _decode(encoded, header):
     """Decodes an image whose header has been checked."""
     image = tf.switch_case(
