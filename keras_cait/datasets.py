@@ -4,8 +4,7 @@ Every command that takes `--data` reads it here.
 """
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -34,7 +33,8 @@ class Dataset:
         name: function of an index to the example's name in messages.
         files: the image files of a folder, otherwise empty.
         labels: the labels of the files.
-        unreadable: names of the images that `readable` has left out.
+        unreadable: names of the images that were left out because they cannot
+            be read.
     """
 
     class_names: tuple[str, ...]
@@ -94,70 +94,6 @@ def open_dataset(
     if data.startswith("folder:"):
         return _folder(Path(data.removeprefix("folder:")), split)
     return _tensorflow_datasets(data, split, data_dir)
-
-
-def readable(dataset: Dataset, max_unreadable: int) -> Dataset:
-    """A dataset without the images that cannot be read, which are printed.
-
-    Every image is decoded once, as training and served models do it.
-
-    Args:
-        dataset: the dataset.
-        max_unreadable: maximum number of images to leave out. With 0, nothing
-            is read here.
-
-    Raises:
-        ValueError: more images cannot be read, or none can. The message names
-            them.
-
-    Example:
-    >>> digits = open_dataset("digits", "validation")
-    >>> readable(digits, max_unreadable=1).unreadable
-    Reading 1,000 images once, to leave out damaged ones
-    ()
-    """
-    if max_unreadable == 0:
-        return dataset
-    import tensorflow as tf  # which reading a dataset does not need
-
-    from keras_cait.decoding import decode_image
-
-    decode = tf.function(
-        decode_image, input_signature=[tf.TensorSpec((), tf.string)]
-    )
-
-    def is_readable(index: int) -> bool:
-        try:
-            image, _ = dataset[index]
-            if isinstance(image, bytes):
-                decode(image)
-            return True
-        except (OSError, tf.errors.OpError):
-            return False
-
-    print(f"Reading {len(dataset):,} images once, to leave out damaged ones")
-    with ThreadPoolExecutor() as threads:
-        found = list(threads.map(is_readable, range(len(dataset))))
-    bad = [dataset.name(i) for i, is_good in enumerate(found) if not is_good]
-    if len(bad) > max_unreadable:
-        raise ValueError(
-            f"{len(bad)} images cannot be read, more than max_unreadable="
-            f"{max_unreadable}. Replace or remove them: {', '.join(bad)}"
-        )
-    if len(bad) == len(dataset):
-        raise ValueError(f"None of the {len(bad)} images can be read.")
-    for name in bad:
-        print(f"Skipping an unreadable image: {name}", flush=True)
-    good = [i for i, is_good in enumerate(found) if is_good]
-    return replace(
-        dataset,
-        count=len(good),
-        read=lambda index: dataset.read(good[index]),
-        name=lambda index: dataset.name(good[index]),
-        files=tuple(dataset.files[i] for i in good if dataset.files),
-        labels=tuple(dataset.labels[i] for i in good if dataset.labels),
-        unreadable=tuple(bad),
-    )
 
 
 @cache  # a text file, which takes seconds to read

@@ -49,7 +49,8 @@ def verify(
         results_table,
     )
     from keras_cait.command_line import require_tensorflow
-    from keras_cait.datasets import open_dataset, readable
+    from keras_cait.datasets import open_dataset
+    from keras_cait.decoding.readable import readable
     from keras_cait.files import new_output, new_path
 
     require_tensorflow()

@@ -130,8 +130,12 @@ KINDS = ("xxs24-224", "m48-448-distilled", "finetune")
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=() if name in KINDS else pytest.mark.large)
-        for name in RECIPES
+        pytest.param(
+            name,
+            id=f"{name}-{recipe.precision}",
+            marks=() if name in KINDS else pytest.mark.large,
+        )
+        for name, recipe in RECIPES.items()
     ],
 )
 def test_every_recipe_trains_and_evaluates(

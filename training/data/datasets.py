@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from keras_cait.datasets import open_dataset, readable
+from keras_cait.datasets import open_dataset
+from keras_cait.decoding.readable import readable
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def load(
 
     Args:
         data, split, data_dir: as of `keras_cait.datasets.open_dataset`.
-        max_unreadable: as of `keras_cait.datasets.readable`.
+        max_unreadable: as of `keras_cait.decoding.readable`.
 
     Raises:
         ValueError: as of `open_dataset` and `readable`.
