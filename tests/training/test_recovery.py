@@ -170,8 +170,16 @@ def test_unreadable_images_are_named_and_skipped(images, tmp_path, capsys):
     )
 
     bad[2].write_bytes(b"")
+    (tmp_path / "too_many").mkdir()
+    batches = pipeline.training_data(
+        recipe,
+        tf.distribute.get_strategy(),
+        datasets.load(recipe.data, "train"),
+        0,
+        tmp_path / "too_many",
+    )
     with pytest.raises(ValueError, match="3 images cannot be read, more"):
-        train(recipe, tmp_path / "too_many")
+        list(batches)
     noted = json.loads((tmp_path / "too_many/unreadable.json").read_text())
     assert len(noted) <= recipe.max_unreadable
 

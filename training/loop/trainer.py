@@ -92,20 +92,28 @@ class Trainer:
             best=self._best,
             sums=self._sums,
         )
+        # Without AutoGraph, which nothing here needs: it slows the tracing.
         # Under a strategy, XLA cannot see more than a micro-batch.
         is_alone = strategy is tf.distribute.get_strategy()
-        self.gradient = tf.function(self._gradient, jit_compile=recipe.xla)
+        self.gradient = tf.function(
+            self._gradient, autograph=False, jit_compile=recipe.xla
+        )
         self.predict = tf.function(
             lambda images: (
                 self.ema_model(images, training=False),
                 self.model(images, training=False),
             ),
+            autograph=False,
             jit_compile=recipe.xla,
         )
         self.train_step = tf.function(
-            self._train_step, jit_compile=recipe.xla and is_alone
+            self._train_step,
+            autograph=False,
+            jit_compile=recipe.xla and is_alone,
         )
-        self.evaluation_step = tf.function(self._evaluation_step)
+        self.evaluation_step = tf.function(
+            self._evaluation_step, autograph=False
+        )
 
     @property
     def step(self) -> int:
