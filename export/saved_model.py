@@ -19,6 +19,7 @@ def write_saved_model(
     top: int = 5,
     xla: bool = False,
     max_megapixels: float = MAX_MEGAPIXELS,
+    fast_jpeg: bool = False,
 ) -> None:
     """Writes a SavedModel with all its signatures.
 
@@ -41,11 +42,12 @@ def write_saved_model(
         top: int > 0. Number of classes in `classes` and `scores`.
         xla: whether XLA compiles the model, once per batch size.
         max_megapixels: encoded images of more pixels are refused.
+        fast_jpeg: as of `keras_cait.decoding.decode_batch`.
 
     Raises:
         ValueError: `labels` or `top` do not fit the model.
     """
-    signatures = Signatures(model, labels, top, xla, max_megapixels)
+    signatures = Signatures(model, labels, top, xla, max_megapixels, fast_jpeg)
     functions = signatures.concrete_functions()
     tf.saved_model.save(signatures, str(path), signatures=functions)
     # TensorFlow Serving accepts Classify requests only for this method name.
@@ -64,7 +66,8 @@ class Signatures(tf.Module):
     """The functions behind the signatures of a SavedModel.
 
     Args:
-        model, labels, top, xla, max_megapixels: as of `write_saved_model`.
+        model, labels, top, xla, max_megapixels, fast_jpeg: as of
+            `write_saved_model`.
 
     Raises:
         ValueError: `labels` or `top` do not fit the model.
@@ -77,6 +80,7 @@ class Signatures(tf.Module):
         top: int = 5,
         xla: bool = False,
         max_megapixels: float = MAX_MEGAPIXELS,
+        fast_jpeg: bool = False,
     ):
         super().__init__()
         check_labels(labels, model.classes)
@@ -88,6 +92,7 @@ class Signatures(tf.Module):
         self.xla = xla
         self.image_size = model.image_size
         self.max_megapixels = max_megapixels
+        self.fast_jpeg = fast_jpeg
 
     def concrete_functions(self) -> dict[str, Callable]:
         """All signatures by name."""
@@ -110,7 +115,10 @@ class Signatures(tf.Module):
     def decode(self, image_bytes: tf.Tensor) -> tf.Tensor:
         """The model's input from encoded images."""
         return decode_batch(
-            image_bytes, self.image_size, max_megapixels=self.max_megapixels
+            image_bytes,
+            self.image_size,
+            max_megapixels=self.max_megapixels,
+            fast_jpeg=self.fast_jpeg,
         )
 
     def classify_bytes(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:

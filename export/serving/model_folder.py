@@ -46,6 +46,7 @@ def write_version(
     batch_sizes: Sequence[int] = BATCH_SIZES,
     accuracy: Accuracy | None = None,
     max_megapixels: float = MAX_MEGAPIXELS,
+    fast_jpeg: bool = False,
     check: Callable[[Path], object] = lambda version: None,
 ) -> Path:
     """Writes the next version of a served model, whole or not at all.
@@ -63,6 +64,8 @@ def write_version(
         batch_sizes: ints > 0, to which the server pads its batches.
         accuracy: written to the manifest.
         max_megapixels: the server refuses encoded images of more pixels.
+        fast_jpeg: whether the server decodes large JPEGs at a part of their
+            size.
         check: called with the path of the finished version before it appears.
             If it raises, nothing is written.
 
@@ -106,7 +109,7 @@ def write_version(
         try:
             inference = InferenceModel(model, precision)
             write_saved_model(
-                inference, labels, folder, top, xla, max_megapixels
+                inference, labels, folder, top, xla, max_megapixels, fast_jpeg
             )
             write_warmup(folder, output.name, inference.image_size, batch_sizes)
         except tf.errors.OpError as error:
@@ -119,6 +122,7 @@ def write_version(
             "xla": xla,
             "top": top,
             "max_megapixels": max_megapixels,
+            "fast_jpeg": fast_jpeg,
         }
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=2))
         manifests.append(manifest)

@@ -9,6 +9,7 @@ import it.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import tensorflow as tf
 
@@ -22,6 +23,10 @@ from keras_cait.preprocessing import MAX_MEGAPIXELS, check_size
 # where an animation corrupts the heap. Only these formats may reach them.
 JPEG, PNG, GIF, BMP = range(4)
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM")
+
+# A JPEG is decoded at one of these parts of its size, as cheaply as smaller.
+JPEG_PARTS = (1, 2, 4, 8)
+FULL_SIZE = 0  # place in `JPEG_PARTS`
 
 
 def decode_image(
@@ -55,7 +60,7 @@ def decode_image(
     """
     header = _header(encoded)
     with tf.control_dependencies([_check_pixels(header, max_megapixels)]):
-        return _decode(encoded, tf.identity(header))
+        return _decode(encoded, tf.identity(header), FULL_SIZE)
 
 
 def image_size(encoded: tf.Tensor) -> tf.Tensor:
@@ -134,7 +139,7 @@ def decode_crop(
         return turn(image, orientation)
 
     def part_of_other() -> tf.Tensor:
-        image = _decode(encoded, header)
+        image = _decode(encoded, header, FULL_SIZE)
         height, width = tf.unstack(tf.shape(image)[:2])
         top, left, rows, columns = tf.unstack(
             tf.convert_to_tensor(choose(height, width))
@@ -150,6 +155,7 @@ def decode_batch(
     size: int | tuple[int, int],
     crop_ratio: float = 1.0,
     max_megapixels: float = MAX_MEGAPIXELS,
+    fast_jpeg: bool = False,
 ) -> tf.Tensor:
     """Decodes a batch of images in parallel and crops each to one size.
 
@@ -162,6 +168,9 @@ def decode_batch(
         size: height and width in pixels, or an int for both.
         crop_ratio: float in (0, 1]. Share of the shorter side that is kept.
         max_megapixels: limit of each image's width x height in millions.
+        fast_jpeg: whether a JPEG is decoded at 1/2, 1/4 or 1/8 of its size,
+            where that is a whole number of pixels and at least twice `size`.
+            They then differ by some levels from those of `load_image`.
 
     Returns:
         float32 tensor `(batch, height, width, 3)`, whole numbers in 0...255.
@@ -198,8 +207,11 @@ def decode_batch(
     def decode(element: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
         encoded, header = element
         readable = tf.debugging.Assert(header[1] > 0, ["No header."])
+        place = FULL_SIZE
+        if fast_jpeg:
+            place = _smallest_part(header, size, crop_ratio)
         with tf.control_dependencies([readable]):
-            image = _decode(encoded, tf.identity(header))
+            image = _decode(encoded, tf.identity(header), place)
         return resize_and_crop_in_graph(image, size, crop_ratio)
 
     images, decoded = _successes(
@@ -295,29 +307,53 @@ def _header(encoded):
     input_signature=[
         tf.TensorSpec((), tf.string),
         tf.TensorSpec((4,), tf.int64),
+        tf.TensorSpec((), tf.int32),
     ],
     autograph=False,
 )
-def _decode(encoded, header):
+def _decode(encoded, header, place):
     """Decodes an image whose header has been checked."""
+    is_jpeg = header[0] == JPEG
+    part = tf.where(is_jpeg, tf.gather(JPEG_PARTS, place), 1)
+    decode_jpeg = [
+        partial(
+            tf.io.decode_jpeg,
+            encoded,
+            channels=3,
+            ratio=ratio,
+            dct_method="INTEGER_ACCURATE",
+        )
+        for ratio in JPEG_PARTS
+    ]
     image = tf.switch_case(
         tf.cast(header[0], tf.int32),
         [
-            lambda: turn(
-                tf.io.decode_jpeg(
-                    encoded, channels=3, dct_method="INTEGER_ACCURATE"
-                ),
-                header[3],
-            ),
+            lambda: turn(tf.switch_case(place, decode_jpeg), header[3]),
             lambda: png.decode(encoded),
             lambda: gif.decode(encoded),
             lambda: bmp.decode(encoded),
         ],
     )
     image = tf.ensure_shape(image, (None, None, 3))
+    height, width = tf.unstack(-(-header[1:3] // tf.cast(part, tf.int64)))
     check = tf.debugging.Assert(
-        tf.size(image, tf.int64) == 3 * header[1] * header[2],
+        tf.size(image, tf.int64) == 3 * height * width,
         ["The image has another size than its header says."],
     )
     with tf.control_dependencies([check]):
         return tf.identity(image)
+
+
+def _smallest_part(header, size, crop_ratio):
+    """Place in `JPEG_PARTS` of the smallest that leaves twice the size.
+
+    It divides both sides: otherwise the last pixels would be stretched.
+    """
+    sides = header[1:3]
+    upright = tf.where(header[3] >= 5, sides[::-1], sides)
+    times = tf.reduce_min(tf.cast(upright, tf.float32) / size) * crop_ratio
+    fits = [
+        (times >= 2.0 * part) & tf.reduce_all(sides % part == 0)
+        for part in JPEG_PARTS[1:]
+    ]
+    return tf.math.count_nonzero(tf.stack(fits), dtype=tf.int32)

@@ -200,6 +200,21 @@ def test_broken_pictures_are_named_and_the_rest_goes_on(
     assert_best(answer, expected)
 
 
+def test_large_jpegs_can_be_decoded_fast(model, tmp_path):
+    path = tmp_path / "1"
+    write_saved_model(InferenceModel(model), LABELS, path, fast_jpeg=True)
+    encoded = tf.constant(
+        [image_files.encode(image_files.example(200, 300), "JPEG")]
+    )
+    served = tf.saved_model.load(str(path)).signatures["serving_default"]
+    images = decode_batch(encoded, (32, 32), fast_jpeg=True)
+    assert np.any(images != decode_batch(encoded, (32, 32)))
+    scores = tf.sort(model(images), direction="DESCENDING")
+    np.testing.assert_allclose(
+        served(image_bytes=encoded)["scores"], scores, rtol=1e-4, atol=1e-6
+    )
+
+
 def test_too_many_pixels_are_refused(model, tmp_path):
     large = image_files.png(1001, 1000)
     write_saved_model(

@@ -15,6 +15,7 @@ from benchmarks import image_files
 from benchmarks.image_files import encode, example
 from keras_cait import decoding
 from keras_cait.preprocessing import load_image, resize_and_crop
+from tests.helpers.reference import REFERENCE
 
 KINDS = image_files.kinds()
 # What the graph refuses and load_image reads.
@@ -73,6 +74,33 @@ def test_pixels_are_those_of_load_image_or_refused(kind):
         np.testing.assert_array_equal(
             decode_batch([encoded])[0], resize_and_crop(expected, (32, 48))
         )
+
+
+def test_fast_jpegs_are_close_to_whole_ones():
+    """Where a part of the size is whole and large enough, turned or not."""
+    photo = Image.open(REFERENCE / "preprocess/landscape_500x375.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    decode = tf.function(
+        lambda data: decoding.decode_batch(data, (32, 48), fast_jpeg=True),
+        input_signature=[tf.TensorSpec((None,), tf.string)],
+    )
+    for sides, is_whole, options in (
+        ((2048, 1536), False, {}),
+        ((1200, 900), False, {}),
+        ((250, 188), False, {"progressive": True}),
+        ((300, 500), False, {"exif": exif.tobytes()}),
+        ((500, 375), True, {}),  # odd
+        ((190, 126), True, {}),  # less than twice the size
+        ((46, 1500), True, {}),
+    ):
+        encoded = encode(photo.resize(sides), "JPEG", quality=90, **options)
+        whole = resize_and_crop(load_image(encoded), (32, 48))
+        difference = np.abs(decode([encoded])[0].numpy() - whole)
+        assert (difference.max() == 0) == is_whole
+        assert difference.max() <= 12 and difference.mean() < 1
+    png = encode(photo, "PNG")
+    np.testing.assert_array_equal(decode([png])[0], decode_batch([png])[0])
 
 
 @pytest.mark.parametrize("endian", "<>")
