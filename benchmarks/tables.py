@@ -96,6 +96,17 @@ def speed(row: Mapping[str, Any]) -> str:
     return f"{row['images/s']:.1f} ({row['timm eager = 1']:.2f})"
 
 
+def fast_jpeg() -> str:
+    """Both tables of `benchmarks/jpeg.py`."""
+    tables = read("jpeg")["tables"]
+    return "\n\n".join(
+        [
+            markdown(tables["One photo"], "JPEG"),
+            markdown(tables["Digits of 448 x 448"], "Digits"),
+        ]
+    )
+
+
 def serving_summary() -> str:
     """Images per second of the SavedModel and its baselines."""
     return markdown(

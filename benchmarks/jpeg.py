@@ -1,0 +1,139 @@
+"""JPEG decoded at a part of its size (`export saved-model --fast-jpeg`).
+
+Time of decoding and resizing to 224 pixels, and what changes: the pixels of
+one photo at several sizes, and the quickstart's predictions for the validation
+digits, enlarged to 448 pixels. Run it after `make quickstart`.
+"""
+
+import io
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import tensorflow as tf
+from cyclopts import App
+from PIL import Image
+
+from benchmarks.results import Output, Rounds, Rows, show, write
+from keras_cait.command_line import run
+from keras_cait.datasets import open_dataset
+from keras_cait.decoding import decode_batch
+from keras_cait.loading import load_classifier
+
+ROOT = Path(__file__).parents[1]
+PHOTO = ROOT / "tests/reference/preprocess/landscape_500x375.png"
+SIZES = ((640, 480), (1280, 960), (2048, 1536), (4032, 3024))
+ENLARGED = 448
+
+
+def encode(image: Image.Image, side: tuple[int, int]) -> bytes:
+    file = io.BytesIO()
+    image.convert("RGB").resize(side).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def decoder(size: tuple[int, int], fast: bool) -> Callable[[Any], tf.Tensor]:
+    """A compiled function of encoded images `(batch,)` to pixels."""
+    return tf.function(
+        lambda encoded: decode_batch(encoded, size, fast_jpeg=fast),
+        input_signature=[tf.TensorSpec((None,), tf.string)],
+    )
+
+
+def milliseconds(
+    functions: dict[str, Callable[[], object]], rounds: int
+) -> dict[str, float]:
+    """Median time of each function, in interleaved rounds."""
+    found: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds + 1):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            found[name].append(1e3 * (time.perf_counter() - start))
+    return {name: statistics.median(times[1:]) for name, times in found.items()}
+
+
+def photo_rows(rounds: int) -> Rows:
+    """Time of one photo at several sizes, and the change of its pixels."""
+    whole, fast = (decoder((224, 224), is_fast) for is_fast in (False, True))
+    rows = {}
+    for side in SIZES:
+        encoded = [encode(Image.open(PHOTO), side)]
+        change = np.abs(whole(encoded).numpy() - fast(encoded).numpy())
+        rows[f"{side[0]} x {side[1]}"] = {
+            **milliseconds(
+                {
+                    "whole, ms": lambda encoded=encoded: whole(encoded),
+                    "fast, ms": lambda encoded=encoded: fast(encoded),
+                },
+                rounds,
+            ),
+            "largest change of a pixel": int(change.max()),
+            "mean change": float(change.mean()),
+        }
+    return rows
+
+
+def digit_rows(model: str) -> Rows:
+    """The quickstart's accuracy both ways, and the change of its scores."""
+    classifier = load_classifier(model)
+    digits = open_dataset("digits", "validation")
+    labels = np.array([label for _, label in digits])
+    encoded = [
+        encode(Image.fromarray(image), (ENLARGED, ENLARGED))
+        for image, _ in digits
+    ]
+    scores = {
+        name: np.concatenate(
+            [
+                classifier.predict(decode(encoded[start : start + 100]))
+                for start in range(0, len(encoded), 100)
+            ]
+        )
+        for name, decode in (
+            ("whole", decoder(classifier.image_size, False)),
+            ("fast", decoder(classifier.image_size, True)),
+        )
+    }
+    best = {name: values.argmax(axis=1) for name, values in scores.items()}
+    change = np.abs(scores["whole"] - scores["fast"])
+    return {
+        name: {
+            "top-1, %": 100 * float((best[name] == labels).mean()),
+            "same class, %": 100 * float((best[name] == best["whole"]).mean()),
+            "largest change of a score": float(change.max())
+            if name == "fast"
+            else 0.0,
+        }
+        for name in scores
+    }
+
+
+app = App(name="python -m benchmarks.jpeg", help=__doc__)
+
+
+@app.default
+def main(
+    *,
+    model: str = "runs/quickstart",
+    rounds: Rounds = 15,
+    output: Output = None,
+) -> None:
+    """Measures both ways of decoding."""
+    tables = {
+        "One photo": photo_rows(rounds),
+        "Digits of 448 x 448": digit_rows(model),
+    }
+    for title, rows in tables.items():
+        show(title, rows)
+    write(tables, output)
+
+
+if __name__ == "__main__":
+    run(app)
