@@ -46,7 +46,7 @@ def megabytes(process: int) -> float:
 
 @pytest.mark.large
 def test_a_server_under_load(tmp_path):
-    """Good images are answered right, bad ones refused; memory stays flat."""
+    """Good images are classified right, bad ones refused; memory stays flat."""
     model = randomise(
         keras_cait.CaiT(
             24, 2, 2, patch_size=8, input_shape=(32, 32, 3), classes=5
@@ -65,9 +65,9 @@ def test_a_server_under_load(tmp_path):
     bad = bad_images()
 
     def send(client: Client, seed: int, end: float) -> tuple[int, int]:
-        """Sends images until a time; counts those answered and refused."""
+        """Sends images until a time; counts those classified and refused."""
         draw = random.Random(seed)
-        answered = refused = 0
+        classified = refused = 0
         while time.monotonic() < end:
             if draw.random() < 0.2:
                 with pytest.raises(ServingError) as raised:
@@ -79,8 +79,8 @@ def test_a_server_under_load(tmp_path):
             (best,) = client.classify([good[index]])
             scores = [score for _, score in best]
             assert scores == pytest.approx(expected[index].tolist(), abs=1e-5)
-            answered += 1
-        return answered, refused
+            classified += 1
+        return classified, refused
 
     server = subprocess.Popen(
         [sys.executable, "-c", SERVER, str(folder)],
@@ -105,8 +105,8 @@ def test_a_server_under_load(tmp_path):
             counts = [one.result() for one in sent]
     finally:
         server.communicate()
-    answered, refused = map(sum, zip(*counts, strict=True))
-    print(f"{answered} answered, {refused} refused; MB: {memory}")
+    classified, refused = map(sum, zip(*counts, strict=True))
+    print(f"{classified} classified, {refused} refused; MB: {memory}")
     assert server.returncode == 0
-    assert 0.15 < refused / (answered + refused) < 0.25
+    assert 0.15 < refused / (classified + refused) < 0.25
     assert memory[-1] < 1.1 * memory[0]

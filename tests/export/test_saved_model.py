@@ -1,4 +1,4 @@
-"""The SavedModel answers as the Keras model, and lives on after bad input."""
+"""The SavedModel results as the Keras model, and lives on after bad input."""
 
 import ctypes
 from pathlib import Path
@@ -18,8 +18,8 @@ from tests.helpers.models import randomise
 from tests.helpers.reference import REFERENCE
 
 LABELS = [f"class {i}" for i in range(5)]
-PICTURES = sorted((REFERENCE / "preprocess").rglob("*.png"))
-ENCODED = [file.read_bytes() for file in PICTURES]
+IMAGES = sorted((REFERENCE / "preprocess").rglob("*.png"))
+ENCODED = [file.read_bytes() for file in IMAGES]
 
 
 @pytest.fixture(scope="module")
@@ -46,19 +46,19 @@ def signatures(folder):
 @pytest.fixture(scope="module")
 def expected(model):
     """Probabilities of the Keras model on the images."""
-    images = [resize_and_crop(load_image(file), 32) for file in PICTURES]
+    images = [resize_and_crop(load_image(file), 32) for file in IMAGES]
     return model.predict(np.stack(images), verbose=0)
 
 
-def assert_best(answer, probabilities, tolerance=1e-3):
-    """The answer's classes and scores are the best three."""
+def assert_best(result, probabilities, tolerance=1e-3):
+    """The classes and scores are the best three."""
     order = np.argsort(-probabilities, axis=-1)[:, :3]
     names = [
-        [name.decode() for name in row] for row in answer["classes"].numpy()
+        [name.decode() for name in row] for row in result["classes"].numpy()
     ]
     assert names == [[LABELS[i] for i in row] for row in order]
     np.testing.assert_allclose(
-        answer["scores"],
+        result["scores"],
         np.take_along_axis(probabilities, order, 1),
         atol=tolerance,
     )
@@ -83,19 +83,19 @@ def test_signatures_have_their_names(signatures):
 
 @pytest.mark.parametrize("count", [1, 3, 6])
 def test_encoded_pictures(signatures, expected, count):
-    answer = signatures["serving_default"](
+    result = signatures["serving_default"](
         image_bytes=tf.constant(ENCODED[:count])
     )
-    assert_best(answer, expected[:count])
+    assert_best(result, expected[:count])
 
 
 def test_pixels(signatures, model, images):
-    answer = signatures["pixels"](images=tf.constant(images))
+    result = signatures["pixels"](images=tf.constant(images))
     np.testing.assert_allclose(
-        answer["probabilities"], model.predict(images, verbose=0), atol=1e-6
+        result["probabilities"], model.predict(images, verbose=0), atol=1e-6
     )
     np.testing.assert_allclose(
-        tf.nn.softmax(answer["logits"]), answer["probabilities"], atol=1e-6
+        tf.nn.softmax(result["logits"]), result["probabilities"], atol=1e-6
     )
 
 
@@ -109,13 +109,13 @@ def test_embedding_and_attention(signatures, model):
         rtol=1e-4,
         atol=1e-5,
     )
-    answer = signatures["attention"](image_bytes=encoded)
+    result = signatures["attention"](image_bytes=encoded)
     np.testing.assert_allclose(
-        answer["attention"],
+        result["attention"],
         keras_cait.class_attention_maps(model, images),
         atol=1e-6,
     )
-    assert_best(answer, model(images).numpy(), 1e-6)
+    assert_best(result, model(images).numpy(), 1e-6)
 
 
 def test_classify(signatures, folder, expected):
@@ -131,8 +131,8 @@ def test_classify(signatures, folder, expected):
         ).SerializeToString()
         for encoded in ENCODED
     ]
-    answer = signatures["classify"](inputs=tf.constant(examples))
-    assert_best(answer, expected)
+    result = signatures["classify"](inputs=tf.constant(examples))
+    assert_best(result, expected)
     with pytest.raises(tf.errors.InvalidArgumentError, match="image/encoded"):
         signatures["classify"](
             inputs=tf.constant([tf.train.Example().SerializeToString()])
@@ -196,8 +196,8 @@ def test_broken_pictures_are_named_and_the_rest_goes_on(
         tf.errors.InvalidArgumentError, match=r"image_bytes at\] \[1 3 4 5\]"
     ):
         signatures[signature](image_bytes=tf.constant(broken))
-    answer = signatures[signature](image_bytes=tf.constant(ENCODED))
-    assert_best(answer, expected)
+    result = signatures[signature](image_bytes=tf.constant(ENCODED))
+    assert_best(result, expected)
 
 
 def test_large_jpegs_can_be_decoded_fast(model, tmp_path):
@@ -242,8 +242,8 @@ def test_too_many_pixels_are_refused(model, tmp_path):
     ],
 )
 def test_an_empty_batch(signatures, name, key, dtype, shape):
-    answers = signatures[name](**{key: tf.zeros(shape, dtype)})
-    assert all(answer.shape[0] == 0 for answer in answers.values())
+    results = signatures[name](**{key: tf.zeros(shape, dtype)})
+    assert all(result.shape[0] == 0 for result in results.values())
 
 
 def test_no_operation_needs_more_than_tensorflow(folder):
@@ -275,9 +275,9 @@ def test_xla(tmp_path, precision):
     signatures = tf.saved_model.load(str(tmp_path / "1")).signatures
     for count in (1, 3):
         images = decode_batch(tf.constant(ENCODED[:count]), (32, 32))
-        answer = signatures["pixels"](images=tf.cast(images, tf.uint8))
+        result = signatures["pixels"](images=tf.cast(images, tf.uint8))
         np.testing.assert_allclose(
-            answer["probabilities"],
+            result["probabilities"],
             model(images),
             atol=1e-3 if precision == "float32" else 0.05,
         )

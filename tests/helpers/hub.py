@@ -69,10 +69,10 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = 5
 
     def do_HEAD(self):
-        self.answer()
+        self.reply()
 
     def do_GET(self):
-        self.answer()
+        self.reply()
 
     def do_POST(self):
         self.hub.requests.append((self.command, self.path, None))
@@ -142,8 +142,8 @@ class _Handler(BaseHTTPRequestHandler):
             ]
         return None
 
-    def send_json(self, answer):
-        body = json.dumps(answer).encode()
+    def send_json(self, reply):
+        body = json.dumps(reply).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
@@ -156,13 +156,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", "0")
         self.end_headers()
 
-    def answer(self):
+    def reply(self):
         asked = self.headers.get("Range")
         self.hub.requests.append((self.command, self.path, asked))
         if self.path.startswith("/api/models/"):
-            answer = self.describe()
-            if answer is not None:
-                return self.send_json(answer)
+            reply = self.describe()
+            if reply is not None:
+                return self.send_json(reply)
         for name, record in self.hub.records.items():
             repository, _, file = name.rpartition("/")
             if self.path in (

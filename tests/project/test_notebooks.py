@@ -30,7 +30,7 @@ def connect_here(self, address):
 socket.socket.connect = connect_here
 """
 
-# What is asked in a cell at the end, and what holds for the answer.
+# What a cell at the end prints, and what holds for it.
 RESULTS = {
     "1_quickstart": (
         "[maps.shape, float(maps.sum((-2, -1)).max()), saliency.shape,"
@@ -93,8 +93,8 @@ def test_runs_in_small_mode(path, tmp_path, monkeypatch):
         notebook, timeout=300, resources={"metadata": {"path": folder}}
     )
     client.execute()
-    (answer,) = notebook.cells[-1].outputs
-    assert holds(*json.loads(answer.text)), answer.text
+    (printed,) = notebook.cells[-1].outputs
+    assert holds(*json.loads(printed.text)), printed.text
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
