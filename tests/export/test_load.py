@@ -90,7 +90,10 @@ def test_a_server_under_load(tmp_path):
     )
     try:
         grpc, rest = server.stdout.readline().split()
-        clients = [GrpcClient(grpc, "tiny"), RestClient(rest, "tiny")]
+        clients = [
+            GrpcClient(grpc, "tiny", timeout=SECONDS),
+            RestClient(rest, "tiny", timeout=SECONDS),
+        ]
         clients *= CLIENTS // 2
         begin = time.monotonic()
         memory = []
