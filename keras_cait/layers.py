@@ -474,12 +474,25 @@ class TalkingHeadsAttention(keras.layers.Layer):
     ) -> Tensor:
         query, key, value = ops.split(self.qkv(inputs), 3, axis=-1)
         scores = query_key_scores(query, key, self.num_heads)  # (H, B, N, N)
-        scores = softmax(self.proj_logits(scores))
-        scores = self.proj_weights(scores)
+        scores = self._mix(scores)
         outputs = self.proj(weighted_values(scores, value))
         if return_attention_scores:
             return outputs, ops.transpose(scores, (1, 0, 2, 3))
         return outputs
+
+    def _mix(self, scores: Tensor) -> Tensor:
+        """`P_w softmax(P_l scores)`."""
+        if keras.backend.backend() == "jax":
+            from keras_cait import fused_mixing
+
+            if fused_mixing.applies(scores):  # on a GPU
+                return fused_mixing.mix(
+                    scores,
+                    ops.convert_to_tensor(self.proj_logits.kernel),
+                    ops.convert_to_tensor(self.proj_weights.kernel),
+                    ops.convert_to_tensor(self.proj_weights.bias),
+                )
+        return self.proj_weights(softmax(self.proj_logits(scores)))
 
     def compute_output_spec(
         self, inputs: Tensor, return_attention_scores: bool = False
