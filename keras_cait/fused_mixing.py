@@ -26,13 +26,14 @@ try:
 except ImportError:  # JAX without Triton
     pl = plgpu = None
 
-# More heads do not fit into registers, nor do longer rows into one program.
-MAX_HEADS = 8
+# Tensor cores multiply 16 x 16: the heads of one or more queries are columns.
+COLUMNS = 16
+# Longer rows do not fit into the registers of one program.
 MAX_KEYS = 2048
-# Scores of one head per thread. A warp has 32 threads.
-PER_THREAD = 8
-# Rows of scores per program of the backward pass, which sums over them.
-BACKWARD_ROWS = 14
+FORWARD_KEYS_PER_WARP = 256
+BACKWARD_KEYS_PER_WARP = 128
+# Tiles per program of the backward pass, which sums over them.
+BACKWARD_TILES = 8
 LOG2_E = math.log2(math.e)
 LOWEST = -1e30
 
@@ -51,7 +52,7 @@ def applies(scores: Array) -> bool:
     heads, *sizes = scores.shape
     return (
         plgpu is not None
-        and heads <= MAX_HEADS
+        and heads <= COLUMNS
         and all(isinstance(size, int) for size in sizes)
         and sizes[-1] <= MAX_KEYS
         and scores.dtype in (jnp.bfloat16, jnp.float16)
@@ -139,52 +140,149 @@ mix.defvjp(_forward, _backward)
 
 
 class _Tiling:
-    """How rows of scores are divided among programs and threads."""
+    """How scores are divided among programs.
 
-    def __init__(self, shape: tuple[int, ...], rows_per_program: int):
+    A tile has the scores of all heads and keys for as many queries as fill 16
+    columns. A program works on one tile at a time. Triton wants powers of 2,
+    so the keys are divided into such `parts`: 196 are 128, 64 and 4 of 16.
+
+    Args:
+        shape: `(heads, batch, queries, keys)`.
+        tiles: tiles per program.
+        keys_per_warp: keys of a tile per warp of 32 threads.
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], tiles: int, keys_per_warp: int
+    ):
         self.heads, batch, queries, self.keys = shape
-        self.rows = batch * queries
-        self.width = max(16, 1 << (self.keys - 1).bit_length())
-        # One warp for a row of up to 256 keys: it reduces without barriers.
-        self.warps = max(1, self.width // (32 * PER_THREAD))
-        self.tile_rows = max(1, 32 * PER_THREAD // self.width)
-        self.tiles = max(1, rows_per_program // self.tile_rows)
-        self.programs = pl.cdiv(self.rows, self.tile_rows * self.tiles)
+        self.shape = (self.heads, batch * queries, self.keys)
+        self.padded_heads = 1 << (self.heads - 1).bit_length()
+        self.queries = COLUMNS // self.padded_heads
+        self.tiles = tiles
+        width = 1 << (self.keys - 1).bit_length()
+        self.warps = max(1, width // keys_per_warp)
+        self.programs = pl.cdiv(self.shape[1], self.queries * tiles)
+        blocks = pl.cdiv(self.keys, 16)
+        sizes = [16 << i for i in range(blocks.bit_length()) if blocks >> i & 1]
+        sizes.reverse()
+        starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        self.parts = list(zip(starts, sizes, strict=True))
 
-    @property
-    def scores(self) -> Any:
-        """The scores `(heads, rows, keys)` of one program."""
-        block = (self.heads, self.tile_rows * self.tiles, self.width)
-        return pl.BlockSpec(block, lambda i: (0, i, 0))
-
-    def call(self, kernel: Any, out_shape: Any, interpret: bool, **specs: Any):
+    def call(
+        self,
+        kernel: Any,
+        inputs: tuple[Array, ...],
+        outputs: list[Any],
+        interpret: bool,
+    ) -> Any:
+        """Runs the kernel with all arrays whole, in all programs."""
         return pl.pallas_call(
             functools.partial(kernel, self),
-            out_shape=out_shape,
+            out_shape=outputs,
             grid=(self.programs,),
             compiler_params=plgpu.CompilerParams(
                 num_warps=self.warps, num_stages=1
             ),
             interpret=interpret,
-            **specs,
+        )(*inputs)
+
+    def heads_and_queries(self) -> tuple[Array, Array]:
+        """Head and query, within the tile, of each column."""
+        columns = jnp.arange(COLUMNS)
+        return columns % self.padded_heads, columns // self.padded_heads
+
+    def matrix(self, ref: Any, transposed: bool = False) -> Array:
+        """The kernel `(heads, heads)` once for each query on the diagonal."""
+        heads, queries = self.heads_and_queries()
+        heads, queries = _grid(heads), _grid(queries)
+        exists = (queries[0] == queries[1]) & (heads[0] < self.heads)
+        exists &= heads[1] < self.heads
+        index = heads[::-1] if transposed else heads
+        return plgpu.load(ref.at[index], mask=exists, other=0.0)
+
+
+class _Tile:
+    """The scores `(columns, keys)` of one tile, where they are in memory."""
+
+    def __init__(self, tiling: _Tiling, number: Any):
+        self.tiling = tiling
+        self.heads, queries = tiling.heads_and_queries()
+        self.rows = number * tiling.queries + queries
+        self.exists = self.heads < tiling.heads
+        self.exists &= self.rows < tiling.shape[1]
+
+    def _at(self, ref: Any, start: int, size: int) -> tuple[Any, Array]:
+        shape = (COLUMNS, size)
+        keys = start + jnp.arange(size)
+        index = (
+            jnp.broadcast_to(self.heads[:, None], shape),
+            jnp.broadcast_to(self.rows[:, None], shape),
+            jnp.broadcast_to(keys[None], shape),
         )
+        mask = self.exists[:, None] & (keys < self.tiling.keys)[None]
+        return ref.at[index], mask
 
+    def load(self, ref: Any) -> list[Array]:
+        """An array `(columns, keys)` for each part of the keys."""
+        loaded = []
+        for part in self.tiling.parts:
+            view, mask = self._at(ref, *part)
+            loaded.append(plgpu.load(view, mask=mask, other=0.0))
+        return loaded
 
-def _whole(array: Array) -> Any:
-    return pl.BlockSpec(array.shape, lambda i: (0,) * array.ndim)
+    def store(self, ref: Any, arrays: list[Array]) -> None:
+        for part, array in zip(self.tiling.parts, arrays, strict=True):
+            view, mask = self._at(ref, *part)
+            plgpu.store(view, array.astype(ref.dtype), mask=mask)
+
+    def probabilities(
+        self, scores: list[Array], logits_kernel: Array
+    ) -> list[Array]:
+        """The softmax of the mixed scores, in float32: `(keys, columns)`."""
+        logits = []
+        for (start, size), x in zip(self.tiling.parts, scores, strict=True):
+            x = _dot(x.T, logits_kernel)
+            if start + size > self.tiling.keys:
+                keys = start + jnp.arange(size)
+                x = jnp.where((keys < self.tiling.keys)[:, None], x, LOWEST)
+            logits.append(x)
+        highest = _over_parts(jnp.maximum, jnp.max, logits) * LOG2_E
+        powers = [jnp.exp2(x * LOG2_E - highest[None]) for x in logits]
+        share = 1.0 / _over_parts(jnp.add, jnp.sum, powers)
+        return [x * share[None] for x in powers]
 
 
 def _forward_call(scores, *weights, interpret=False):
-    tiling = _Tiling(scores.shape, 1)
-    rows = scores.reshape(tiling.heads, tiling.rows, tiling.keys)
-    mixed = tiling.call(
+    tiling = _Tiling(scores.shape, 1, FORWARD_KEYS_PER_WARP)
+    (mixed,) = tiling.call(
         _forward_kernel,
-        jax.ShapeDtypeStruct(rows.shape, rows.dtype),
+        (scores.reshape(tiling.shape), *weights),
+        [jax.ShapeDtypeStruct(tiling.shape, scores.dtype)],
         interpret,
-        in_specs=[tiling.scores, *map(_whole, weights)],
-        out_specs=tiling.scores,
-    )(rows, *weights)
+    )
     return mixed.reshape(scores.shape)
+
+
+def _forward_kernel(
+    tiling, scores_ref, logits_ref, weights_ref, bias_ref, mixed_ref
+):
+    tile = _Tile(tiling, pl.program_id(0))
+    probabilities = tile.probabilities(
+        tile.load(scores_ref), tiling.matrix(logits_ref)
+    )
+    weights_kernel = tiling.matrix(weights_ref)
+    heads, _ = tiling.heads_and_queries()
+    bias = plgpu.load(
+        bias_ref.at[heads], mask=heads < tiling.heads, other=0.0
+    ).astype(jnp.float32)
+    tile.store(
+        mixed_ref,
+        [
+            (_dot(p.astype(scores_ref.dtype), weights_kernel) + bias[None]).T
+            for p in probabilities
+        ],
+    )
 
 
 def _backward_call(
@@ -195,49 +293,41 @@ def _backward_call(
     gradient,
     interpret=False,
 ):
-    tiling = _Tiling(scores.shape, BACKWARD_ROWS)
-    heads, size = tiling.heads, _padded_heads(tiling.heads)
-    shape = (heads, tiling.rows, tiling.keys)
-    by_scores, products, sums = tiling.call(
+    tiling = _Tiling(scores.shape, BACKWARD_TILES, BACKWARD_KEYS_PER_WARP)
+    square = jax.ShapeDtypeStruct(
+        (tiling.programs, COLUMNS, COLUMNS), jnp.float32
+    )
+    by_scores, *sums = tiling.call(
         _backward_kernel,
+        (
+            scores.reshape(tiling.shape),
+            gradient.reshape(tiling.shape),
+            logits_kernel,
+            weights_kernel,
+        ),
         [
-            jax.ShapeDtypeStruct(shape, scores.dtype),
-            jax.ShapeDtypeStruct(
-                (tiling.programs, 2 * size, 2 * size), jnp.float32
-            ),
-            jax.ShapeDtypeStruct((tiling.programs, 16, 2 * size), jnp.float32),
+            jax.ShapeDtypeStruct(tiling.shape, scores.dtype),
+            square,
+            square,
+            jax.ShapeDtypeStruct((tiling.programs, COLUMNS), jnp.float32),
         ],
         interpret,
-        in_specs=[
-            tiling.scores,
-            tiling.scores,
-            _whole(logits_kernel),
-            _whole(weights_kernel),
-        ],
-        out_specs=[
-            tiling.scores,
-            pl.BlockSpec((None, 2 * size, 2 * size), lambda i: (i, 0, 0)),
-            pl.BlockSpec((None, 16, 2 * size), lambda i: (i, 0, 0)),
-        ],
-    )(scores.reshape(shape), gradient.reshape(shape), logits_kernel, weights_kernel)
+    )
     # In a fixed order, not by atomics: the same sum every time.
-    products, sums = jnp.sum(products, 0), jnp.sum(sums, 0)
+    by_logits_kernel, by_weights_kernel, by_bias = (jnp.sum(x, 0) for x in sums)
+    heads, queries = tiling.heads, tiling.queries
+
+    def of_heads(square: Array) -> Array:
+        split = square.reshape(queries, -1, queries, tiling.padded_heads)
+        return jnp.einsum("qhqg->hg", split)[:heads, :heads]
+
+    by_bias = jnp.sum(by_bias.reshape(queries, -1), 0)[:heads]
     return (
         by_scores.reshape(scores.shape),
-        products[size : size + heads, size : size + heads].astype(
-            logits_kernel.dtype
-        ),
-        products[:heads, :heads].astype(weights_kernel.dtype),
-        sums[0, :heads].astype(weights_bias.dtype),
+        of_heads(by_logits_kernel).astype(logits_kernel.dtype),
+        of_heads(by_weights_kernel).astype(weights_kernel.dtype),
+        by_bias.astype(weights_bias.dtype),
     )
-
-
-def _forward_kernel(tiling, scores_ref, logits_ref, weights_ref, bias_ref, ref):
-    rows = pl.program_id(0) * tiling.tile_rows + jnp.arange(tiling.tile_rows)
-    tile = _Tile(tiling, 0, rows)
-    probabilities = tile.probabilities(tile.load(scores_ref), logits_ref)
-    bias = [bias_ref[h].astype(jnp.float32) for h in range(tiling.heads)]
-    tile.store(ref, _across_heads(probabilities, weights_ref, bias))
 
 
 def _backward_kernel(
@@ -247,136 +337,58 @@ def _backward_kernel(
     logits_ref,
     weights_ref,
     by_scores_ref,
-    products_ref,
-    sums_ref,
+    by_logits_kernel_ref,
+    by_weights_kernel_ref,
+    by_bias_ref,
 ):
-    first = pl.program_id(0) * tiling.tile_rows * tiling.tiles
-    size = _padded_heads(tiling.heads)
+    program = pl.program_id(0)
     dtype = scores_ref.dtype
-    ones = jnp.ones((16, tiling.tile_rows * tiling.width), dtype)
+    logits_kernel = tiling.matrix(logits_ref)
+    logits_kernel_t = tiling.matrix(logits_ref, transposed=True)
+    weights_kernel_t = tiling.matrix(weights_ref, transposed=True)
 
-    def add_tile(index, totals):
-        products, sums = totals
-        start = index * tiling.tile_rows
-        tile = _Tile(
-            tiling, start, first + start + jnp.arange(tiling.tile_rows)
-        )
-        scores, gradient = tile.load(scores_ref), tile.load(gradient_ref)
-        probabilities = tile.probabilities(scores, logits_ref)
-        by_probabilities = _across_heads(
-            gradient, weights_ref, transposed=True
-        )
-        by_logits = []
-        for p, by_p in zip(probabilities, by_probabilities, strict=True):
-            by_p = p * by_p
-            by_logits.append(by_p - p * jnp.sum(by_p, axis=1)[:, None])
+    def add_tile(index, sums):
+        by_logits_kernel, by_weights_kernel, by_bias = sums
+        tile = _Tile(tiling, program * tiling.tiles + index)
+        probabilities = tile.probabilities(tile.load(scores_ref), logits_kernel)
+        products = []
+        for p, g in zip(probabilities, tile.load(gradient_ref), strict=True):
+            by_weights_kernel += _dot(p.astype(dtype).T, g.T)
+            by_bias += jnp.sum(g.astype(jnp.float32), axis=1)
+            products.append(p * _dot(g.T, weights_kernel_t))
+        total = _over_parts(jnp.add, jnp.sum, products)
+        by_logits = [
+            (x - p * total[None]).astype(dtype)
+            for x, p in zip(products, probabilities, strict=True)
+        ]
         tile.store(
-            by_scores_ref, _across_heads(by_logits, logits_ref, transposed=True)
+            by_scores_ref, [_dot(x, logits_kernel_t).T for x in by_logits]
         )
-        # The products of all pairs of heads, summed over the tile, on the
-        # tensor cores. Two of the four blocks are the kernels' gradients.
-        left = _stack(probabilities, scores, size=size, dtype=dtype)
-        right = _stack(gradient, by_logits, size=size, dtype=dtype)
-        return products + _dot(left.T, right), sums + _dot(ones, right)
+        # Read again, which is cheaper than keeping them in registers.
+        for x, by in zip(tile.load(scores_ref), by_logits, strict=True):
+            by_logits_kernel += _dot(x, by)
+        return by_logits_kernel, by_weights_kernel, by_bias
 
-    products_ref[...], sums_ref[...] = lax.fori_loop(
+    zero = jnp.zeros((COLUMNS, COLUMNS), jnp.float32)
+    sums = lax.fori_loop(
         0,
         tiling.tiles,
         add_tile,
-        (
-            jnp.zeros((2 * size, 2 * size), jnp.float32),
-            jnp.zeros((16, 2 * size), jnp.float32),
-        ),
+        (zero, zero, jnp.zeros((COLUMNS,), jnp.float32)),
     )
+    by_logits_kernel_ref[program], by_weights_kernel_ref[program] = sums[:2]
+    by_bias_ref[program] = sums[2]
 
 
-class _Tile:
-    """Rows of scores that a program works on at one time.
-
-    Args:
-        tiling: the tiling.
-        start: first row within the program's block.
-        rows: numbers of the rows among all rows.
-    """
-
-    def __init__(self, tiling: _Tiling, start: Any, rows: Array):
-        self.tiling = tiling
-        self.start = start
-        keys = jnp.arange(tiling.width)
-        self.is_key = (keys < tiling.keys)[None]
-        self.valid = (rows < tiling.rows)[:, None] & self.is_key
-
-    def part(self, ref: Any, head: int) -> Any:
-        return ref.at[np.int32(head), pl.ds(self.start, self.tiling.tile_rows)]
-
-    def load(self, ref: Any) -> list[Array]:
-        """One float32 array `(rows, keys)` for each head."""
-        return [
-            plgpu.load(self.part(ref, h), mask=self.valid, other=0.0).astype(
-                jnp.float32
-            )
-            for h in range(self.tiling.heads)
-        ]
-
-    def store(self, ref: Any, values: list[Array]) -> None:
-        for h, value in enumerate(values):
-            plgpu.store(
-                self.part(ref, h), value.astype(ref.dtype), mask=self.valid
-            )
-
-    def probabilities(
-        self, scores: list[Array], logits_ref: Any
-    ) -> list[Array]:
-        """The softmax of the mixed scores. Beyond the last key it is 0."""
-        found = []
-        for x in _across_heads(scores, logits_ref):
-            x = jnp.where(self.is_key, x, LOWEST)
-            highest = jnp.max(x, axis=1) * LOG2_E
-            x = jnp.exp2(x * LOG2_E - highest[:, None])
-            found.append(x * (1.0 / jnp.sum(x, axis=1))[:, None])
-        return found
+def _over_parts(combine: Any, reduce: Any, arrays: list[Array]) -> Array:
+    """Reduces the keys of all parts."""
+    return functools.reduce(combine, [reduce(x, axis=0) for x in arrays])
 
 
-def _across_heads(
-    arrays: list[Array],
-    kernel_ref: Any,
-    bias: list[Array] | None = None,
-    transposed: bool = False,
-) -> list[Array]:
-    """Each output is a sum of all heads: multiply-adds on registers."""
-    heads = range(len(arrays))
-    outputs = []
-    for g in heads:
-        output = None if bias is None else bias[g]
-        for h in heads:
-            weight = kernel_ref[(g, h) if transposed else (h, g)]
-            term = arrays[h] * weight.astype(jnp.float32)
-            output = term if output is None else output + term
-        outputs.append(output)
-    return outputs
-
-
-def _padded_heads(heads: int) -> int:
-    """A power of 2, and at least 8: the tensor cores take 16 x 16."""
-    return max(8, 1 << (heads - 1).bit_length())
-
-
-def _stack(*groups: list[Array], size: int, dtype: Any) -> Array:
-    """Heads as columns: `(elements, groups * size)`."""
-    zero = jnp.zeros(groups[0][0].shape, dtype)
-    columns = []
-    for group in groups:
-        columns += [x.astype(dtype) for x in group]
-        columns += [zero] * (size - len(group))
-    return _interleave(columns).reshape(-1, len(columns))
-
-
-def _interleave(arrays: list[Array]) -> Array:
-    """Stacks along new last axes of size 2, all that Triton can do."""
-    if len(arrays) == 1:
-        return arrays[0]
-    halves = [_interleave(arrays[0::2]), _interleave(arrays[1::2])]
-    return jnp.stack(halves, axis=-1)
+def _grid(x: Array) -> tuple[Array, Array]:
+    """A vector as rows and as columns of a square."""
+    shape = (x.shape[0], x.shape[0])
+    return jnp.broadcast_to(x[:, None], shape), jnp.broadcast_to(x[None], shape)
 
 
 def _dot(x: Array, y: Array) -> Array:
