@@ -90,9 +90,8 @@ def mix(
     Returns:
         Array like `scores`. Sums and the softmax are in float32.
     """
-    return _forward(
-        scores, logits_kernel, weights_kernel, weights_bias, interpret
-    )[0]
+    arguments = (scores, logits_kernel, weights_kernel, weights_bias)
+    return _run(_forward_call, _forward_reference, arguments, interpret)[0]
 
 
 def reference(
@@ -112,28 +111,39 @@ def reference(
     return weights.astype(scores.dtype)
 
 
-def _forward(scores, logits_kernel, weights_kernel, weights_bias, interpret):
-    arguments = (scores, logits_kernel, weights_kernel, weights_bias)
+def _run(kernel, otherwise, arguments, interpret):
+    """Runs the kernel, or something else where the device is no GPU."""
     if interpret:
-        weights = _forward_call(*arguments, interpret=True)
-    else:
-        weights = lax.platform_dependent(
-            *arguments, cuda=_forward_call, default=reference
-        )
-    return weights, arguments
+        return kernel(*arguments, interpret=True)
+    return lax.platform_dependent(*arguments, cuda=kernel, default=otherwise)
 
 
-def _backward(interpret, arguments, gradient):
-    if interpret:
-        return _backward_call(*arguments, gradient, interpret=True)
-
-    def without_kernel(*arguments):
-        *inputs, gradient = arguments
-        return jax.vjp(reference, *inputs)[1](gradient)
-
-    return lax.platform_dependent(
-        *arguments, gradient, cuda=_backward_call, default=without_kernel
+def _forward(*arguments):
+    *arguments, interpret = arguments
+    mixed, normalizers = _run(
+        functools.partial(_forward_call, is_training=True),
+        functools.partial(_forward_reference, is_training=True),
+        arguments,
+        interpret,
     )
+    return mixed, (*arguments, normalizers)
+
+
+def _backward(interpret, residuals, gradient):
+    return _run(
+        _backward_call, _backward_reference, (*residuals, gradient), interpret
+    )
+
+
+def _forward_reference(scores, *weights, is_training=False):
+    heads, batch, queries, _ = scores.shape
+    unused = jnp.zeros((heads, batch * queries), jnp.float32)
+    return reference(scores, *weights), *([unused] if is_training else [])
+
+
+def _backward_reference(*arguments):
+    *inputs, _, gradient = arguments
+    return jax.vjp(reference, *inputs)[1](gradient)
 
 
 mix.defvjp(_forward, _backward)
@@ -223,66 +233,81 @@ class _Tile:
         mask = self.exists[:, None] & (keys < self.tiling.keys)[None]
         return ref.at[index], mask
 
-    def load(self, ref: Any) -> list[Array]:
-        """An array `(columns, keys)` for each part of the keys."""
-        loaded = []
-        for part in self.tiling.parts:
-            view, mask = self._at(ref, *part)
-            loaded.append(plgpu.load(view, mask=mask, other=0.0))
-        return loaded
+    def load(
+        self, ref: Any, part: tuple[int, int], again: bool = False
+    ) -> Array:
+        """An array `(columns, keys)`. `again`: it is read a second time."""
+        view, mask = self._at(ref, *part)
+        # Triton would see that it is the same, and keep it in registers.
+        policy = "evict_first" if again else None
+        return plgpu.load(view, mask=mask, other=0.0, eviction_policy=policy)
 
-    def store(self, ref: Any, arrays: list[Array]) -> None:
-        for part, array in zip(self.tiling.parts, arrays, strict=True):
-            view, mask = self._at(ref, *part)
-            plgpu.store(view, array.astype(ref.dtype), mask=mask)
+    def store(self, ref: Any, part: tuple[int, int], array: Array) -> None:
+        view, mask = self._at(ref, *part)
+        plgpu.store(view, array.astype(ref.dtype), mask=mask)
 
-    def probabilities(
-        self, scores: list[Array], logits_kernel: Array
-    ) -> list[Array]:
-        """The softmax of the mixed scores, in float32: `(keys, columns)`."""
-        logits = []
-        for (start, size), x in zip(self.tiling.parts, scores, strict=True):
-            x = _dot(x.T, logits_kernel)
-            if start + size > self.tiling.keys:
-                keys = start + jnp.arange(size)
-                x = jnp.where((keys < self.tiling.keys)[:, None], x, LOWEST)
-            logits.append(x)
-        highest = _over_parts(jnp.maximum, jnp.max, logits) * LOG2_E
-        powers = [jnp.exp2(x * LOG2_E - highest[None]) for x in logits]
-        share = 1.0 / _over_parts(jnp.add, jnp.sum, powers)
-        return [x * share[None] for x in powers]
+    def per_query(self, ref: Any) -> Any:
+        """Where an array `(heads, rows)` has the columns of this tile."""
+        return ref.at[self.heads, self.rows]
+
+    def logits(
+        self, scores: Array, kernel: Array, part: tuple[int, int]
+    ) -> Array:
+        """The mixed scores, `(keys, columns)`."""
+        start, size = part
+        logits = _dot(scores.T, kernel)
+        if start + size <= self.tiling.keys:
+            return logits
+        keys = start + jnp.arange(size)
+        return jnp.where((keys < self.tiling.keys)[:, None], logits, LOWEST)
 
 
-def _forward_call(scores, *weights, interpret=False):
+def _forward_call(scores, *weights, is_training=False, interpret=False):
     tiling = _Tiling(scores.shape, 1, FORWARD_KEYS_PER_WARP)
-    (mixed,) = tiling.call(
+    outputs = [jax.ShapeDtypeStruct(tiling.shape, scores.dtype)]
+    if is_training:
+        outputs += [jax.ShapeDtypeStruct(tiling.shape[:2], jnp.float32)]
+    mixed, *normalizers = tiling.call(
         _forward_kernel,
         (scores.reshape(tiling.shape), *weights),
-        [jax.ShapeDtypeStruct(tiling.shape, scores.dtype)],
+        outputs,
         interpret,
     )
-    return mixed.reshape(scores.shape)
+    return mixed.reshape(scores.shape), *normalizers
 
 
 def _forward_kernel(
-    tiling, scores_ref, logits_ref, weights_ref, bias_ref, mixed_ref
+    tiling,
+    scores_ref,
+    logits_ref,
+    weights_ref,
+    bias_ref,
+    mixed_ref,
+    *normalizers_refs,
 ):
     tile = _Tile(tiling, pl.program_id(0))
-    probabilities = tile.probabilities(
-        tile.load(scores_ref), tiling.matrix(logits_ref)
-    )
+    logits_kernel = tiling.matrix(logits_ref)
+    logits = [
+        tile.logits(tile.load(scores_ref, part), logits_kernel, part)
+        for part in tiling.parts
+    ]
+    highest = functools.reduce(
+        jnp.maximum, [jnp.max(x, axis=0) for x in logits]
+    ) * LOG2_E
+    powers = [jnp.exp2(x * LOG2_E - highest[None]) for x in logits]
+    total = functools.reduce(jnp.add, [jnp.sum(x, axis=0) for x in powers])
+    for ref in normalizers_refs:
+        plgpu.store(
+            tile.per_query(ref), highest + jnp.log2(total), mask=tile.exists
+        )
+    share = (1.0 / total)[None]
     weights_kernel = tiling.matrix(weights_ref)
-    heads, _ = tiling.heads_and_queries()
     bias = plgpu.load(
-        bias_ref.at[heads], mask=heads < tiling.heads, other=0.0
-    ).astype(jnp.float32)
-    tile.store(
-        mixed_ref,
-        [
-            (_dot(p.astype(scores_ref.dtype), weights_kernel) + bias[None]).T
-            for p in probabilities
-        ],
-    )
+        bias_ref.at[tile.heads], mask=tile.heads < tiling.heads, other=0.0
+    ).astype(jnp.float32)[None]
+    for part, x in zip(tiling.parts, powers, strict=True):
+        x = (x * share).astype(scores_ref.dtype)
+        tile.store(mixed_ref, part, (_dot(x, weights_kernel) + bias).T)
 
 
 def _backward_call(
@@ -290,6 +315,7 @@ def _backward_call(
     logits_kernel,
     weights_kernel,
     weights_bias,
+    normalizers,
     gradient,
     interpret=False,
 ):
@@ -302,6 +328,7 @@ def _backward_call(
         (
             scores.reshape(tiling.shape),
             gradient.reshape(tiling.shape),
+            normalizers,
             logits_kernel,
             weights_kernel,
         ),
@@ -334,6 +361,7 @@ def _backward_kernel(
     tiling,
     scores_ref,
     gradient_ref,
+    normalizers_ref,
     logits_ref,
     weights_ref,
     by_scores_ref,
@@ -350,23 +378,27 @@ def _backward_kernel(
     def add_tile(index, sums):
         by_logits_kernel, by_weights_kernel, by_bias = sums
         tile = _Tile(tiling, program * tiling.tiles + index)
-        probabilities = tile.probabilities(tile.load(scores_ref), logits_kernel)
-        products = []
-        for p, g in zip(probabilities, tile.load(gradient_ref), strict=True):
-            by_weights_kernel += _dot(p.astype(dtype).T, g.T)
-            by_bias += jnp.sum(g.astype(jnp.float32), axis=1)
-            products.append(p * _dot(g.T, weights_kernel_t))
-        total = _over_parts(jnp.add, jnp.sum, products)
-        by_logits = [
-            (x - p * total[None]).astype(dtype)
-            for x, p in zip(products, probabilities, strict=True)
-        ]
-        tile.store(
-            by_scores_ref, [_dot(x, logits_kernel_t).T for x in by_logits]
-        )
-        # Read again, which is cheaper than keeping them in registers.
-        for x, by in zip(tile.load(scores_ref), by_logits, strict=True):
-            by_logits_kernel += _dot(x, by)
+        normalizers = plgpu.load(
+            tile.per_query(normalizers_ref), mask=tile.exists, other=0.0
+        )[None]
+        probabilities, total = [], jnp.zeros((COLUMNS,), jnp.float32)
+        for part in tiling.parts:
+            x = tile.load(scores_ref, part)
+            x = tile.logits(x, logits_kernel, part)
+            p = jnp.exp2(x * LOG2_E - normalizers)
+            x = tile.load(gradient_ref, part)
+            total += jnp.sum(p * _dot(x.T, weights_kernel_t), axis=0)
+            by_weights_kernel += _dot(p.astype(dtype).T, x.T)
+            by_bias += jnp.sum(x.astype(jnp.float32), axis=1)
+            probabilities.append(p)
+        # Read and computed again: registers are scarcer than time.
+        for part, p in zip(tiling.parts, probabilities, strict=True):
+            x = tile.load(gradient_ref, part, again=True)
+            x = p * (_dot(x.T, weights_kernel_t) - total[None])
+            x = x.astype(dtype)
+            tile.store(by_scores_ref, part, _dot(x, logits_kernel_t).T)
+            y = tile.load(scores_ref, part, again=True)
+            by_logits_kernel += _dot(y, x)
         return by_logits_kernel, by_weights_kernel, by_bias
 
     zero = jnp.zeros((COLUMNS, COLUMNS), jnp.float32)
@@ -378,11 +410,6 @@ def _backward_kernel(
     )
     by_logits_kernel_ref[program], by_weights_kernel_ref[program] = sums[:2]
     by_bias_ref[program] = sums[2]
-
-
-def _over_parts(combine: Any, reduce: Any, arrays: list[Array]) -> Array:
-    """Reduces the keys of all parts."""
-    return functools.reduce(combine, [reduce(x, axis=0) for x in arrays])
 
 
 def _grid(x: Array) -> tuple[Array, Array]:
