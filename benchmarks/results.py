@@ -15,8 +15,8 @@ from cyclopts.validators import Number
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = (
-    *("keras", "tensorflow", "timm", "torch", "onnxruntime", "openvino"),
-    "ai-edge-litert",
+    *("keras", "tensorflow", "jax", "timm", "torch", "onnxruntime"),
+    *("openvino", "ai-edge-litert"),
 )
 
 # Numbers by row and column; a string says why there is no number.
@@ -61,12 +61,15 @@ def show(title: str, rows: Rows) -> None:
     print(f"\n{title}\n\n{markdown(rows)}", flush=True)
 
 
-def write(tables: Mapping[str, Rows], path: Path | None) -> None:
+def write(
+    tables: Mapping[str, Rows], path: Path | None, machine: str | None = None
+) -> None:
     """Writes tables with the date, machine and versions as JSON.
 
     Args:
         tables: rows by title.
         path: file to write; `None` writes nothing.
+        machine: what was measured; `None` is the processor.
     """
     if path is None:
         return
@@ -75,7 +78,7 @@ def write(tables: Mapping[str, Rows], path: Path | None) -> None:
 
     record = {
         "date": date.today().isoformat(),
-        "machine": f"{processor()}, {os.cpu_count()} cores",
+        "machine": machine or f"{processor()}, {os.cpu_count()} cores",
         "versions": versions(),
         "tables": tables,
     }

@@ -12,19 +12,19 @@ The kernels are Pallas kernels, which JAX compiles by Triton.
 
 import functools
 import math
+from contextlib import suppress
 from typing import Any
 
 import jax
 import keras
-import numpy as np
 from jax import lax
 from jax import numpy as jnp
 
-try:
+pl: Any = None
+plgpu: Any = None
+with suppress(ImportError):  # of a JAX without Triton
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton as plgpu
-except ImportError:  # JAX without Triton
-    pl = plgpu = None
 
 # Tensor cores multiply 16 x 16: the heads of one or more queries are columns.
 COLUMNS = 16
@@ -162,9 +162,7 @@ class _Tiling:
         keys_per_warp: keys of a tile per warp of 32 threads.
     """
 
-    def __init__(
-        self, shape: tuple[int, ...], tiles: int, keys_per_warp: int
-    ):
+    def __init__(self, shape: tuple[int, ...], tiles: int, keys_per_warp: int):
         self.heads, batch, queries, self.keys = shape
         self.shape = (self.heads, batch * queries, self.keys)
         self.padded_heads = 1 << (self.heads - 1).bit_length()
@@ -291,9 +289,10 @@ def _forward_kernel(
         tile.logits(tile.load(scores_ref, part), logits_kernel, part)
         for part in tiling.parts
     ]
-    highest = functools.reduce(
-        jnp.maximum, [jnp.max(x, axis=0) for x in logits]
-    ) * LOG2_E
+    highest = (
+        functools.reduce(jnp.maximum, [jnp.max(x, axis=0) for x in logits])
+        * LOG2_E
+    )
     powers = [jnp.exp2(x * LOG2_E - highest[None]) for x in logits]
     total = functools.reduce(jnp.add, [jnp.sum(x, axis=0) for x in powers])
     for ref in normalizers_refs:

@@ -1,0 +1,455 @@
+"""GPU: inference and training of keras-cait on JAX and of timm's model.
+
+One CUDA card, bfloat16 products, 224 x 224 pixels. A training step is forward
+and backward pass with stochastic depth, cross entropy with soft targets, AdamW
+and EMA weights.
+
+Every runner has a process of its own. All compile at the same time; then one
+after another has the card for itself.
+"""
+
+import multiprocessing
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import Any, Literal, NamedTuple
+
+from cyclopts import App, Parameter
+
+from benchmarks.results import Count, Output, Rows, show, write
+
+SIZE, CLASSES = 224, 1000
+# Dense bfloat16 products of an H100 or H200, by the vendor's data sheet.
+PEAK_FLOPS = 989e12
+ROUND_SECONDS, ROUNDS = 0.12, 7
+
+Task = Literal["inference", "training"]
+
+
+class Case(NamedTuple):
+    """A compiled program that is ready to be timed."""
+
+    batch_size: int
+    # Runs a number of steps and waits for the last.
+    run: Callable[[int], None]
+    # Called after the runs.
+    peak_bytes: Callable[[], int]
+
+
+class Timing(NamedTuple):
+    """Median time of a step, slowest minus fastest over it, and memory."""
+
+    seconds: float
+    spread: float
+    peak_bytes: int
+
+
+def keras_cait_cases(
+    variant: str, task: Task, batch_sizes: list[int], kernel: bool
+) -> list[Case]:
+    os.environ["KERAS_BACKEND"] = "jax"
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+    import jax
+    import keras
+
+    import keras_cait
+    from keras_cait import fused_mixing
+
+    if not kernel:
+        fused_mixing.applies = lambda scores: False
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    model = getattr(keras_cait, f"CaiT_{variant}")(
+        weights=None, include_preprocessing=False, classifier_activation=None
+    )
+    make = jax_inference if task == "inference" else jax_training
+    cases = []
+    for batch_size in batch_sizes:
+        images = jax.random.normal(
+            jax.random.key(0), (batch_size, SIZE, SIZE, 3)
+        )
+        program, run = make(model, images)
+        memory = program.memory_analysis()
+        peak = (
+            memory.argument_size_in_bytes
+            + memory.output_size_in_bytes
+            + memory.temp_size_in_bytes
+            - memory.alias_size_in_bytes
+        )
+        cases.append(Case(batch_size, run, partial(int, peak)))
+    return cases
+
+
+def jax_inference(model: Any, images: Any) -> tuple[Any, Any]:
+    import jax
+    from jax import numpy as jnp
+
+    def in_compute_dtype(variable: Any) -> Any:
+        """What the layers cast at every call, cast once."""
+        is_product = variable.path.endswith(("/kernel", "/bias"))
+        if is_product and not variable.path.startswith("head/"):
+            return variable.value.astype(jnp.bfloat16)
+        return variable.value
+
+    weights = [in_compute_dtype(v) for v in model.trainable_variables]
+    state = [v.value for v in model.non_trainable_variables]
+
+    def forward(weights: Any, state: Any, images: Any) -> Any:
+        return model.stateless_call(weights, state, images, training=False)[0]
+
+    program = jax.jit(forward).lower(weights, state, images).compile()
+
+    def run(steps: int) -> None:
+        outputs = None
+        for _ in range(steps):
+            outputs = program(weights, state, images)
+        jax.block_until_ready(outputs)
+
+    return program, run
+
+
+def jax_training(model: Any, images: Any) -> tuple[Any, Any]:
+    import jax
+    from jax import numpy as jnp
+
+    from training.loop.optimizers import AdamW, decays
+
+    variables = model.trainable_variables
+    optimizer = AdamW(5e-4, epsilon=1e-8)
+    optimizer.arrange(
+        variables,
+        [0.05 if decays(v) else 0.0 for v in variables],
+        [1.0] * len(variables),
+    )
+    size = len(images)
+    targets = jnp.full((size, CLASSES), 1e-4)
+    targets = targets.at[jnp.arange(size), jnp.arange(size)].add(0.9)
+
+    def loss(weights: Any, state: Any, images: Any, targets: Any) -> Any:
+        logits, state = model.stateless_call(
+            weights, state, images, training=True
+        )
+        losses = -jnp.sum(targets * jax.nn.log_softmax(logits), axis=-1)
+        return jnp.mean(losses), state
+
+    def step(state: Any, images: Any, targets: Any) -> tuple[Any, Any]:
+        weights, ema, moments, others = state
+        differentiate = jax.value_and_grad(loss, has_aux=True)
+        (value, others), gradients = differentiate(
+            weights, others, images, targets
+        )
+        weights, moments = optimizer.stateless_apply(
+            moments, gradients, weights
+        )
+        ema = [e + 4e-5 * (w - e) for e, w in zip(ema, weights, strict=True)]
+        return (weights, ema, moments, others), value
+
+    state = (
+        [v.value + 0 for v in variables],
+        [v.value + 0 for v in variables],
+        [v.value + 0 for v in optimizer.variables],
+        [v.value + 0 for v in model.non_trainable_variables],
+    )
+    # Donated: the new state takes the memory of the old.
+    program = jax.jit(step, donate_argnums=0).lower(state, images, targets)
+    program = program.compile()
+    kept = [state]
+
+    def run(steps: int) -> None:
+        value = None
+        for _ in range(steps):
+            kept[0], value = program(kept[0], images, targets)
+        jax.block_until_ready((kept[0], value))
+
+    return program, run
+
+
+def timm_cases(
+    variant: str, task: Task, batch_sizes: list[int], weights: str = "float32"
+) -> list[Case]:
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "4")
+    import timm
+    import torch
+    import torch._dynamo
+
+    from keras_cait.models import VARIANTS
+
+    torch.set_float32_matmul_precision("high")
+    # Sizes of batches are compiled one by one, not as one dynamic shape.
+    torch._dynamo.config.automatic_dynamic_shapes = False
+    model = timm.create_model(
+        f"cait_{variant.lower()}_{SIZE}",
+        drop_path_rate=VARIANTS[variant].drop_path_rate,
+    )
+    model = model.to("cuda", getattr(torch, weights))
+    model = model.to(memory_format=torch.channels_last)
+    make = torch_inference if task == "inference" else torch_training
+    step_on = make(model)
+    cases = []
+    for batch_size in batch_sizes:
+        images = torch.randn(
+            (batch_size, 3, SIZE, SIZE),
+            device="cuda",
+            dtype=getattr(torch, weights),
+        ).contiguous(memory_format=torch.channels_last)
+        step = step_on(images)
+
+        def run(steps: int, step: Callable[[], object] = step) -> None:
+            for _ in range(steps):
+                step()
+            torch.cuda.synchronize()
+
+        run(3)  # compiles
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        cases.append(Case(batch_size, run, torch.cuda.max_memory_allocated))
+    return cases
+
+
+def torch_inference(model: Any) -> Callable[[Any], Callable[[], object]]:
+    import torch
+
+    model.eval()
+
+    def step_on(images: Any) -> Callable[[], object]:
+        # With CUDA graphs.
+        forward = torch.compile(model, mode="reduce-overhead")
+
+        def step() -> None:
+            with (
+                torch.inference_mode(),
+                torch.autocast("cuda", torch.bfloat16),
+            ):
+                forward(images)
+
+        return step
+
+    return step_on
+
+
+def torch_training(model: Any) -> Callable[[Any], Callable[[], object]]:
+    import torch
+
+    parameters = list(model.train().parameters())
+    optimizer = torch.optim.AdamW(
+        parameters, 5e-4, weight_decay=0.05, fused=True
+    )
+    ema = [p.detach().clone() for p in parameters]
+
+    def step_on(images: Any) -> Callable[[], object]:
+        forward = torch.compile(model)
+        size = len(images)
+        targets = torch.full((size, CLASSES), 1e-4, device="cuda")
+        targets[range(size), range(size)] += 0.9
+
+        def step() -> None:
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast("cuda", torch.bfloat16):
+                logits = forward(images)
+            losses = -torch.sum(targets * logits.float().log_softmax(-1), -1)
+            losses.mean().backward()
+            optimizer.step()
+            with torch.no_grad():
+                torch._foreach_lerp_(ema, parameters, 4e-5)
+
+        return step
+
+    return step_on
+
+
+RUNNERS: dict[str, Callable[..., list[Case]]] = {
+    "keras-cait": partial(keras_cait_cases, kernel=True),
+    "keras-cait, without the kernel": partial(keras_cait_cases, kernel=False),
+    "timm compiled": timm_cases,
+    "timm compiled, bfloat16 weights": partial(timm_cases, weights="bfloat16"),
+}
+BATCH_SIZES: dict[Task, list[int]] = {
+    "training": [64, 256],
+    "inference": [1, 64, 256],
+}
+# Runners that compile at the same time. XLA and PyTorch time their choices on
+# the card, and more would disturb them.
+COMPILING = {"keras-cait": 4, "timm": 6}
+
+
+def serve(
+    connection: Connection,
+    turn: Any,
+    set_up: Callable[..., list[Case]],
+    *arguments: Any,
+) -> None:
+    """Runs in the process of a runner."""
+    try:
+        with turn:
+            cases = set_up(*arguments)
+        connection.send("ready")
+        connection.recv()
+        for case in cases:
+            connection.send((case.batch_size, measure(case)))
+    except Exception as error:  # reported in the table
+        connection.send(f"{type(error).__name__}: {error}".partition("\n")[0])
+    connection.send(None)
+
+
+def receive(connection: Connection) -> Any:
+    """The next message, or `None` if the process has ended."""
+    try:
+        return connection.recv()
+    except EOFError:
+        return None
+
+
+def measure(case: Case) -> Timing:
+    case.run(3)
+    start = time.perf_counter()
+    case.run(2)
+    steps = int(2 * ROUND_SECONDS / (time.perf_counter() - start))
+    steps = min(max(steps, 1), 300)
+    times = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        case.run(steps)
+        times.append((time.perf_counter() - start) / steps)
+    median = statistics.median(times)
+    spread = (max(times) - min(times)) / median
+    return Timing(median, spread, case.peak_bytes())
+
+
+def timings(
+    variants: tuple[str, ...], patience: float
+) -> Iterator[tuple[str, str, Task, int | None, Timing | str]]:
+    """Runner, variant, task, batch size and timing; or why there is none."""
+    spawn = multiprocessing.get_context("spawn")
+    turns = {name: spawn.Semaphore(count) for name, count in COMPILING.items()}
+    running = []
+    for task in BATCH_SIZES:
+        for variant in variants:
+            for name, set_up in RUNNERS.items():
+                if task == "training" and "bfloat16" in name:
+                    continue  # its weights would not move
+                connection, child = spawn.Pipe()
+                turn = next(
+                    turn for key, turn in turns.items() if name.startswith(key)
+                )
+                arguments = (variant, task, BATCH_SIZES[task])
+                process = spawn.Process(
+                    target=serve,
+                    args=(child, turn, set_up, *arguments),
+                    # Not a daemon: PyTorch compiles in processes of its own.
+                )
+                process.start()
+                child.close()
+                running.append((name, variant, task, connection, process))
+    end = time.monotonic() + patience
+    ready = []
+    for name, variant, task, connection, process in running:
+        if not connection.poll(max(0.0, end - time.monotonic())):
+            process.kill()
+            yield name, variant, task, None, f"not ready in {patience:.0f} s"
+            continue
+        message = receive(connection)
+        if message != "ready":
+            yield name, variant, task, None, message or "stopped"
+            continue
+        ready.append((name, variant, task, connection, process))
+    for name, variant, task, connection, process in ready:
+        connection.send(True)
+        while (message := receive(connection)) is not None:
+            if isinstance(message, str):
+                yield name, variant, task, None, message
+            else:
+                yield name, variant, task, *message
+        process.join()
+
+
+def row(
+    variant: str, task: Task, batch_size: int, timing: Timing
+) -> dict[str, float | str | None]:
+    """The numbers of a run, without those of the others."""
+    from benchmarks.cost import multiply_adds
+
+    flops = 2 * multiply_adds(variant, SIZE) * (3 if task == "training" else 1)
+    speed = batch_size / timing.seconds
+    return {
+        "images/s": speed,
+        "timm compiled = 1": None,
+        "MFU, %": 100 * flops * speed / PEAK_FLOPS,
+        "peak GB": timing.peak_bytes / 1e9,
+        "spread, %": 100 * timing.spread,
+    }
+
+
+def tables_of(found: Any, variants: tuple[str, ...]) -> dict[str, Rows]:
+    """One table for each variant, task and batch size."""
+    tables: dict[str, dict[str, dict[str, Any]]] = {
+        title(variant, task, size): {}
+        for task, sizes in BATCH_SIZES.items()
+        for variant in variants
+        for size in sizes
+    }
+    for name, variant, task, batch_size, timing in found:
+        if batch_size is None:
+            for size in BATCH_SIZES[task]:
+                table = tables[title(variant, task, size)]
+                table.setdefault(name, {"images/s": timing})
+        else:
+            table = tables[title(variant, task, batch_size)]
+            table[name] = row(variant, task, batch_size, timing)
+        print(name, variant, task, batch_size, timing, flush=True)
+    for label, table in tables.items():
+        tables[label] = {name: table[name] for name in RUNNERS if name in table}
+        timm = table.get("timm compiled", {}).get("images/s")
+        for numbers in table.values():
+            if isinstance(timm, float) and "timm compiled = 1" in numbers:
+                numbers["timm compiled = 1"] = numbers["images/s"] / timm
+    return tables
+
+
+def title(variant: str, task: str, batch_size: int) -> str:
+    return f"CaiT-{variant}, {task}, batch {batch_size}"
+
+
+app = App(
+    name="python -m benchmarks.gpu",
+    help=__doc__,
+    default_parameter=Parameter(consume_multiple=True),
+)
+
+
+@app.default
+def main(
+    *,
+    variants: tuple[Literal["XXS24", "S24"], ...] = ("XXS24", "S24"),
+    patience: Count = 600,
+    output: Output = None,
+) -> None:
+    """Times keras-cait on JAX, with and without its kernel, and timm.
+
+    Args:
+        variants: Models to time.
+        patience: Seconds that the runners have to compile.
+    """
+    tables = tables_of(timings(variants, patience), variants)
+    for label, table in tables.items():
+        show(label, table)
+    write(tables, output, card())
+
+
+def card() -> str:
+    """Name of the GPU."""
+    import subprocess
+
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True)
+    except FileNotFoundError:
+        return "no GPU"
+    return answer.stdout.strip()
+
+
+if __name__ == "__main__":
+    from keras_cait.command_line import run
+
+    run(app)
