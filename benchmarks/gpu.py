@@ -10,9 +10,12 @@ after another has the card for itself.
 
 import multiprocessing
 import os
+import signal
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, Literal, NamedTuple
@@ -204,7 +207,8 @@ def timm_cases(
         run(3)  # compiles
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        cases.append(Case(batch_size, run, torch.cuda.max_memory_allocated))
+        # Reserved, because memory of CUDA graphs does not count as allocated.
+        cases.append(Case(batch_size, run, torch.cuda.max_memory_reserved))
     return cases
 
 
@@ -281,6 +285,7 @@ def serve(
     *arguments: Any,
 ) -> None:
     """Runs in the process of a runner."""
+    os.setpgrp()
     try:
         with turn:
             cases = set_up(*arguments)
@@ -329,39 +334,48 @@ def timings(
             for name, set_up in RUNNERS.items():
                 if task == "training" and "bfloat16" in name:
                     continue  # its weights would not move
+                turn = next(turns[key] for key in turns if name.startswith(key))
                 connection, child = spawn.Pipe()
-                turn = next(
-                    turn for key, turn in turns.items() if name.startswith(key)
-                )
                 arguments = (variant, task, BATCH_SIZES[task])
+                # Not a daemon: PyTorch compiles in processes of its own.
                 process = spawn.Process(
-                    target=serve,
-                    args=(child, turn, set_up, *arguments),
-                    # Not a daemon: PyTorch compiles in processes of its own.
+                    target=serve, args=(child, turn, set_up, *arguments)
                 )
                 process.start()
                 child.close()
                 running.append((name, variant, task, connection, process))
     end = time.monotonic() + patience
     ready = []
-    for name, variant, task, connection, process in running:
-        if not connection.poll(max(0.0, end - time.monotonic())):
-            process.kill()
-            yield name, variant, task, None, f"not ready in {patience:.0f} s"
-            continue
-        message = receive(connection)
-        if message != "ready":
-            yield name, variant, task, None, message or "stopped"
-            continue
-        ready.append((name, variant, task, connection, process))
-    for name, variant, task, connection, process in ready:
-        connection.send(True)
-        while (message := receive(connection)) is not None:
-            if isinstance(message, str):
-                yield name, variant, task, None, message
+    try:
+        for runner in running:
+            *labels, connection, process = runner
+            message: Any = f"not ready in {patience:.0f} s"
+            if connection.poll(max(0.0, end - time.monotonic())):
+                message = receive(connection) or "stopped"
             else:
-                yield name, variant, task, *message
-        process.join()
+                kill(process)
+            if message == "ready":
+                ready.append(runner)
+            else:
+                yield *labels, None, message
+        for *labels, connection, process in ready:
+            connection.send(True)
+            while (message := receive(connection)) is not None:
+                if isinstance(message, str):
+                    yield *labels, None, message
+                else:
+                    yield *labels, *message
+            process.join()
+    finally:
+        for *_, process in running:
+            if process.is_alive():
+                kill(process)
+
+
+def kill(process: Any) -> None:
+    """Kills the process of a runner, and those that compile for it."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def row(
@@ -382,12 +396,12 @@ def row(
 
 
 def tables_of(found: Any, variants: tuple[str, ...]) -> dict[str, Rows]:
-    """One table for each variant, task and batch size."""
+    """One table for each variant, task and batch size that was measured."""
     tables: dict[str, dict[str, dict[str, Any]]] = {
         title(variant, task, size): {}
-        for task, sizes in BATCH_SIZES.items()
         for variant in variants
-        for size in sizes
+        for task in sorted(BATCH_SIZES)
+        for size in BATCH_SIZES[task]
     }
     for name, variant, task, batch_size, timing in found:
         if batch_size is None:
@@ -398,7 +412,10 @@ def tables_of(found: Any, variants: tuple[str, ...]) -> dict[str, Rows]:
             table = tables[title(variant, task, batch_size)]
             table[name] = row(variant, task, batch_size, timing)
         print(name, variant, task, batch_size, timing, flush=True)
-    for label, table in tables.items():
+    for label, table in list(tables.items()):
+        if not any("MFU, %" in numbers for numbers in table.values()):
+            del tables[label]
+            continue
         tables[label] = {name: table[name] for name in RUNNERS if name in table}
         timm = table.get("timm compiled", {}).get("images/s")
         for numbers in table.values():
@@ -437,16 +454,13 @@ def main(
     write(tables, output, card())
 
 
-def card() -> str:
-    """Name of the GPU."""
-    import subprocess
-
+def card() -> str | None:
+    """Name of the GPU, `None` without one."""
     query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    try:
+    with suppress(OSError):
         answer = subprocess.run(query, capture_output=True, text=True)
-    except FileNotFoundError:
-        return "no GPU"
-    return answer.stdout.strip()
+        return answer.stdout.strip() or None
+    return None
 
 
 if __name__ == "__main__":

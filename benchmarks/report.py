@@ -25,6 +25,7 @@ from cyclopts import App, Parameter
 from matplotlib import pyplot as plt
 
 from benchmarks import tables
+from benchmarks.gpu import card
 from benchmarks.results import RESULTS, read
 from keras_cait.command_line import run
 from keras_cait.files import write_text
@@ -43,6 +44,7 @@ BENCHMARKS = {
     "inference": [],
     "latency": [],
     "training": [],
+    "gpu": [],
     "pipeline": [],
     "serving": ["--xla"],
     "litert": ["--variants", "XXS24", "XS24", "S24"],
@@ -51,6 +53,7 @@ BENCHMARKS = {
     "rewrites": [],
     "images": [],
 }
+NEEDS_GPU = {"gpu"}
 
 
 def fill(text: str) -> str:
@@ -160,10 +163,11 @@ def main(*, measure: Annotated[bool, Parameter(negative=())] = False) -> None:
 
     Args:
         measure: Run all benchmarks first. It takes about an hour on 2 cores
-            and needs an otherwise idle machine.
+            and needs an otherwise idle machine. Those of a GPU are skipped
+            where there is none.
     """
     for name, options in BENCHMARKS.items():
-        if measure:
+        if measure and (name not in NEEDS_GPU or card()):
             command = [sys.executable, "-m", f"benchmarks.{name}", *options]
             output = str(RESULTS / f"{name}.json")
             subprocess.run([*command, "--output", output], check=True)

@@ -1,17 +1,19 @@
 """Mixing, softmax and mixing of attention scores in one GPU kernel, for JAX.
 
 Between `Q K^T` and the product with `V`, talking-heads attention is a function
-of one row of scores: of all heads and keys of one query. XLA reads and writes
-the scores five times for it. Here a program holds whole rows in registers, so
-the scores are read once and written once, and nothing in between is rounded.
-The backward pass reads scores and gradients once, recomputes the rest, and
-writes the gradient of the scores once.
+of the scores of all heads and keys of one query. A program holds those of a few
+queries in registers, and mixes them on the tensor cores: it reads the scores
+once and writes them once, where XLA does so for each step. The backward pass
+recomputes the probabilities instead of keeping them.
 
-The kernels are Pallas kernels, which JAX compiles by Triton.
+The kernels are written in Pallas and compiled by Triton. Where JAX has no
+Triton any more (0.11 announces this), the layer takes its usual path.
+docs/benchmarks.md has the arithmetic and the measurements.
 """
 
 import functools
 import math
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -28,10 +30,11 @@ with suppress(ImportError):  # of a JAX without Triton
 
 # Tensor cores multiply 16 x 16: the heads of one or more queries are columns.
 COLUMNS = 16
-# Longer rows do not fit into the registers of one program.
-MAX_KEYS = 2048
+# The keys of a tile share the registers of a warp of 32 threads. More warps
+# work on longer rows; beyond 8 they get in each other's way.
 FORWARD_KEYS_PER_WARP = 256
 BACKWARD_KEYS_PER_WARP = 128
+MAX_KEYS = 1024
 # Tiles per program of the backward pass, which sums over them.
 BACKWARD_TILES = 8
 LOG2_E = math.log2(math.e)
@@ -43,8 +46,8 @@ Array = Any
 def applies(scores: Array) -> bool:
     """Whether the kernel computes the mixing of these scores.
 
-    It does on one CUDA GPU of compute capability 8 or later, in bfloat16 and
-    float16, for the heads and keys that fit into registers.
+    It does on a CUDA GPU of compute capability 8 or later, in bfloat16. It
+    does not under a `keras.distribution`, which could not divide it.
 
     Args:
         scores: array `(heads, batch, queries, keys)`.
@@ -52,10 +55,10 @@ def applies(scores: Array) -> bool:
     heads, *sizes = scores.shape
     return (
         plgpu is not None
+        and scores.dtype == jnp.bfloat16
         and heads <= COLUMNS
         and all(isinstance(size, int) for size in sizes)
         and sizes[-1] <= MAX_KEYS
-        and scores.dtype in (jnp.bfloat16, jnp.float16)
         and keras.distribution.distribution() is None
         and _has_gpu()
     )
@@ -67,13 +70,12 @@ def _has_gpu() -> bool:
     return jax.default_backend() == "gpu" and float(capability) >= 8
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+@jax.custom_vjp
 def mix(
     scores: Array,
     logits_kernel: Array,
     weights_kernel: Array,
     weights_bias: Array,
-    interpret: bool = False,
 ) -> Array:
     """`P_w softmax(P_l scores)`, where both P act across the heads.
 
@@ -85,13 +87,12 @@ def mix(
         logits_kernel: array `(heads, heads)`, the kernel of `P_l`.
         weights_kernel: array `(heads, heads)`, the kernel of `P_w`.
         weights_bias: array `(heads,)`, the bias of `P_w`.
-        interpret: whether Pallas interprets the kernel, which works anywhere.
 
     Returns:
         Array like `scores`. Sums and the softmax are in float32.
     """
     arguments = (scores, logits_kernel, weights_kernel, weights_bias)
-    return _run(_forward_call, _forward_reference, arguments, interpret)[0]
+    return _run(_forward_call, reference, arguments)
 
 
 def reference(
@@ -111,39 +112,25 @@ def reference(
     return weights.astype(scores.dtype)
 
 
-def _run(kernel, otherwise, arguments, interpret):
-    """Runs the kernel, or something else where the device is no GPU."""
-    if interpret:
-        return kernel(*arguments, interpret=True)
+def _run(
+    kernel: Callable[..., Any],
+    otherwise: Callable[..., Any],
+    arguments: tuple[Array, ...],
+) -> Any:
+    """Runs the kernel; or `otherwise`, where the program is not on a GPU."""
     return lax.platform_dependent(*arguments, cuda=kernel, default=otherwise)
 
 
 def _forward(*arguments):
-    *arguments, interpret = arguments
-    mixed, normalizers = _run(
-        functools.partial(_forward_call, is_training=True),
-        functools.partial(_forward_reference, is_training=True),
-        arguments,
-        interpret,
-    )
-    return mixed, (*arguments, normalizers)
+    return mix(*arguments), arguments
 
 
-def _backward(interpret, residuals, gradient):
-    return _run(
-        _backward_call, _backward_reference, (*residuals, gradient), interpret
-    )
+def _backward(arguments, gradient):
+    def otherwise(*inputs):
+        *inputs, gradient = inputs
+        return jax.vjp(reference, *inputs)[1](gradient)
 
-
-def _forward_reference(scores, *weights, is_training=False):
-    heads, batch, queries, _ = scores.shape
-    unused = jnp.zeros((heads, batch * queries), jnp.float32)
-    return reference(scores, *weights), *([unused] if is_training else [])
-
-
-def _backward_reference(*arguments):
-    *inputs, _, gradient = arguments
-    return jax.vjp(reference, *inputs)[1](gradient)
+    return _run(_backward_call, otherwise, (*arguments, gradient))
 
 
 mix.defvjp(_forward, _backward)
@@ -231,82 +218,66 @@ class _Tile:
         mask = self.exists[:, None] & (keys < self.tiling.keys)[None]
         return ref.at[index], mask
 
-    def load(
-        self, ref: Any, part: tuple[int, int], again: bool = False
-    ) -> Array:
-        """An array `(columns, keys)`. `again`: it is read a second time."""
-        view, mask = self._at(ref, *part)
-        # Triton would see that it is the same, and keep it in registers.
-        policy = "evict_first" if again else None
-        return plgpu.load(view, mask=mask, other=0.0, eviction_policy=policy)
+    def load(self, ref: Any) -> list[Array]:
+        """An array `(columns, keys)` for each part of the keys."""
+        loaded = []
+        for part in self.tiling.parts:
+            view, mask = self._at(ref, *part)
+            loaded.append(plgpu.load(view, mask=mask, other=0.0))
+        return loaded
 
-    def store(self, ref: Any, part: tuple[int, int], array: Array) -> None:
-        view, mask = self._at(ref, *part)
-        plgpu.store(view, array.astype(ref.dtype), mask=mask)
+    def store(self, ref: Any, arrays: list[Array]) -> None:
+        for part, array in zip(self.tiling.parts, arrays, strict=True):
+            view, mask = self._at(ref, *part)
+            plgpu.store(view, array.astype(ref.dtype), mask=mask)
 
-    def per_query(self, ref: Any) -> Any:
-        """Where an array `(heads, rows)` has the columns of this tile."""
-        return ref.at[self.heads, self.rows]
+    def probabilities(
+        self, scores: list[Array], logits_kernel: Array
+    ) -> list[Array]:
+        """The softmax of the mixed scores, in float32: `(keys, columns)`."""
+        logits = []
+        for (start, size), x in zip(self.tiling.parts, scores, strict=True):
+            x = _dot(x.T, logits_kernel)
+            if start + size > self.tiling.keys:
+                keys = start + jnp.arange(size)
+                x = jnp.where((keys < self.tiling.keys)[:, None], x, LOWEST)
+            logits.append(x)
+        highest = _over_parts(jnp.maximum, jnp.max, logits) * LOG2_E
+        powers = [jnp.exp2(x * LOG2_E - highest[None]) for x in logits]
+        share = 1.0 / _over_parts(jnp.add, jnp.sum, powers)
+        return [x * share[None] for x in powers]
 
-    def logits(
-        self, scores: Array, kernel: Array, part: tuple[int, int]
-    ) -> Array:
-        """The mixed scores, `(keys, columns)`."""
-        start, size = part
-        logits = _dot(scores.T, kernel)
-        if start + size <= self.tiling.keys:
-            return logits
-        keys = start + jnp.arange(size)
-        return jnp.where((keys < self.tiling.keys)[:, None], logits, LOWEST)
 
-
-def _forward_call(scores, *weights, is_training=False, interpret=False):
+def _forward_call(scores, *weights, interpret=False):
     tiling = _Tiling(scores.shape, 1, FORWARD_KEYS_PER_WARP)
-    outputs = [jax.ShapeDtypeStruct(tiling.shape, scores.dtype)]
-    if is_training:
-        outputs += [jax.ShapeDtypeStruct(tiling.shape[:2], jnp.float32)]
-    mixed, *normalizers = tiling.call(
+    (mixed,) = tiling.call(
         _forward_kernel,
         (scores.reshape(tiling.shape), *weights),
-        outputs,
+        [jax.ShapeDtypeStruct(tiling.shape, scores.dtype)],
         interpret,
     )
-    return mixed.reshape(scores.shape), *normalizers
+    return mixed.reshape(scores.shape)
 
 
 def _forward_kernel(
-    tiling,
-    scores_ref,
-    logits_ref,
-    weights_ref,
-    bias_ref,
-    mixed_ref,
-    *normalizers_refs,
+    tiling, scores_ref, logits_ref, weights_ref, bias_ref, mixed_ref
 ):
     tile = _Tile(tiling, pl.program_id(0))
-    logits_kernel = tiling.matrix(logits_ref)
-    logits = [
-        tile.logits(tile.load(scores_ref, part), logits_kernel, part)
-        for part in tiling.parts
-    ]
-    highest = (
-        functools.reduce(jnp.maximum, [jnp.max(x, axis=0) for x in logits])
-        * LOG2_E
+    probabilities = tile.probabilities(
+        tile.load(scores_ref), tiling.matrix(logits_ref)
     )
-    powers = [jnp.exp2(x * LOG2_E - highest[None]) for x in logits]
-    total = functools.reduce(jnp.add, [jnp.sum(x, axis=0) for x in powers])
-    for ref in normalizers_refs:
-        plgpu.store(
-            tile.per_query(ref), highest + jnp.log2(total), mask=tile.exists
-        )
-    share = (1.0 / total)[None]
     weights_kernel = tiling.matrix(weights_ref)
+    heads, _ = tiling.heads_and_queries()
     bias = plgpu.load(
-        bias_ref.at[tile.heads], mask=tile.heads < tiling.heads, other=0.0
-    ).astype(jnp.float32)[None]
-    for part, x in zip(tiling.parts, powers, strict=True):
-        x = (x * share).astype(scores_ref.dtype)
-        tile.store(mixed_ref, part, (_dot(x, weights_kernel) + bias).T)
+        bias_ref.at[heads], mask=heads < tiling.heads, other=0.0
+    ).astype(jnp.float32)
+    tile.store(
+        mixed_ref,
+        [
+            (_dot(p.astype(scores_ref.dtype), weights_kernel) + bias[None]).T
+            for p in probabilities
+        ],
+    )
 
 
 def _backward_call(
@@ -314,7 +285,6 @@ def _backward_call(
     logits_kernel,
     weights_kernel,
     weights_bias,
-    normalizers,
     gradient,
     interpret=False,
 ):
@@ -327,7 +297,6 @@ def _backward_call(
         (
             scores.reshape(tiling.shape),
             gradient.reshape(tiling.shape),
-            normalizers,
             logits_kernel,
             weights_kernel,
         ),
@@ -360,7 +329,6 @@ def _backward_kernel(
     tiling,
     scores_ref,
     gradient_ref,
-    normalizers_ref,
     logits_ref,
     weights_ref,
     by_scores_ref,
@@ -377,27 +345,23 @@ def _backward_kernel(
     def add_tile(index, sums):
         by_logits_kernel, by_weights_kernel, by_bias = sums
         tile = _Tile(tiling, program * tiling.tiles + index)
-        normalizers = plgpu.load(
-            tile.per_query(normalizers_ref), mask=tile.exists, other=0.0
-        )[None]
-        probabilities, total = [], jnp.zeros((COLUMNS,), jnp.float32)
-        for part in tiling.parts:
-            x = tile.load(scores_ref, part)
-            x = tile.logits(x, logits_kernel, part)
-            p = jnp.exp2(x * LOG2_E - normalizers)
-            x = tile.load(gradient_ref, part)
-            total += jnp.sum(p * _dot(x.T, weights_kernel_t), axis=0)
-            by_weights_kernel += _dot(p.astype(dtype).T, x.T)
-            by_bias += jnp.sum(x.astype(jnp.float32), axis=1)
-            probabilities.append(p)
-        # Read and computed again: registers are scarcer than time.
-        for part, p in zip(tiling.parts, probabilities, strict=True):
-            x = tile.load(gradient_ref, part, again=True)
-            x = p * (_dot(x.T, weights_kernel_t) - total[None])
-            x = x.astype(dtype)
-            tile.store(by_scores_ref, part, _dot(x, logits_kernel_t).T)
-            y = tile.load(scores_ref, part, again=True)
-            by_logits_kernel += _dot(y, x)
+        probabilities = tile.probabilities(tile.load(scores_ref), logits_kernel)
+        products = []
+        for p, g in zip(probabilities, tile.load(gradient_ref), strict=True):
+            by_weights_kernel += _dot(p.astype(dtype).T, g.T)
+            by_bias += jnp.sum(g.astype(jnp.float32), axis=1)
+            products.append(p * _dot(g.T, weights_kernel_t))
+        total = _over_parts(jnp.add, jnp.sum, products)
+        by_logits = [
+            (x - p * total[None]).astype(dtype)
+            for x, p in zip(products, probabilities, strict=True)
+        ]
+        tile.store(
+            by_scores_ref, [_dot(x, logits_kernel_t).T for x in by_logits]
+        )
+        # Read again, which is cheaper than keeping them in registers.
+        for x, by in zip(tile.load(scores_ref), by_logits, strict=True):
+            by_logits_kernel += _dot(x, by)
         return by_logits_kernel, by_weights_kernel, by_bias
 
     zero = jnp.zeros((COLUMNS, COLUMNS), jnp.float32)
@@ -409,6 +373,11 @@ def _backward_kernel(
     )
     by_logits_kernel_ref[program], by_weights_kernel_ref[program] = sums[:2]
     by_bias_ref[program] = sums[2]
+
+
+def _over_parts(combine: Any, reduce: Any, arrays: list[Array]) -> Array:
+    """Reduces the keys of all parts."""
+    return functools.reduce(combine, [reduce(x, axis=0) for x in arrays])
 
 
 def _grid(x: Array) -> tuple[Array, Array]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from benchmarks import inference, report, results, rewrites, tables
+from benchmarks import gpu, inference, report, results, rewrites, tables
 from benchmarks.interleave import Timing, interleave
 from training.recipes import SUMMARIES
 
@@ -60,6 +60,20 @@ def test_a_table_shows_every_number(tmp_path, capsys):
     assert {"date", "machine", "versions"} < record.keys()
     report.draw(record, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_runs_on_a_gpu_are_compared_with_timm():
+    found = [
+        ("keras-cait", "S24", "inference", 64, gpu.Timing(0.008, 0.02, 10**9)),
+        ("timm compiled", "S24", "inference", 64, gpu.Timing(0.016, 0.0, 1)),
+        ("timm compiled", "S24", "training", None, "out of memory"),
+    ]
+    (rows,) = gpu.tables_of(found, ("S24",)).values()
+    assert list(rows) == ["keras-cait", "timm compiled"]
+    assert rows["keras-cait"]["images/s"] == 8000
+    assert rows["keras-cait"]["timm compiled = 1"] == 2
+    # 9.35 G multiply-adds per image.
+    assert rows["keras-cait"]["MFU, %"] == pytest.approx(15.1, rel=1e-2)
 
 
 @pytest.mark.parametrize("path", report.DOCUMENTS, ids=lambda path: path.name)
