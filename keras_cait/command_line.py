@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import TextIOWrapper
@@ -186,26 +187,36 @@ class Terminated(KeyboardInterrupt):
 @contextmanager
 def _stoppable() -> Iterator[None]:
     """Raises an exception on SIGTERM and Ctrl-C, so that commands clean up."""
+    received: list[type[KeyboardInterrupt]] = []
 
-    def terminate(number: int, frame: FrameType | None) -> None:
-        raise Terminated
+    def stop(number: int, frame: FrameType | None) -> None:
+        kind = Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        received.append(kind)
+        raise kind
 
-    def raise_again(lost: Any) -> None:
-        """Repeats a signal whose exception a destructor has swallowed."""
-        if not issubclass(lost.exc_type, KeyboardInterrupt):
+    def unraisable(lost: Any) -> None:
+        if issubclass(lost.exc_type, KeyboardInterrupt):
+            # A destructor has swallowed the signal, which is repeated.
+            is_ctrl_c = not issubclass(lost.exc_type, Terminated)
+            number = signal.SIGINT if is_ctrl_c else signal.SIGTERM
+            Timer(0.01, os.kill, (os.getpid(), number)).start()
+        elif not received:  # otherwise of what the signal has cut short
             show(lost)
-            return
-        is_ctrl_c = not issubclass(lost.exc_type, Terminated)
-        number = signal.SIGINT if is_ctrl_c else signal.SIGTERM
-        Timer(0.01, os.kill, (os.getpid(), number)).start()
 
-    show, sys.unraisablehook = sys.unraisablehook, raise_again
+    show, sys.unraisablehook = sys.unraisablehook, unraisable
     before = {
-        signal.SIGTERM: handle(signal.SIGTERM, terminate),
-        signal.SIGINT: handle(signal.SIGINT, signal.default_int_handler),
+        number: handle(number, stop)
+        for number in (signal.SIGTERM, signal.SIGINT)
     }
     try:
         yield
+    except (Exception, KeyboardInterrupt) as error:
+        if received:
+            traceback.clear_frames(error.__traceback__)  # runs destructors
+            if not isinstance(error, KeyboardInterrupt):
+                # Native code has replaced the exception by one of its own.
+                raise received[0] from None
+        raise
     finally:
         sys.unraisablehook = show
         for number, handler in before.items():

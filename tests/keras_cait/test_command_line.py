@@ -53,11 +53,15 @@ def test_failures_are_one_line(arguments, status, message, capsys):
         (signal.SIGTERM, 143, "Terminated.\n"),
     ],
 )
-@pytest.mark.parametrize("where", ["command", "destructor"])
+@pytest.mark.parametrize("where", ["command", "destructor", "native code"])
 def test_signals_stop_a_command(where, number, status, message, capsys):
     class Destroyed:
         def __del__(self):  # Python drops exceptions that are raised in here
             signal.raise_signal(number)
+
+    class Unfinished:
+        def __del__(self):  # of what the signal has cut short
+            raise AttributeError("half made")
 
     tool = App(name="tool")
 
@@ -65,8 +69,15 @@ def test_signals_stop_a_command(where, number, status, message, capsys):
     def wait():
         if where == "command":
             signal.raise_signal(number)
-        else:
+        elif where == "destructor":
             Destroyed()
+        else:  # as pybind11 does
+            unfinished = Unfinished()
+            try:
+                signal.raise_signal(number)
+            except KeyboardInterrupt:
+                raise RuntimeError("MISMATCH of exceptions") from None
+            del unfinished
         time.sleep(10)
 
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
