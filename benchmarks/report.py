@@ -113,6 +113,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
         axes.set_title(title, fontsize="small", loc="left")
         axes.set_xlabel(column, fontsize="small")
         axes.tick_params(labelsize="x-small")
+        axes.locator_params(axis="x", nbins=5)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
     plt.close(figure)
