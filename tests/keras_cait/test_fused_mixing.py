@@ -91,7 +91,7 @@ def test_kernel_is_as_exact_as_the_layer_in_bfloat16(request):
         assert np.abs(found[key] - b).max() <= limit, key
 
 
-@pytest.mark.parametrize("name", ["XXS24", "XS24", "S24", "M36"])
+@pytest.mark.parametrize("name", ["XS24", "M36"])
 def test_kernel_compiles_for_a_gpu(name):
     """As far as it can without one: Pallas accepts every operation."""
     heads = VARIANTS[name].num_heads

@@ -158,8 +158,8 @@ def test_unreadable_images_are_named(kinds, tmp_path, capsys):
     assert result["unreadable"] == [f"{tmp_path}/photos/3/4.png"]
 
     (tmp_path / "photos/5/9.png").write_bytes(b"")
-    assert evaluate("--model", kinds / "model.keras", *options) == 1
-    assert "2 images cannot be read, more than" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="2 images cannot be read, more than"):
+        load(f"folder:{tmp_path / 'photos'}", "validation", max_unreadable=1)
 
 
 TWO_DEVICES = """
