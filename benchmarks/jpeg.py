@@ -1,11 +1,10 @@
 """JPEG decoded at a part of its size (`export saved-model --fast-jpeg`).
 
 Time of decoding and resizing to 224 pixels, and what changes: the pixels of
-one photo at several sizes, and the quickstart's predictions for the validation
+one image at several sizes, and the quickstart's predictions for the validation
 digits, enlarged to 448 pixels. Run it after `make quickstart`.
 """
 
-import io
 import os
 import statistics
 import time
@@ -20,6 +19,7 @@ import tensorflow as tf
 from cyclopts import App
 from PIL import Image
 
+from benchmarks.image_files import encode
 from benchmarks.results import Output, Rounds, Rows, show, write
 from keras_cait.command_line import run
 from keras_cait.datasets import open_dataset
@@ -27,15 +27,14 @@ from keras_cait.decoding import decode_batch
 from keras_cait.loading import load_classifier
 
 ROOT = Path(__file__).parents[1]
-PHOTO = ROOT / "tests/reference/preprocess/landscape_500x375.png"
+IMAGE = ROOT / "tests/reference/preprocess/landscape_500x375.png"
 SIZES = ((640, 480), (1280, 960), (2048, 1536), (4032, 3024))
-ENLARGED = 448
+SIDE = 448  # of a digit
 
 
-def encode(image: Image.Image, side: tuple[int, int]) -> bytes:
-    file = io.BytesIO()
-    image.convert("RGB").resize(side).save(file, "JPEG", quality=90)
-    return file.getvalue()
+def enlarged(image: Image.Image, size: tuple[int, int]) -> bytes:
+    """A JPEG of another size."""
+    return encode(image.convert("RGB").resize(size), "JPEG", quality=90)
 
 
 def decoder(size: tuple[int, int], fast: bool) -> Callable[[Any], tf.Tensor]:
@@ -59,12 +58,12 @@ def milliseconds(
     return {name: statistics.median(times[1:]) for name, times in found.items()}
 
 
-def photo_rows(rounds: int) -> Rows:
-    """Time of one photo at several sizes, and the change of its pixels."""
+def image_rows(rounds: int) -> Rows:
+    """Time of one image at several sizes, and the change of its pixels."""
     whole, fast = (decoder((224, 224), is_fast) for is_fast in (False, True))
     rows = {}
     for side in SIZES:
-        encoded = [encode(Image.open(PHOTO), side)]
+        encoded = [enlarged(Image.open(IMAGE), side)]
         change = np.abs(whole(encoded).numpy() - fast(encoded).numpy())
         rows[f"{side[0]} x {side[1]}"] = {
             **milliseconds(
@@ -86,8 +85,7 @@ def digit_rows(model: str) -> Rows:
     digits = open_dataset("digits", "validation")
     labels = np.array([label for _, label in digits])
     encoded = [
-        encode(Image.fromarray(image), (ENLARGED, ENLARGED))
-        for image, _ in digits
+        enlarged(Image.fromarray(image), (SIDE, SIDE)) for image, _ in digits
     ]
     scores = {
         name: np.concatenate(
@@ -127,7 +125,7 @@ def main(
 ) -> None:
     """Measures both ways of decoding."""
     tables = {
-        "One photo": photo_rows(rounds),
+        "One image": image_rows(rounds),
         "Digits of 448 x 448": digit_rows(model),
     }
     for title, rows in tables.items():

@@ -101,7 +101,7 @@ def fast_jpeg() -> str:
     tables = read("jpeg")["tables"]
     return "\n\n".join(
         [
-            markdown(tables["One photo"], "JPEG"),
+            markdown(tables["One image"], "JPEG"),
             markdown(tables["Digits of 448 x 448"], "Digits"),
         ]
     )

@@ -78,7 +78,7 @@ def test_pixels_are_those_of_load_image_or_refused(kind):
 
 def test_fast_jpegs_are_close_to_whole_ones():
     """Where a part of the size is whole and large enough, turned or not."""
-    photo = Image.open(REFERENCE / "preprocess/landscape_500x375.png")
+    image = Image.open(REFERENCE / "preprocess/landscape_500x375.png")
     exif = Image.Exif()
     exif[0x0112] = 6
     decode = tf.function(
@@ -94,12 +94,12 @@ def test_fast_jpegs_are_close_to_whole_ones():
         ((190, 126), True, {}),  # less than twice the size
         ((46, 1500), True, {}),
     ):
-        encoded = encode(photo.resize(sides), "JPEG", quality=90, **options)
+        encoded = encode(image.resize(sides), "JPEG", quality=90, **options)
         whole = resize_and_crop(load_image(encoded), (32, 48))
         difference = np.abs(decode([encoded])[0].numpy() - whole)
         assert (difference.max() == 0) == is_whole
         assert difference.max() <= 12 and difference.mean() < 1
-    png = encode(photo, "PNG")
+    png = encode(image, "PNG")
     np.testing.assert_array_equal(decode([png])[0], decode_batch([png])[0])
 
 

@@ -27,6 +27,8 @@ from training.data.mixup import mixup_cutmix, smooth_one_hot
 from training.data.randaugment import rand_augment
 from training.recipes import Recipe
 
+UNREADABLE = "unreadable.json"  # in the run's folder
+
 Transform = Callable[[tf.Tensor], tf.Tensor]
 Augment = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 Mix = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
@@ -58,8 +60,7 @@ def training_data(
     Raises:
         ValueError: more than `recipe.max_unreadable` images cannot be read.
     """
-    record = output / "unreadable.json"
-    found_at = json.loads(record.read_text()) if record.exists() else {}
+    found_at = unreadable_images(output)
     # Those of later steps are found again: a crop may miss the damaged part.
     unreadable = {int(number) for number, at in found_at.items() if at < step}
     augment = training_transform(recipe)
@@ -88,7 +89,13 @@ def training_data(
                     "listed above, then run the same command again."
                 ) from None
             found_at |= {str(number): step for number in found}
-            write_text(record, json.dumps(found_at) + "\n")
+            write_text(output / UNREADABLE, json.dumps(found_at) + "\n")
+
+
+def unreadable_images(output: Path) -> dict[str, int]:
+    """The step at which a run found each unreadable image, by its number."""
+    record = output / UNREADABLE
+    return json.loads(record.read_text()) if record.exists() else {}
 
 
 def training_batches(

@@ -21,7 +21,7 @@ from keras_cait.files import (
 )
 from keras_cait.models import CaiT
 from training.data.datasets import Examples
-from training.data.pipeline import evaluation_batches
+from training.data.pipeline import evaluation_batches, unreadable_images
 from training.loop.trainer import Trainer
 from training.metrics import confusion_matrix, predictions, top_k
 from training.recipes import Recipe
@@ -130,8 +130,6 @@ def finish(
         float(row["images_per_second"]) for row in history
     )
     images = trainer.step * recipe.global_batch_size
-    record = output / "unreadable.json"
-    found_at = json.loads(record.read_text()) if record.exists() else {}
     summary = {
         **accuracy,
         "raw_top1": float(history[-1]["val_raw_accuracy"]),
@@ -141,7 +139,9 @@ def finish(
         "devices": trainer.strategy.num_replicas_in_sync,
         "images_per_second": speed,
         "training_hours": images / speed / 3600,
-        "unreadable": [examples.name(int(number)) for number in found_at],
+        "unreadable": [
+            examples.name(int(number)) for number in unreadable_images(output)
+        ],
         "keras": keras.__version__,
         "tensorflow": tf.__version__,
     }
