@@ -163,7 +163,11 @@ class Recipe:
     """Maximum global norm of the gradient; 0 disables clipping."""
 
     ema_momentum: float = 0.99996
-    """Momentum of the EMA weights, which are evaluated and saved."""
+    """Momentum of the EMA weights."""
+
+    ema_warmup: bool = False
+    """Momentum of the EMA weights at step t is at most (1 + t) / (10 + t): even
+    after few steps, little of the start is left in them."""
 
     augmentation: Literal["deit", "affine"] = "deit"
     """DeiT's augmentation (random-resized crop, flip, RandAugment, random
@@ -419,6 +423,7 @@ QUICKSTART = Recipe(
     warmup_epochs=2.0,
     clip_norm=1.0,
     ema_momentum=0.99,
+    ema_warmup=True,
     augmentation="affine",
     repeated_augmentation=1,
     mixing_batch_size=1,
@@ -436,6 +441,7 @@ FINETUNE = Recipe(
     warmup_epochs=3.0,
     layer_decay=0.75,
     ema_momentum=0.99,
+    ema_warmup=True,
     clip_norm=1.0,
     repeated_augmentation=1,
     random_erasing=0.0,

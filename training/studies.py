@@ -127,6 +127,7 @@ SCALES = {
             weight_decay=0.05,
             clip_norm=0.0,
             ema_momentum=0.98,
+            ema_warmup=False,
             random_erasing=0.0,
             mixup_alpha=0.0,
             cutmix_alpha=0.0,
@@ -348,6 +349,9 @@ def train(
     setting = json.loads(json.dumps({"model": cell.model, "recipe": values}))
     if path.exists():
         result = read_json(path, [*setting, "row", "column", "top1"])
+        # Earlier versions lack fields, and trained with what is their default.
+        result["recipe"] = asdict(Recipe()) | result["recipe"]
+        del result["recipe"]["variant"]
         if any(result[key] != value for key, value in setting.items()):
             raise ValueError(
                 f"{path} is the result of other settings. Choose another "

@@ -40,10 +40,10 @@ def train(
         recipe: what is computed.
         output: folder of the run. It is created; or the interrupted run of the
             same recipe in it is resumed, also on another number of devices.
-            It ends up with `model.keras` (the EMA weights, with softmax),
-            `labels.txt`, `history.csv`, `summary.json`, `recipe.json`,
-            `validation/` (images), `checkpoints/` (the last three and the
-            best) and `tensorboard/`.
+            It ends up with `model.keras` (the better of EMA and raw weights,
+            with softmax), `labels.txt`, `history.csv`, `summary.json`,
+            `recipe.json`, `validation/` (images), `checkpoints/` (the last
+            three and the best) and `tensorboard/`.
         data_dir: folder in which TensorFlow Datasets keeps its files.
         strategy: devices, as for `make_strategy`.
         checkpoint_steps: steps between checkpoints. There is also one at the
@@ -156,7 +156,9 @@ def train(
                         transform = evaluation_transform(recipe)
                         with naming_unreadable(validation, transform):
                             logs |= trainer.evaluate(validation_batches)
-                        is_best = trainer.note_accuracy(logs["val_accuracy"])
+                        is_best = trainer.note_accuracy(
+                            max(logs["val_accuracy"], logs["val_raw_accuracy"])
+                        )
                     local_images = devices.experimental_local_results(images)
                     summaries.training_images = local_images[0]
                     callbacks.on_epoch_end(epoch, logs)

@@ -17,9 +17,18 @@ from tests.helpers.commands import exit_status
 from training import report
 from training.data.augmentation import random_affine
 from training.data.datasets import Examples, load
-from training.data.pipeline import evaluation_batches, training_batches
+from training.data.pipeline import (
+    evaluation_batches,
+    mixing,
+    training_batches,
+    training_transform,
+)
+from training.loop.checkpoints import restore_raw_weights
+from training.loop.distillation import make_loss
+from training.loop.model import build
 from training.loop.optimizers import make_optimizer
 from training.loop.run_folder import claimed
+from training.loop.trainer import Trainer
 from training.recipes import QUICKSTART, RECIPES, Recipe, override
 
 TINY = dataclasses.replace(
@@ -164,8 +173,44 @@ def test_a_run_that_was_interrupted_ends_bit_equal(
     assert len(list((tmp_path / "halves" / "validation").rglob("*.png"))) == 100
 
 
-def test_a_run_shows_and_sums_up_what_it_did(tmp_path, few_digits):
+@pytest.mark.parametrize("warmup", [False, True])
+def test_ema_weights_are_the_average_that_the_recipe_says(warmup, few_digits):
+    recipe = dataclasses.replace(TINY, ema_momentum=0.3, ema_warmup=warmup)
+    examples = datasets.load(recipe.data, "train", None)
+    model, ema_model = build(recipe, 10), build(recipe, 10)
+    strategy = tf.distribute.get_strategy()
+    optimizer = make_optimizer(recipe, model, 5)
+    trainer = Trainer(
+        recipe, strategy, model, ema_model, optimizer, make_loss(recipe, 10)
+    )
+    batches = training_batches(
+        examples, training_transform(recipe), mixing(recipe, 10), recipe
+    )
+    average = model.get_weights()[0]
+    # At step 4, (1 + t) / (10 + t) is 0.36.
+    for step, batch in enumerate(batches.take(6)):
+        trainer.train_step(*batch)
+        momentum = min(0.3, (1 + step) / (10 + step)) if warmup else 0.3
+        weights = model.get_weights()[0]
+        average = momentum * average + (1 - momentum) * weights
+    np.testing.assert_allclose(
+        ema_model.get_weights()[0], average, rtol=1e-4, atol=1e-7
+    )
+
+
+def test_a_run_shows_and_sums_up_what_it_did(
+    tmp_path, few_digits, monkeypatch, capsys
+):
     recipe = dataclasses.replace(TINY, epochs=4, evaluation_epochs=3)
+    # Accuracies by which the raw weights of the end are the best.
+    ema, raw = iter([0.5, 0.25]), iter([0.25, 0.75])
+
+    def evaluate(self, batches, evaluate=Trainer.evaluate):
+        found = evaluate(self, batches)
+        found |= {"val_accuracy": next(ema), "val_raw_accuracy": next(raw)}
+        return found
+
+    monkeypatch.setattr(Trainer, "evaluate", evaluate)
     program.train(recipe, tmp_path)
 
     with (tmp_path / "history.csv").open(newline="") as file:
@@ -174,10 +219,16 @@ def test_a_run_shows_and_sums_up_what_it_did(tmp_path, few_digits):
     assert evaluated == [False, False, True, True]
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["epochs"] == 4 and summary["steps"] == 20
-    assert summary["raw_top1"] == float(rows[-1]["val_raw_accuracy"])
-    best = max((2, 3), key=lambda row: float(rows[row]["val_accuracy"]))
-    (kept,) = (tmp_path / "checkpoints" / "best").glob("*.index")
-    assert kept.stem == f"ckpt-{5 * best + 5}"
+    assert summary["weights"] == "raw"
+    assert (summary["ema_top1"], summary["raw_top1"]) == (0.25, 0.75)
+    model = keras.models.load_model(tmp_path / "model.keras")
+    saved = model.get_weights()
+    restore_raw_weights(model, tmp_path)
+    for ours, raw in zip(saved, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, raw)
+    assert "raw" in capsys.readouterr().out.splitlines()[-1]
+    (best,) = (tmp_path / "checkpoints" / "best").glob("*.index")
+    assert best.stem == "ckpt-20"
 
     shown = {
         (event.step, value.tag)
@@ -226,11 +277,11 @@ def test_runs_are_never_overwritten(tmp_path, few_digits):
 
 
 def test_runs_of_earlier_versions_can_be_resumed(tmp_path):
-    """Their recipe.json has no variant, but all that it decides."""
+    """Their recipe.json lacks fields, which had what is now the default."""
     recipe = RECIPES["s24-224"].resolved()
     start(tmp_path, recipe)
     record = json.loads((tmp_path / "recipe.json").read_text())
-    del record["variant"]
+    del record["variant"], record["ema_warmup"]
     (tmp_path / "recipe.json").write_text(json.dumps(record))
     start(tmp_path, recipe)
     with pytest.raises(ValueError, match=r"embed_dim 384 \(now 192\)"):

@@ -55,12 +55,13 @@ def check_folder(output: Path, recipe: Recipe) -> None:
     if not is_started(output):
         return
     ours = dataclasses.asdict(recipe)
-    theirs = read_json(output / "recipe.json")
+    # Earlier versions lack fields, and trained with what is their default.
+    theirs = dataclasses.asdict(Recipe()) | read_json(output / "recipe.json")
     # What the variant decides is compared by itself.
     differing = [
-        f"{name} {theirs.get(name)!r} (now {ours.get(name)!r})"
-        for name in sorted((ours.keys() | theirs.keys()) - {"variant"})
-        if ours.get(name) != theirs.get(name)
+        f"{name} {theirs[name]!r} (now {ours.get(name)!r})"
+        for name in sorted(theirs.keys() - {"variant"})
+        if theirs[name] != ours.get(name)
     ]
     if differing:
         raise ValueError(
@@ -112,27 +113,38 @@ def finish(
 ) -> None:
     """Writes the trained model, its labels and summary; the model last.
 
+    The model has the EMA weights, or the raw ones if their last validation
+    accuracy is higher.
+
     Args:
         trainer: the trainer, after the last step.
         examples: training examples.
         validation: validation examples, ready for the model.
         output: folder of the run.
     """
-    ema_model, recipe = trainer.ema_model, trainer.recipe
-    # A copy that only this process has: the other workers take no part.
-    config = {**ema_model.get_config(), "classifier_activation": "softmax"}
-    model = CaiT.from_config(config)
-    model.set_weights(ema_model.get_weights())
-    accuracy = evaluate(model, validation)
+    recipe = trainer.recipe
     with (output / "history.csv").open(newline="") as file:
         history = list(csv.DictReader(file))
+    ema_top1, raw_top1 = (
+        float(history[-1][f"val_{name}"])
+        for name in ("accuracy", "raw_accuracy")
+    )
+    kind = "raw" if raw_top1 > ema_top1 else "EMA"
+    better = {"raw": trainer.model, "EMA": trainer.ema_model}[kind]
+    # A copy that only this process has: the other workers take no part.
+    config = {**better.get_config(), "classifier_activation": "softmax"}
+    model = CaiT.from_config(config)
+    model.set_weights(better.get_weights())
+    accuracy = evaluate(model, validation)
     speed = statistics.harmonic_mean(
         float(row["images_per_second"]) for row in history
     )
     images = trainer.step * recipe.global_batch_size
     summary = {
         **accuracy,
-        "raw_top1": float(history[-1]["val_raw_accuracy"]),
+        "weights": kind,
+        "ema_top1": ema_top1,
+        "raw_top1": raw_top1,
         "parameters": model.count_params(),
         "epochs": len(history),
         "steps": trainer.step,
@@ -156,7 +168,8 @@ def finish(
         model.save(unfinished)
     print(
         f"Top-1 accuracy on {validation.count:,} validation images: "
-        f"{accuracy['top1']:.1%}. The model is {output / 'model.keras'}"
+        f"{ema_top1:.1%} with EMA weights, {raw_top1:.1%} with raw ones. "
+        f"{output / 'model.keras'} has the {kind} weights."
     )
 
 

@@ -199,6 +199,10 @@ class Trainer:
 
     def _update_ema(self) -> None:
         share = 1 - self.recipe.ema_momentum
+        if self.recipe.ema_warmup:
+            share = tf.maximum(
+                share, 9 / (10 + tf.cast(self._step, tf.float32))
+            )
         for ours, theirs in zip(
             self.ema_model.variables, self.model.variables, strict=True
         ):
