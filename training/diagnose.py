@@ -42,6 +42,7 @@ from matplotlib import pyplot as plt
 
 import keras_cait
 from keras_cait.baselines import ViT
+from keras_cait.datasets import split_of
 from keras_cait.files import folder_path, locked, write_text
 from keras_cait.loading import classifier, load_model
 from training.data.datasets import check_classes, load
@@ -436,7 +437,9 @@ def report(
     loaded = load_model(model, variant=variant, image_size=image_size)
     if raw:
         restore_raw_weights(loaded, model)
-    examples = load(data, "validation", data_dir, max_unreadable)
+    examples = load(
+        data, "validation", data_dir, max_unreadable, **split_of(model, data)
+    )
     check_classes(classifier(loaded).classes, examples, data)
     count = min(images, examples.count)
     spread = replace(

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,6 +37,7 @@ import numpy as np
 import tensorflow as tf
 from cyclopts import App, Parameter
 
+from keras_cait.datasets import split_of
 from keras_cait.files import (
     atomically,
     folder_path,
@@ -440,11 +442,17 @@ def evaluate(
     folder_path(output)
     sources = model or [f"{name}-{size}" for name, size in PRETRAINED]
     distribution = make_strategy(strategy)
-    examples = load(data, "validation", data_dir, max_unreadable)
-    # More would be padding.
-    replicas = distribution.num_replicas_in_sync
-    batch_size = min(batch_size, -(-examples.count // replicas) * replicas)
+
+    @cache  # models share a dataset, unless they are runs of other splits
+    def examples_of(**part: Any) -> Examples:
+        return load(data, "validation", data_dir, max_unreadable, **part)
+
     for source in sources:
+        split = split_of(source, data)
+        examples = examples_of(**split)
+        # More would be padding.
+        replicas = distribution.num_replicas_in_sync
+        size = min(batch_size, -(-examples.count // replicas) * replicas)
         with distribution.scope():
             loaded = load_for_evaluation(
                 source, precision, image_size, variant, raw
@@ -462,13 +470,12 @@ def evaluate(
             "crop_ratio": crop_ratio,
             "image_size": list(loaded.image_size),
             "precision": precision,
+            **split,
         }
         words = f"{data} {name} {precision}"
         file = "".join(c if c.isalnum() else "_" for c in words)
         path = output / f"{file}.json"
-        result = measure(
-            loaded, examples, settings, path, batch_size, distribution
-        )
+        result = measure(loaded, examples, settings, path, size, distribution)
         print(table([result]))
     if is_chief(distribution):
         write_text(output / "table.md", table(all_results(output)) + "\n")

@@ -86,6 +86,13 @@ class Recipe:
     `folder:PATH` (one subfolder per class), or the name of an image
     classification dataset of TensorFlow Datasets."""
 
+    validation_fraction: float = 0.2
+    """Share of each class that is for validation, in a `folder:PATH` without
+    the folders train and validation."""
+
+    fold: int = 0
+    """Which of these shares it is: 0, 1, ..., 1 / validation_fraction - 1."""
+
     variant: Variant | None = "S24"
     """Variant of the paper. It sets embed_dim, depth, num_heads,
     class_attention_depth, init_values and drop_path_rate where they are not
@@ -270,6 +277,17 @@ class Recipe:
                 f"variant must be one of {', '.join(get_args(Variant))}. Got "
                 f"{self.variant!r}."
             )
+        if not 0 < self.validation_fraction < 1:
+            raise ValueError(
+                "validation_fraction must be more than 0 and less than 1. Got "
+                f"{self.validation_fraction}."
+            )
+        if self.fold < 0 or (self.fold + 1) * self.validation_fraction > 1.001:
+            raise ValueError(
+                "fold must be at least 0 and at most 1 / validation_fraction - "
+                f"1. Got fold={self.fold} and validation_fraction="
+                f"{self.validation_fraction}."
+            )
         if not 0 <= self.warmup_epochs < self.epochs:
             raise ValueError(
                 "warmup_epochs must be at least 0 and less than epochs. Got "
@@ -298,6 +316,11 @@ class Recipe:
                 f"Got global_batch_size={self.global_batch_size} and "
                 f"accumulation_steps={self.accumulation_steps}."
             )
+
+    def split(self) -> dict[str, Any]:
+        """The fields that split a folder, as of `open_dataset`."""
+        names = ["validation_fraction", "fold"]
+        return {name: getattr(self, name) for name in names}
 
     def architecture(self) -> dict[str, Any]:
         """The fields that a variant decides, by name."""

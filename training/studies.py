@@ -364,8 +364,8 @@ def train(
     gc.collect()  # the graphs of the previous cell
     keras.utils.set_random_seed(seed)
     keras.config.set_dtype_policy(recipe.precision)
-    examples = load(recipe.data, "train", data_dir)
-    validation = load(recipe.data, "validation", data_dir)
+    examples = load(recipe.data, "train", data_dir, **recipe.split())
+    validation = load(recipe.data, "validation", data_dir, **recipe.split())
     classes = len(examples.class_names)
     steps = steps_per_epoch(examples, recipe)
 

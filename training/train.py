@@ -59,7 +59,11 @@ def train(
     import keras
 
     from keras_cait.command_line import require_tensorflow
-    from training.data.datasets import load
+    from training.data.datasets import (
+        check_training,
+        load,
+        notes_on_split,
+    )
     from training.data.pipeline import (
         evaluation_transform,
         naming_unreadable,
@@ -94,8 +98,11 @@ def train(
     check_teacher(recipe)
 
     # 2. Data: examples by number. A batch is a function of seed and step.
-    examples = load(recipe.data, "train", data_dir)
-    validation = load(recipe.data, "validation", data_dir)
+    examples = load(recipe.data, "train", data_dir, **recipe.split())
+    check_training(examples, recipe.data)
+    validation = load(recipe.data, "validation", data_dir, **recipe.split())
+    for note in notes_on_split(examples, validation) if chief else ():
+        print(note)
     classes = len(examples.class_names)
     steps = steps_per_epoch(examples, recipe)
 

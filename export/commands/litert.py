@@ -52,6 +52,7 @@ def litert(
     from export.metadata import add_metadata
     from export.model_card import describe_model
     from export.quantization import calibration_images, check_schemes, quantize
+    from keras_cait.datasets import split_of
     from keras_cait.files import new_output, new_path
 
     check_schemes(scheme, calibration is not None)
@@ -67,6 +68,7 @@ def litert(
             inference.image_size,
             data_dir=data_dir,
             max_unreadable=max_unreadable,
+            **split_of(model, calibration),
         )
     holder = [inference]
     del inference  # so that `convert` can free it

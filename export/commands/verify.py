@@ -49,7 +49,7 @@ def verify(
         results_table,
     )
     from keras_cait.command_line import require_tensorflow
-    from keras_cait.datasets import open_dataset
+    from keras_cait.datasets import open_dataset, split_of
     from keras_cait.decoding.readable import readable
     from keras_cait.files import new_output, new_path
 
@@ -57,7 +57,9 @@ def verify(
     if output:
         new_path(output)
     paths = [exported_path(path) for path in exported]
-    dataset = open_dataset(data, "validation", data_dir)
+    dataset = open_dataset(
+        data, "validation", data_dir, **split_of(model, data)
+    )
     dataset = readable(dataset, max_unreadable)
     trained, names = load_exportable(model, variant, image_size, labels)
     rows = compare(trained, names, paths, dataset, batch_size)

@@ -54,7 +54,7 @@ TINY = dataclasses.replace(
 )
 
 
-def noise(name, split, data_dir=None):
+def noise(name, split, data_dir=None, **part):
     """96 noisy images of 4 classes."""
     labels = np.arange(96) % 4
     images = 127 + 40 * make_input((96, 28, 28, 3), seed=SPLITS.index(split))

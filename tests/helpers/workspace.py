@@ -59,11 +59,12 @@ def write_models(folder):
 
 
 def write_images(folder):
-    noise = np.random.default_rng(0).integers(0, 255, (32, 32, 3), "uint8")
+    generator = np.random.default_rng(0)
 
     def image(name):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
+        noise = generator.integers(0, 255, (32, 32, 3), "uint8")
         Image.fromarray(noise).save(path)
         return path
 
@@ -74,10 +75,15 @@ def write_images(folder):
     for name in CLASSES:
         for i in range(5):
             image(f"photos/{name}/{i}.png")
-            image(f"damaged/{name}/{i}.png").write_text("not an image")
-    for name in CLASSES[:2]:
-        for i in range(5):
-            image(f"pair/{name}/{i}.png")
+            image(f"damaged/{name}/{i}.png").write_text(f"no image {name}{i}")
+    for data, names in {
+        "single": CLASSES[:1],
+        "pair": CLASSES[:2],
+        "hollow": CLASSES[:2],
+    }.items():
+        for name in names:
+            for i in range(5):
+                image(f"{data}/{name}/{i}.png")
 
 
 def write_folders(folder):
@@ -87,6 +93,7 @@ def write_folders(folder):
         path.write_text(text)
 
     (folder / "empty").mkdir()
+    (folder / "hollow" / "three").mkdir()
     write("unfinished/recipe.json", "{}")
     for name, text in (
         ("started", '{"epochs": 3}'),

@@ -17,6 +17,7 @@ from export.inference_graph import InferenceModel
 from export.litert import convert
 from export.metadata import add_metadata
 from export.serving.model_folder import write_version
+from keras_cait.datasets import open_dataset
 from keras_cait.loading import Classifier
 from keras_cait.pretrained import PRETRAINED
 from keras_cait.weights import save_weights
@@ -124,11 +125,16 @@ def test_every_kind_of_file_gives_the_same_accuracy(kinds, tmp_path, capsys):
     assert f"{100 * expected['top1']:.3f}" in capsys.readouterr().out
 
 
+def write_photos(folder):
+    folder.mkdir(parents=True)
+    for i in range(10):
+        color = (ord(folder.name[0]), i, 0)
+        Image.new("RGB", (30, 30), color).save(folder / f"{i}.png")
+
+
 def test_images_of_other_classes_are_refused(kinds, tmp_path, capsys):
     for name in ("cat", "dog"):
-        (tmp_path / "photos" / name).mkdir(parents=True)
-        for i in range(10):
-            Image.new("RGB", (30, 30)).save(tmp_path / f"photos/{name}/{i}.png")
+        write_photos(tmp_path / "photos" / name)
     options = ("--data", f"folder:{tmp_path / 'photos'}")
     options += ("--output", tmp_path / "out")
     assert evaluate("--model", kinds / "model.keras", *options) == 1
@@ -136,30 +142,29 @@ def test_images_of_other_classes_are_refused(kinds, tmp_path, capsys):
 
 
 def test_unreadable_images_are_named(kinds, tmp_path, capsys):
-    for label in range(10):
-        (tmp_path / f"photos/{label}").mkdir(parents=True)
-        for i in range(10):
-            path = tmp_path / f"photos/{label}/{i}.png"
-            Image.new("RGB", (30, 30)).save(path)
-    (tmp_path / "photos/3/4.png").write_bytes(b"damaged")
-    options = ("--data", f"folder:{tmp_path / 'photos'}")
+    for label in "0123456789":
+        write_photos(tmp_path / "photos" / label)
+    photos = f"folder:{tmp_path / 'photos'}"
+    first, second = open_dataset(photos, "validation").files[6:8]
+    first.write_bytes(b"damaged")
+    options = ("--data", photos)
     options += ("--output", tmp_path / "out")
     assert evaluate("--model", kinds / "model.keras", *options) == 1
-    assert f"remove them: {tmp_path}/photos/3/4.png" in capsys.readouterr().err
+    assert f"remove them: {first}" in capsys.readouterr().err
 
     options += ("--max-unreadable", 1)
     assert evaluate("--model", kinds / "model.keras", *options) == 0
     said = capsys.readouterr().out
-    assert f"unreadable image: {tmp_path}/photos/3/4.png" in said
+    assert f"unreadable image: {first}" in said
     assert "| 19 (1 unreadable left out) |" in said
     (result,) = (tmp_path / "out").glob("*.json")
     result = json.loads(result.read_text())
     assert result["images"] == 19
-    assert result["unreadable"] == [f"{tmp_path}/photos/3/4.png"]
+    assert result["unreadable"] == [str(first)]
 
-    (tmp_path / "photos/5/9.png").write_bytes(b"")
+    second.write_bytes(b"")
     with pytest.raises(ValueError, match="2 images cannot be read, more than"):
-        load(f"folder:{tmp_path / 'photos'}", "validation", max_unreadable=1)
+        load(photos, "validation", max_unreadable=1)
 
 
 TWO_DEVICES = """
@@ -286,7 +291,7 @@ def test_all_published_models_beside_their_figures(
 ):
     classifier, _ = guesser
     monkeypatch.setattr(program, "load_for_evaluation", lambda *_: classifier)
-    monkeypatch.setattr(program, "load", lambda *_: noise(50))
+    monkeypatch.setattr(program, "load", lambda *_, **part: noise(50))
     options = ("--data", "imagenet2012", "--output", tmp_path)
     assert evaluate("--all", *options) == 0
     rows = (tmp_path / "table.md").read_text().splitlines()[2:]

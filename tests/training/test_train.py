@@ -50,7 +50,7 @@ TINY = dataclasses.replace(
 def few_digits(monkeypatch):
     """Training and evaluation on 100 of the real digits."""
 
-    def few(name, split, data_dir):
+    def few(name, split, data_dir, **part):
         examples = load(name, split)
         stride = examples.count // 100
         return Examples(
@@ -84,6 +84,40 @@ def test_digits_are_split_by_class_and_share_no_image():
 def test_unknown_data_is_refused(name, split, tmp_path):
     with pytest.raises(ValueError, match=r"must be .*Got|no images"):
         load(name.format(empty=tmp_path), split)
+
+
+def test_a_doubtful_split_is_explained(tmp_path):
+    def write(name, content=None):
+        path = tmp_path / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content or name)
+
+    def notes(data):
+        return datasets.notes_on_split(
+            load(f"folder:{data}", "train"),
+            load(f"folder:{data}", "validation"),
+        )
+
+    for i in range(10):
+        write(f"cat/{i}")
+        write(f"dog/{i}")
+    assert notes(tmp_path) == []
+    write("cat/copy", "cat/3")
+    (note,) = notes(tmp_path)
+    assert "Copies of other images: 1," in note and "cat/3.png and " in note
+    write("dog/cat", "cat/3")
+    write("elk/only")
+    missing, doubtful = notes(tmp_path)
+    assert "No validation image of elk:" in missing
+    assert "Images in two classes: 1." in doubtful
+    assert "cat/3.png" in doubtful
+
+    for i in range(5):
+        write(f"own/train/cat/{i}")
+        write(f"own/val/cat/{i}", f"own/train/cat/{i}")
+    (leak,) = notes(tmp_path / "own")
+    assert "for both training and validation: 5." in leak
+    assert leak.count("; ") == 3 and "own/val/cat/2.png; ..." in leak
 
 
 def test_batches_are_functions_of_the_position():

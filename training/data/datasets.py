@@ -1,13 +1,14 @@
 """Datasets as TensorFlow functions of an example's number."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from keras_cait.datasets import open_dataset
+from keras_cait.datasets import copies, open_dataset
 from keras_cait.decoding.readable import readable
 
 
@@ -25,6 +26,9 @@ class Examples:
             (ImageNet-ReaL, only for evaluation), int64 `(classes,)` of 0 and 1.
         name: function of an int to the example's name in messages.
         unreadable: names of images that were left out.
+        labels: the labels, where they are known without reading the images;
+            otherwise empty.
+        files: the image files of a folder, otherwise empty.
     """
 
     count: int
@@ -32,6 +36,8 @@ class Examples:
     read: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
     name: Callable[[int], str] = str
     unreadable: tuple[str, ...] = ()
+    labels: tuple[int, ...] = ()
+    files: tuple[Path, ...] = ()
 
     def without(self, numbers: set[int]) -> "Examples":
         """A copy with the given examples replaced by the next other one.
@@ -73,12 +79,14 @@ def load(
     split: str,
     data_dir: str | Path | None = None,
     max_unreadable: int = 0,
+    **part: Any,
 ) -> Examples:
     """Loads a dataset.
 
     Args:
         data, split, data_dir: as of `keras_cait.datasets.open_dataset`.
         max_unreadable: as of `keras_cait.decoding.readable`.
+        **part: `validation_fraction` and `fold`, as of `open_dataset`.
 
     Raises:
         ValueError: as of `open_dataset` and `readable`.
@@ -88,7 +96,9 @@ def load(
     >>> load("digits", "validation").count
     1000
     """
-    dataset = readable(open_dataset(data, split, data_dir), max_unreadable)
+    dataset = readable(
+        open_dataset(data, split, data_dir, **part), max_unreadable
+    )
     if dataset.files:
         paths = tf.constant([str(file) for file in dataset.files])
         labels = tf.constant(dataset.labels, tf.int64)
@@ -98,17 +108,21 @@ def load(
             lambda index: (tf.io.read_file(paths[index]), labels[index]),
             dataset.name,
             dataset.unreadable,
+            dataset.labels,
+            dataset.files,
         )
     image, label = dataset[0]
     if isinstance(image, np.ndarray):  # small enough to be held in memory
         images = tf.constant(np.stack([image for image, _ in dataset]))
-        labels = tf.constant([label for _, label in dataset], tf.int64)
+        known = tuple(int(label) for _, label in dataset)
+        labels = tf.constant(known, tf.int64)
         return Examples(
             len(dataset),
             dataset.class_names,
             lambda index: (images[index], labels[index]),
             dataset.name,
             dataset.unreadable,
+            known,
         )
 
     label_shape = np.shape(label)
@@ -147,3 +161,92 @@ def check_classes(classes: int, examples: Examples, data: str) -> None:
             f"{len(examples.class_names)}. Choose a dataset with the classes "
             "that the model was trained on."
         )
+
+
+def check_training(examples: Examples, data: str) -> None:
+    """Checks that a classifier can learn from training examples.
+
+    Raises:
+        ValueError: there are fewer than two classes, or one has no images.
+
+    Example:
+    >>> check_training(load("digits", "train"), "digits")
+    """
+    names = examples.class_names
+    if len(names) < 2 or set(names) == {"test", "train"}:
+        raise ValueError(
+            f"The class{'es' * (len(names) > 1)} of {data} would be "
+            f"{' and '.join(names)}. Expected a subfolder for each of two or "
+            "more classes; or the folders train and validation with these."
+        )
+    if empty := [n for n, count in class_counts(examples).items() if not count]:
+        raise ValueError(
+            f"{data} has no training images of {', '.join(empty)}. Add some, "
+            "or remove the folder."
+        )
+
+
+def class_counts(examples: Examples) -> dict[str, int]:
+    """Images per class; empty where the labels are not known.
+
+    Example:
+    >>> class_counts(load("digits", "validation"))["7"]
+    100
+    """
+    if not examples.labels:
+        return {}
+    names = examples.class_names
+    counts = np.bincount(examples.labels, minlength=len(names)).tolist()
+    return dict(zip(names, counts, strict=True))
+
+
+def notes_on_split(examples: Examples, validation: Examples) -> list[str]:
+    """What a person should know of a split before training, a line each.
+
+    Example:
+    >>> notes_on_split(load("digits", "train"), load("digits", "validation"))
+    []
+    """
+    notes = []
+    missing = [n for n, count in class_counts(validation).items() if not count]
+    if missing:
+        notes.append(
+            f"No validation image of {', '.join(missing)}: accuracy says "
+            "nothing of them. A class needs two different images."
+        )
+    train = set(examples.files)
+    groups = copies([*examples.files, *validation.files])
+    if not groups:
+        return notes
+    label_of = dict(
+        zip(
+            [*examples.files, *validation.files],
+            [*examples.labels, *validation.labels],
+            strict=True,
+        )
+    )
+    leaks = [g for g in groups if 0 < sum(f in train for f in g) < len(g)]
+    doubtful = [g for g in groups if len({label_of[f] for f in g}) > 1]
+    if leaks:
+        notes.append(
+            f"Images for both training and validation: {len(leaks)}. They make "
+            f"the accuracy too high, remove one of each: {few(leaks)}"
+        )
+    if doubtful:
+        notes.append(
+            f"Images in two classes: {len(doubtful)}. Remove the wrong ones: "
+            f"{few(doubtful)}"
+        )
+    if not leaks and not doubtful:
+        count = sum(len(group) - 1 for group in groups)
+        notes.append(
+            f"Copies of other images: {count}, each on the same side of the "
+            f"split as the other: {few(groups)}"
+        )
+    return notes
+
+
+def few(groups: Sequence[Sequence[Path]]) -> str:
+    """The first three of some groups of files, as text."""
+    shown = [" and ".join(map(str, group[:2])) for group in groups[:3]]
+    return "; ".join(shown) + "; ..." * (len(groups) > 3)

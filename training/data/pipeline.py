@@ -207,7 +207,7 @@ def steps_per_epoch(examples: Examples, recipe: Recipe) -> int:
         raise ValueError(
             f"The dataset has {examples.count} images, fewer than "
             f"global_batch_size={recipe.global_batch_size}. Choose a smaller "
-            "batch."
+            f"batch: --global-batch-size {1 << examples.count.bit_length() - 1}"
         )
     return steps
 

@@ -1,0 +1,139 @@
+"""Folders of images: their split, copies and classes."""
+
+import json
+import shutil
+
+import pytest
+
+from keras_cait import datasets
+from keras_cait.datasets import SPLITS, open_dataset, split_of
+
+SIZES = {"ant": 1, "bee": 2, "cat": 4, "dog": 7, "elk": 60}
+
+
+def write(folder, sizes=SIZES):
+    """Files that differ in their content, but not in their size."""
+    for name, size in sizes.items():
+        (folder / name).mkdir(parents=True)
+        for i in range(size):
+            (folder / name / f"{i}.jpg").write_text(f"{name}{i:04}")
+    return folder
+
+
+def split(folder, **part):
+    """Names of the training and of the validation images, by class."""
+    found = []
+    for name in SPLITS:
+        data = open_dataset(f"folder:{folder}", name, **part)
+        classes = {name: set() for name in data.class_names}
+        for file, label in zip(data.files, data.labels, strict=True):
+            relative = file.relative_to(folder)
+            assert data.class_names[label] in relative.parts
+            classes[data.class_names[label]].add(relative.as_posix())
+        found.append(classes)
+    return found
+
+
+def test_every_class_of_two_images_is_validated(tmp_path):
+    train, validation = split(write(tmp_path))
+    counts = {name: len(files) for name, files in validation.items()}
+    assert counts == {"ant": 0, "bee": 1, "cat": 1, "dog": 1, "elk": 12}
+    for name, size in SIZES.items():
+        assert len(train[name] | validation[name]) == size
+        assert not train[name] & validation[name]
+    # More of them, and among these the first ones.
+    _, larger = split(tmp_path, validation_fraction=0.5)
+    assert {name: len(larger[name]) for name in ("bee", "cat", "elk")} == {
+        "bee": 1,
+        "cat": 2,
+        "elk": 30,
+    }
+    assert all(validation[name] <= larger[name] for name in SIZES)
+    _, most = split(tmp_path, validation_fraction=0.99)
+    assert len(most["bee"]) == 1 and len(most["cat"]) == 3
+
+
+def test_a_split_depends_on_nothing_but_the_names(tmp_path):
+    folder = write(tmp_path / "here")
+    before = split(folder)
+    shutil.copytree(folder, tmp_path / "elsewhere")
+    assert split(tmp_path / "elsewhere") == before
+    # An added image moves at most one other, of its class.
+    for i in range(20):
+        (folder / "elk" / f"new{i}.jpg").write_text(f"new{i}")
+        after = split(folder)
+        moved = before[0]["elk"] ^ after[0]["elk"]
+        assert len(moved - {f"elk/new{i}.jpg"}) <= 1
+        assert all(before[1][n] == after[1][n] for n in ("bee", "cat", "dog"))
+        before = after
+
+
+def test_folds_validate_every_image_once(tmp_path):
+    write(tmp_path)
+    assert split(tmp_path, validation_fraction=0.2, fold=0) == split(tmp_path)
+    for count in (2, 3, 7):
+        folds = [
+            split(tmp_path, validation_fraction=1 / count, fold=fold)
+            for fold in range(count)
+        ]
+        for name, size in SIZES.items():
+            validated = [f for _, fold in folds for f in fold[name]]
+            assert len(validated) == len(set(validated))
+            assert len(validated) == (size if size > 1 else 0)
+            assert all(train[name] for train, _ in folds)
+
+
+def test_copies_are_on_the_same_side(tmp_path, monkeypatch):
+    write(tmp_path)
+    for i in range(60):
+        shutil.copy(tmp_path / f"elk/{i}.jpg", tmp_path / f"elk/copy{i}.jpg")
+    # An image in two classes has no true label.
+    for i in range(7):
+        shutil.copy(tmp_path / f"dog/{i}.jpg", tmp_path / f"cat/dog{i}.jpg")
+    train, validation = split(tmp_path)
+    assert len(validation["elk"]) == 24 and len(train["dog"]) == 7
+    for i in range(60):
+        is_held_out = f"elk/{i}.jpg" in validation["elk"]
+        assert is_held_out == (f"elk/copy{i}.jpg" in validation["elk"])
+    assert len(validation["cat"]) == 1
+    # Files of another size are not even read.
+    (tmp_path / "elk/long.jpg").write_text("longer")
+    read = []
+    monkeypatch.setattr(datasets, "sha256", lambda f: read.append(f) or str(f))
+    split(tmp_path)
+    assert read and tmp_path / "elk/long.jpg" not in read
+
+
+def test_broken_files_are_no_copies(tmp_path):
+    write(tmp_path, {"cat": 5, "dog": 5})
+    for i in range(5):
+        (tmp_path / f"cat/{i}.jpg").write_bytes(b"")
+        (tmp_path / f"dog/{i}.jpg").unlink()
+        (tmp_path / f"dog/{i}.jpg").symlink_to(tmp_path / "nowhere")
+    _, validation = split(tmp_path)
+    assert [len(files) for files in validation.values()] == [1, 1]
+
+
+def test_a_folder_may_have_its_own_split(tmp_path):
+    write(tmp_path / "train", {"cat": 3, "dog": 3, "elk": 3})
+    write(tmp_path / "val", {"cat": 2, "elk": 2})
+    (tmp_path / "train/.ipynb_checkpoints").mkdir()
+    (tmp_path / "train/cat/._0.jpg").touch()
+    # The labels are those of training, whatever validation lacks.
+    train, validation = split(tmp_path)
+    assert [len(files) for files in train.values()] == [3, 3, 3]
+    assert [len(files) for files in validation.values()] == [2, 0, 2]
+    assert split_of("S24", f"folder:{tmp_path}") == {}
+    (tmp_path / "val/fox").mkdir()
+    with pytest.raises(ValueError, match=r"has classes that .* lacks: fox"):
+        split(tmp_path)
+
+
+def test_a_run_is_measured_on_its_own_split(tmp_path):
+    recipe = {"validation_fraction": 0.25, "fold": 3, "epochs": 2}
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    (tmp_path / "model.keras").touch()
+    for model in (tmp_path, tmp_path / "model.keras"):
+        part = split_of(model, "folder:photos")
+        assert part == {"validation_fraction": 0.25, "fold": 3}
+        assert split_of(model, "digits") == {}
