@@ -8,7 +8,8 @@ PYTHON ?= python3
 RUN ?= runs/quickstart
 BIN := .venv/bin
 # Where Keras backends can differ; all tests of the library pass on both.
-NUMERICS := $(addprefix tests/keras_cait/test_,attention_maps.py fused_mixing.py layers.py reference.py)
+NUMERICS := $(addprefix tests/keras_cait/test_,attention_maps.py \
+  fused_mixing.py layers.py optimizers.py reference.py)
 
 # Two files of tests at a time, in the order of setup.cfg.
 WORKERS := --numprocesses 2 --dist loadfile --no-loadscope-reorder

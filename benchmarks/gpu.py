@@ -117,15 +117,11 @@ def jax_training(model: Any, images: Any) -> tuple[Any, Any]:
     import jax
     from jax import numpy as jnp
 
-    from training.loop.optimizers import AdamW, decays
+    import keras_cait
 
     variables = model.trainable_variables
-    optimizer = AdamW(5e-4, epsilon=1e-8)
-    optimizer.arrange(
-        variables,
-        [0.05 if decays(v) else 0.0 for v in variables],
-        [1.0] * len(variables),
-    )
+    optimizer = keras_cait.AdamW(5e-4, weight_decay=0.05)
+    optimizer.build(variables)
     size = len(images)
     targets = jnp.full((size, CLASSES), 1e-4)
     targets = targets.at[jnp.arange(size), jnp.arange(size)].add(0.9)

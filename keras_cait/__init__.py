@@ -30,6 +30,7 @@ from keras_cait.models import (
     CaiT_XXS24,
     CaiT_XXS36,
 )
+from keras_cait.optimizers import SGD, AdamW, WarmupCosine, freeze
 from keras_cait.preprocessing import (
     decode_predictions,
     load_image,

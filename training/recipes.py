@@ -142,7 +142,7 @@ class Recipe:
     memory."""
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    """AdamW, or SGD with momentum 0.9."""
+    """AdamW, or SGD with Nesterov momentum 0.9 and L2 decay."""
 
     learning_rate: float = 5e-4
     """Peak learning rate for 512 images per step; scaled by
@@ -152,7 +152,7 @@ class Recipe:
     """Learning rate at the first step."""
 
     min_learning_rate: float = 1e-5
-    """Learning rate at the end of the cosine."""
+    """Learning rate at the end of the cosine; at most the peak."""
 
     warmup_epochs: float = 5.0
     """Epochs of linear warm-up."""

@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 
 from keras_cait.baselines import ViT
+from keras_cait.optimizers import decays
 from tests.helpers.models import randomise
-from training.loop.optimizers import decays
 from training.loop.stacking import stacked
 
 CHOICES = [

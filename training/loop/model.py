@@ -4,9 +4,9 @@ from pathlib import Path
 
 from keras_cait.loading import published
 from keras_cait.models import VARIANTS, CaiT
+from keras_cait.optimizers import freeze
 from keras_cait.pretrained import nearest_pretrained
 from keras_cait.weights import load_pretrained, load_weights
-from training.loop.optimizers import freeze
 from training.loop.rematerialization import rematerialize
 from training.recipes import Recipe
 

@@ -1,7 +1,7 @@
 """What a run will take, printed before it starts."""
 
+from keras_cait.optimizers import decays
 from training.data.datasets import Examples
-from training.loop.optimizers import decays
 from training.loop.trainer import Trainer
 from training.recipes import Recipe
 
