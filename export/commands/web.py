@@ -36,18 +36,18 @@ def web(
     from contextlib import nullcontext, suppress
 
     from export.web.server import site_server
-    from export.web.site import make_site
+    from export.web.site import SUFFIXES, make_site
     from keras_cait.files import image_files, new_output
 
     with site_server(output, port) if serve else nullcontext() as server:
         if model:
-            files = image_files(examples) if examples else []
+            files = image_files(examples, SUFFIXES) if examples else []
             # Evenly spaced, because neighbors are often of the same class.
             chosen = files[:: max(1, len(files) // 12)][:12]
             with new_output(output) as unfinished:
                 make_site(model, chosen, unfinished)
             print(f"Wrote {output}")
-        elif not (serve and (output / "site.json").exists()):
+        elif not (serve and (output / "index.html").exists()):
             raise ValueError(
                 f"There is no site in {str(output)!r}. Make one with --model "
                 "FILE."

@@ -56,6 +56,8 @@ class Handler(SimpleHTTPRequestHandler):
         # Only isolated pages may use threads.
         self.send_header("Cross-Origin-Opener-Policy", "same-origin")
         self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
+        # Otherwise browsers guess how long a file stays as it is.
+        self.send_header("Cache-Control", "no-cache")
         # The rest of the policy is in the page.
         self.send_header("Content-Security-Policy", "frame-ancestors 'none'")
         self.send_header("X-Content-Type-Options", "nosniff")

@@ -6,10 +6,13 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from keras_cait.files import sha256
 from keras_cait.litert import LiteRTModel
 from keras_cait.loading import load_labels
 
 PAGE = Path(__file__).parent / "page"
+# What browsers show as images with pixels.
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".gif", ".bmp")
 
 
 def make_site(
@@ -17,17 +20,22 @@ def make_site(
 ) -> None:
     """Writes a site that any static host can serve.
 
-    npm downloads the version of LiteRT.js in `page/package-lock.json`.
+    npm downloads the version of LiteRT.js in `page/package-lock.json`. All
+    files but `index.html` and the service worker are in a folder named after
+    their content, so files of two versions of a site never meet.
 
     Args:
         model: a `.tflite` file written by `python -m export litert`, with
             batch size 1. With the signature `attention`, the page shows where
             the model looks.
-        examples: images that the page offers. It opens with the first.
+        examples: images that the page offers. It opens with the first. They
+            are named after their folders where these are classes, otherwise
+            after their files.
         folder: folder to write; it must not exist.
 
     Raises:
-        ValueError: the file is not such a model, or npm is missing or fails.
+        ValueError: the file is not such a model, browsers do not show an
+            example, or npm is missing or fails.
 
     Example:
     >>> make_site("model.tflite", ["cat.jpg"], "site")  # doctest: +SKIP
@@ -46,7 +54,42 @@ def make_site(
             f"{str(model)!r} has batch size {classifier.batch_size}. Export "
             "the model without --batch-size."
         )
-    shutil.copytree(PAGE, folder)
+    for example in map(Path, examples):
+        if example.suffix.lower() not in SUFFIXES:
+            raise ValueError(
+                f"Browsers do not show {str(example)!r}. Examples must end in "
+                f"{', '.join(SUFFIXES)}."
+            )
+    files = folder / "files"
+    shutil.copytree(PAGE, files)
+    add_litert(files)
+    (files / "examples").mkdir()
+    named = []
+    for i, example in enumerate(map(Path, examples)):
+        url = f"examples/{i}{example.suffix.lower()}"
+        label = example.resolve().parent.name
+        name = label if label in labels else example.stem.replace("_", " ")
+        named.append({"url": url, "name": name})
+        shutil.copy(example, files / url)
+    shutil.copy(model, files / "model.tflite")
+    site = {
+        "name": model.stem,
+        "labels": labels,
+        "examples": named,
+        "sha256": sha256(model),
+    }
+    (files / "site.json").write_text(json.dumps(site))
+    version = sha256(files)[:12]
+    page = (files / "index.html").read_text()
+    page = page.replace('<base href="./" />', f'<base href="{version}/" />')
+    (folder / "index.html").write_text(page)
+    (files / "index.html").unlink()
+    (files / "service-worker.js").rename(folder / "service-worker.js")
+    files.rename(folder / version)
+
+
+def add_litert(folder: Path) -> None:
+    """Adds LiteRT.js to the files of a page."""
     runtime = install(folder)
     for name in ("core", "wasm-utils"):
         shutil.copytree(
@@ -63,14 +106,6 @@ def make_site(
     shutil.rmtree(runtime.parent)
     for used in folder.glob("package*.json"):
         used.unlink()
-    (folder / "examples").mkdir()
-    urls = []
-    for i, example in enumerate(map(Path, examples)):
-        urls.append(f"examples/{i}{example.suffix.lower()}")
-        shutil.copy(example, folder / urls[-1])
-    shutil.copy(model, folder / "model.tflite")
-    site = {"name": model.stem, "labels": labels, "examples": urls}
-    (folder / "site.json").write_text(json.dumps(site))
 
 
 def install(folder: Path) -> Path:

@@ -1,13 +1,14 @@
 """The site in a real browser, and its server."""
 
 import json
+import shutil
 import subprocess
 import threading
 from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 import keras_cait
@@ -56,41 +57,89 @@ def litert(model, folder, name, *options):
 def site(model, examples, tmp_path_factory):
     folder = tmp_path_factory.mktemp("web")
     path = litert(model, folder, "lions.tflite", "--signatures", "attention")
-    site = folder / "site"
-    options = ["--model", path, "--output", site, "--examples", examples]
-    assert exit_status(main, "web", *options) == 0
+    options = ["--model", path, "--output", folder / "site"]
+    assert exit_status(main, "web", *options, "--examples", examples) == 0
+    return folder / "site"
+
+
+@pytest.fixture(scope="module")
+def seen(model, examples, site, tmp_path_factory):
+    """What visitors see, in the browser that npm brings."""
+    folder = tmp_path_factory.mktemp("visit")
     options = ("--input", "uint8", "--logits")
-    litert(model, site, "bytes.tflite", *options)
-    return site
-
-
-def test_the_page_matches_keras(model, examples, site):
-    files = sorted(examples.iterdir())
-    images = np.stack(
-        [resize_and_crop(keras_cait.load_image(f), (32, 48)) for f in files]
-    )
-    probabilities = model.predict(images, verbose=0)
-    maps = keras_cait.class_attention_maps(model, images)
-    maps = np.mean(np.asarray(maps), axis=(1, 2)).reshape(len(files), -1)
-
-    with site_server(site, port=0) as running:
+    path = litert(model, folder, "bytes.tflite", *options)
+    options = ["--model", path, "--output", folder / "next"]
+    assert exit_status(main, "web", *options, "--examples", examples) == 0
+    served = Path(shutil.copytree(site, folder / "served"))
+    shutil.copy(path, files(served))
+    (files(served) / "foreign.tflite").write_bytes(foreign_model())
+    link = folder / "link"
+    link.symlink_to(served)
+    if not (BROWSER / "node_modules").exists():
+        subprocess.run(["npm", "ci"], cwd=BROWSER, check=True)
+    with site_server(link, port=0) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
-        seen = visit(f"http://localhost:{running.server_port}/")
+        url = f"http://localhost:{running.server_port}/"
+        ended = subprocess.run(
+            ["node", BROWSER / "visit.mjs", url, link, folder / "next"],
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
         running.shutdown()
+    assert ended.returncode == 0, ended.stderr
+    return {**json.loads(ended.stdout), "url": url}
 
-    assert seen["failures"] == []
-    assert seen["isolated"]  # may use threads
-    assert seen["width"] == 390  # nothing is wider than a phone
-    for page, expected in zip(seen["pages"], probabilities, strict=True):
+
+def files(site):
+    """The folder of a site's files, named after their content."""
+    (folder,) = (path.parent for path in site.glob("*/site.json"))
+    return folder
+
+
+def foreign_model():
+    """A `.tflite` file that doubles four numbers."""
+    double = tf.function(
+        lambda x: 2 * x, input_signature=[tf.TensorSpec((1, 4), name="x")]
+    )
+    return tf.lite.TFLiteConverter.from_concrete_functions(
+        [double.get_concrete_function()], double
+    ).convert()
+
+
+@pytest.fixture(scope="module")
+def expected(model, examples):
+    """Probabilities and mean attention of the Keras model for each example."""
+    paths = sorted(examples.iterdir())
+    images = np.stack(
+        [
+            resize_and_crop(keras_cait.load_image(path), (32, 48))
+            for path in paths
+        ]
+    )
+    maps = np.asarray(keras_cait.class_attention_maps(model, images))
+    maps = np.mean(maps, axis=(1, 2)).reshape(len(paths), -1)
+    return model.predict(images, verbose=0), maps
+
+
+def assert_equal_keras(pages, probabilities, engine):
+    for page, expected in zip(pages, probabilities, strict=True):
         order = np.argsort(-expected)
         assert page["labels"] == [LABELS[i] for i in order]
         shares = [float(share.removesuffix(" %")) for share in page["shares"]]
         np.testing.assert_allclose(shares, 100 * expected[order], atol=0.1)
-        assert page["time"].endswith(" ms on this device")
-    assert seen["attention"] == [True, False]  # shown, and then not
-    assert seen["error"].startswith("This browser cannot read notes.txt")
+        assert page["time"].endswith(f" ms on this device with {engine}")
 
-    for file, outputs in seen["outputs"].items():
+
+def test_the_page_matches_keras(seen, expected):
+    page = seen["cpu"]
+    probabilities, maps = expected
+    # Only the browser's own word on the missing GPU, if any.
+    assert set(page["messages"]) <= {"No available adapters."}
+    assert page["isolated"]  # may use threads
+    assert page["width"] == 390  # nothing is wider than a phone
+    assert_equal_keras(page["pages"], probabilities, "WebAssembly")
+    for file, outputs in page["outputs"].items():
         assert outputs["progress"] == 1
         found = [one["probabilities"] for one in outputs["examples"]]
         np.testing.assert_allclose(found, probabilities, atol=1e-3)
@@ -101,22 +150,87 @@ def test_the_page_matches_keras(model, examples, site):
             np.testing.assert_allclose(found, maps, atol=1e-3)
 
 
-def visit(url):
-    """What a visitor sees, with the browser that npm brings."""
-    if not (BROWSER / "node_modules").exists():
-        subprocess.run(["npm", "ci"], cwd=BROWSER, check=True)
-    program = ["node", BROWSER / "classify.mjs", url]
-    models = ["model.tflite", "bytes.tflite"]
-    ended = subprocess.run(
-        [*program, *models], capture_output=True, text=True, timeout=120
+def test_the_gpu_is_used_and_may_be_lost(seen, expected):
+    page = seen["gpu"]
+    assert page["messages"] == []
+    assert_equal_keras(page["pages"], expected[0], "WebGPU")
+    assert_equal_keras(page["after"], expected[0], "WebAssembly")
+
+
+def test_examples_are_named(seen):
+    for page in seen["cpu"]["pages"]:
+        assert page["caption"] == f"Example: {page['name']}"
+        best = f"{page['labels'][0]}, {page['shares'][0]}"
+        assert page["status"] == f"{page['caption']}: {best}"
+    names = [page["name"] for page in seen["cpu"]["pages"]]
+    assert names == sorted(SIZES)
+
+
+def test_the_visitor_sets_the_strength_of_the_heat_map(seen):
+    assert seen["cpu"]["heatmap"]["opacity"] == ["0", "1"]
+    low, high = seen["cpu"]["heatmap"]["reds"]
+    assert high - low > 100
+
+
+def test_only_the_address_is_shared(seen):
+    assert seen["cpu"]["shared"] == seen["url"]
+
+
+def test_what_is_no_image_is_explained(seen):
+    text, *given = seen["cpu"]["images"]["errors"]
+    assert text.startswith("This browser cannot read notes.txt")
+    for svg, nothing in zip(given[::2], given[1::2], strict=True):
+        assert svg.startswith("logo.svg is an SVG drawing") and "PNG" in svg
+        assert nothing.startswith("That is no image file.")
+    assert "svg" not in seen["cpu"]["images"]["accept"]
+    assert "*" not in seen["cpu"]["images"]["accept"]
+    assert seen["cpu"]["images"]["ways"]
+
+
+def test_a_wrong_model_is_explained(seen):
+    models = seen["cpu"]["models"]
+    for error, reason in {
+        seen["damaged"]: "is damaged, or is not the model of this page.",
+        models["page.js"]: "is damaged, or is not a .tflite model.",
+        models["foreign.tflite"]: "it takes x float32 (1, 4) instead of",
+        models["model.tflite"]: "it has 5 classes and the page 4 labels",
+    }.items():
+        assert reason in error and "python -m export web" in error
+
+
+def test_a_page_opened_from_a_file_asks_for_a_server(seen):
+    assert "needs a web server" in seen["file"]
+    assert "python3 -m http.server" in seen["file"]
+
+
+def test_the_page_works_offline_in_one_version(seen):
+    page = seen["offline"]
+    assert page["reachable"] is False
+    assert page["reloaded"] == ["lions", 5]
+    assert page["next"] == page["nextReloaded"] == ["bytes", 5]
+    versions = set()
+    for others, urls in (page["kept"], page["nextKept"]):
+        assert others == []
+        root, *kept = sorted(url.removeprefix(seen["url"]) for url in urls)
+        (version,) = {url.split("/")[0] for url in kept}
+        names = {url.removeprefix(f"{version}/") for url in kept}
+        assert root == ""
+        assert {"page.js", "model.tflite", "examples/2.png"} <= names
+        assert sum(name.endswith(".wasm") for name in names) == 1
+        versions.add(version)
+    assert len(versions) == 2
+
+
+def test_a_site_is_whole_or_not_there(
+    model, site, tmp_path, tmp_path_factory, monkeypatch, capsys
+):
+    parts = files(site)
+    assert sorted(site.iterdir()) == sorted(
+        [parts, site / "index.html", site / "service-worker.js"]
     )
-    assert ended.returncode == 0, ended.stderr
-    return json.loads(ended.stdout)
-
-
-def test_a_site_is_whole_or_not_there(site, tmp_path, monkeypatch, capsys):
-    assert (site / "litert" / "wasm" / "litert_wasm_internal.wasm").exists()
-    assert not list(site.glob("package*")) + list(site.glob("node_modules"))
+    assert f'<base href="{parts.name}/" />' in (site / "index.html").read_text()
+    assert (parts / "litert" / "wasm" / "litert_wasm_internal.wasm").exists()
+    assert not list(parts.glob("package*")) + list(parts.glob("node_modules"))
 
     def refused(*arguments):
         assert exit_status(main, "web", *arguments) == 1
@@ -125,19 +239,18 @@ def test_a_site_is_whole_or_not_there(site, tmp_path, monkeypatch, capsys):
         assert list(tmp_path.iterdir()) == []
         return error
 
-    target, good = tmp_path / "site", site / "model.tflite"
+    target, good = tmp_path / "site", parts / "model.tflite"
     output = ("--output", target)
     assert "no site" in refused(*output, "--serve")
-    assert ".tflite files" in refused(*output, "--model", site / "page.js")
-    batch = litert(
-        keras.models.load_model(site / "model.keras"),
-        site,
-        "two.tflite",
-        "--batch-size",
-        "2",
-    )
+    assert ".tflite files" in refused(*output, "--model", parts / "page.js")
+    folder = tmp_path_factory.mktemp("batch")
+    batch = litert(model, folder, "two.tflite", "--batch-size", "2")
     capsys.readouterr()
     assert "batch size 2" in refused(*output, "--model", batch)
     assert "exists" in refused("--output", site, "--model", good)
+    drawing = folder / "logo.svg"
+    drawing.touch()
+    options = ("--model", good, "--examples", drawing)
+    assert "do not show" in refused(*output, *options)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "npm" in refused(*output, "--model", good)

@@ -1,5 +1,7 @@
 """The server of `export web --serve` shows the site and nothing else."""
 
+import base64
+import hashlib
 import http.client
 import re
 import threading
@@ -106,5 +108,10 @@ def test_the_page_has_no_other_origin():
     html = (PAGE / "index.html").read_text()
     (policy,) = re.findall(r"content=\"(default-src 'none'.*?)\"", html)
     assert "unsafe-inline" not in policy and "http" not in policy
+    for script in re.findall(
+        r"<script(?: type=\"importmap\")?>(.*?)</script>", html, re.S
+    ):
+        digest = hashlib.sha256(script.encode()).digest()
+        assert f"'sha256-{base64.b64encode(digest).decode()}'" in policy
     loaded = re.findall(r"(?:src|rel=\"stylesheet\" href)=\"(.*?)\"", html)
     assert loaded == ["style.css", "page.js"]

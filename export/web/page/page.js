@@ -1,50 +1,71 @@
 // The user interface; the model is in classifier.js.
 
 import { Classifier } from "./classifier.js";
+import { get } from "./files.js";
+import { drawHeatmap, drawScale } from "./heatmap.js";
+import { keepOffline } from "./offline.js";
 import { geometry } from "./pixels.js";
 
 const $ = (id) => document.getElementById(id);
 const SIDE = 640; // width of the image canvas in pixels
+const LARGEST = 2 ** 24; // pixels of a canvas on phones
 
 let site;
 let classifier;
 let stream; // of the camera while it is on
 
 async function start() {
-  const response = await fetch("site.json");
-  if (!response.ok)
-    throw new Error("site.json is missing. Make the site with python -m export web.");
-  site = await response.json();
+  site = await (await get("site.json")).json();
   $("model").textContent = site.name;
   document.title = `${site.name} in the browser`;
-  classifier = await Classifier.load("model.tflite", (share) => {
-    $("progress").value = share;
+  classifier = await Classifier.load("model.tflite", {
+    classes: site.labels.length,
+    sha256: site.sha256,
+    onProgress: (share) => {
+      $("progress").value = share;
+    },
   });
   $("stage").style.setProperty("--shape", classifier.width / classifier.height);
-  $("examples").replaceChildren(...site.examples.map(example));
+  $("examples").hidden = !site.examples.length;
+  $("examples").querySelector("ul").append(...site.examples.map(example));
+  $("camera").hidden = !navigator.mediaDevices;
   $("loading").hidden = true;
   $("main").hidden = false;
-  if (site.examples.length) await classifyUrl(site.examples[0]);
+  $("sharing").hidden = false;
+  drawScale($("scale"));
+  showStrength();
+  if (site.examples.length) await classifyExample(site.examples[0]);
+  // The page works as well where it cannot be kept.
+  keepOffline().then(
+    () => ($("offline").hidden = false),
+    () => {},
+  );
 }
 
-function example(url, i) {
-  const button = document.createElement("button");
-  const image = document.createElement("img");
-  image.src = url;
-  image.alt = `Example ${i + 1}`;
+function example(one) {
+  const [item, button] = [document.createElement("li"), document.createElement("button")];
+  const [image, name] = [document.createElement("img"), document.createElement("span")];
+  image.src = one.url;
+  image.alt = "";
+  name.textContent = one.name;
   button.type = "button";
-  button.append(image);
-  button.onclick = () => attempt(() => classifyUrl(url));
-  return button;
+  button.title = one.name;
+  button.append(image, name);
+  button.onclick = () => attempt(() => classifyExample(one));
+  item.append(button);
+  return item;
 }
 
-async function classifyUrl(url) {
-  const response = await fetch(url);
-  if (!response.ok) throw new Error(`${url} could not be loaded.`);
-  await classifyFile(await response.blob());
+async function classifyExample({ url, name }) {
+  await classifyFile(await (await get(url)).blob(), `Example: ${name}`);
 }
 
-async function classifyFile(blob) {
+async function classifyFile(blob, name = blob.name) {
+  if (blob.type.startsWith("image/svg"))
+    throw new Error(
+      `${name} is an SVG drawing, which has no pixels. Save it as PNG in an image editor, ` +
+        "and choose that file.",
+    );
   let bitmap;
   try {
     bitmap = await createImageBitmap(blob, {
@@ -54,28 +75,30 @@ async function classifyFile(blob) {
     });
   } catch {
     throw new Error(
-      `This browser cannot read ${blob.name ?? "the file"} as an image. ` +
-        "Choose a JPEG, PNG or WebP file.",
+      `This browser cannot read ${name} as an image. Choose a JPEG, PNG or WebP file.`,
     );
   }
-  await classify(bitmap);
+  await classify(bitmap, name);
   bitmap.close();
 }
 
 // Classifies an image or a frame of the camera.
-async function classify(source, width = source.width, height = source.height) {
-  const canvas = new OffscreenCanvas(width, height);
+async function classify(source, name, width = source.width, height = source.height) {
+  const scale = Math.min(1, Math.sqrt(LARGEST / (width * height)));
+  const canvas = new OffscreenCanvas(width * scale, height * scale);
   const context = canvas.getContext("2d", { willReadFrequently: true });
-  context.drawImage(source, 0, 0);
+  context.imageSmoothingQuality = "high";
+  context.drawImage(source, 0, 0, canvas.width, canvas.height);
   stopCamera();
-  showImage(canvas);
-  const result = await classifier.classify(context.getImageData(0, 0, width, height));
+  showImage(canvas, name);
+  const image = context.getImageData(0, 0, canvas.width, canvas.height);
+  const result = await classifier.classify(image);
   showPredictions(result);
   showAttention(result.attention);
 }
 
 // Shows the part of the image that the model sees.
-function showImage(image) {
+function showImage(image, name) {
   const { width, height } = classifier;
   const cut = geometry(image.height, image.width, height, width);
   const across = image.width / cut.resizedWidth;
@@ -92,6 +115,8 @@ function showImage(image) {
     ...[0, 0, canvas.width, canvas.height],
   );
   canvas.hidden = false;
+  $("caption").textContent = name;
+  $("heatmap").hidden = true;
   $("hint").hidden = true;
   $("stage").classList.add("full");
 }
@@ -99,13 +124,13 @@ function showImage(image) {
 function showPredictions({ probabilities, milliseconds }) {
   const best = Array.from(probabilities, (value, i) => [value, site.labels[i]])
     .sort(([a], [b]) => b - a)
-    .slice(0, 5);
+    .slice(0, 5)
+    .map(([value, label]) => [value, label, `${(100 * value).toFixed(1)} %`]);
   $("predictions").replaceChildren(
-    ...best.map(([value, label]) => {
-      const percent = `${(100 * value).toFixed(1)} %`;
+    ...best.map(([value, ...texts]) => {
       const line = document.createElement("li");
       line.style.setProperty("--share", `${100 * value}%`);
-      for (const text of [label, percent]) {
+      for (const text of texts) {
         const part = document.createElement("span");
         part.textContent = text;
         line.append(part);
@@ -113,32 +138,28 @@ function showPredictions({ probabilities, milliseconds }) {
       return line;
     }),
   );
-  $("time").textContent = `${milliseconds.toFixed(0)} ms on this device`;
-  $("image").setAttribute("aria-label", `The image: ${best[0][1]}`);
+  const [[, label, percent]] = best;
+  $("time").textContent = `${milliseconds.toFixed(0)} ms on this device with ${classifier.engine}`;
+  $("status").textContent = `${$("caption").textContent}: ${label}, ${percent}`;
+  $("image").setAttribute("aria-label", `The image: ${label}`);
 }
 
-// Darkens the image where the model does not look.
 function showAttention(attention) {
   $("looks").hidden = !attention;
-  $("attention").hidden = !attention || !$("show-attention").checked;
+  $("heatmap").hidden = !attention;
   if (!attention) return;
-  const { rows, columns, values } = attention;
-  const largest = Math.max(...values);
-  const shade = new ImageData(columns, rows);
-  values.forEach((value, i) => {
-    shade.data[4 * i + 3] = 200 * (1 - value / largest);
-  });
-  const small = new OffscreenCanvas(columns, rows);
-  small.getContext("2d").putImageData(shade, 0, 0);
-  const canvas = $("attention");
-  canvas.width = $("image").width;
-  canvas.height = $("image").height;
-  canvas.getContext("2d").drawImage(small, 0, 0, canvas.width, canvas.height);
+  $("heatmap").width = $("image").width;
+  $("heatmap").height = $("image").height;
+  drawHeatmap($("heatmap"), attention);
+}
+
+function showStrength() {
+  $("stage").style.setProperty("--strength", $("strength").value / 100);
 }
 
 async function useCamera() {
   const video = $("video");
-  if (stream) return classify(video, video.videoWidth, video.videoHeight);
+  if (stream) return classify(video, "Photo", video.videoWidth, video.videoHeight);
   try {
     stream = await navigator.mediaDevices.getUserMedia({
       video: { facingMode: "environment" },
@@ -146,12 +167,12 @@ async function useCamera() {
   } catch (error) {
     throw new Error(
       `The camera is not available (${error.message}). Allow it for this page, ` +
-        "which needs HTTPS or localhost, or choose a file.",
+        "or choose a file.",
     );
   }
   video.srcObject = stream;
   video.hidden = false;
-  $("attention").hidden = true;
+  $("stop").hidden = false;
   $("camera").textContent = "Take a photo";
   await video.play();
 }
@@ -160,7 +181,31 @@ function stopCamera() {
   stream?.getTracks().forEach((track) => track.stop());
   stream = null;
   $("video").hidden = true;
+  $("stop").hidden = true;
   $("camera").textContent = "Camera";
+}
+
+// Classifies the image among dropped or pasted data.
+async function classifyData({ files }) {
+  const file = Array.from(files).find(({ type }) => type.startsWith("image/")) ?? files[0];
+  if (!file)
+    throw new Error("That is no image file. Save the image first, or copy the image itself.");
+  await classifyFile(file);
+}
+
+// Shares the address alone.
+async function share() {
+  const url = location.origin + location.pathname;
+  if (navigator.share) {
+    await navigator.share({ title: document.title, url }).catch((error) => {
+      if (error.name !== "AbortError") throw error; // else closed by the visitor
+    });
+  } else if (navigator.clipboard) {
+    await navigator.clipboard.writeText(url);
+    $("shared").textContent = "Its address is copied.";
+  } else {
+    $("shared").textContent = url;
+  }
 }
 
 // Runs an action and shows its error on the page.
@@ -182,9 +227,9 @@ $("file").onchange = ({ target }) =>
     if (file) await classifyFile(file);
   });
 $("camera").onclick = () => attempt(useCamera);
-$("show-attention").onchange = ({ target }) => {
-  $("attention").hidden = !target.checked;
-};
+$("stop").onclick = stopCamera;
+$("strength").oninput = showStrength;
+$("share").onclick = () => attempt(share);
 document.ondragover = (event) => {
   event.preventDefault();
   $("stage").classList.add("dropping");
@@ -193,8 +238,10 @@ document.ondragleave = () => $("stage").classList.remove("dropping");
 document.ondrop = (event) => {
   event.preventDefault();
   $("stage").classList.remove("dropping");
-  const [file] = event.dataTransfer.files;
-  if (file && classifier) attempt(() => classifyFile(file));
+  if (classifier) attempt(() => classifyData(event.dataTransfer));
+};
+document.onpaste = (event) => {
+  if (classifier) attempt(() => classifyData(event.clipboardData));
 };
 
 attempt(async () => {
