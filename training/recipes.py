@@ -5,6 +5,7 @@ without waiting for them.
 """
 
 import math
+import re
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -123,9 +124,9 @@ class Recipe:
     """Stochastic depth: probability of dropping a branch."""
 
     weights: str = ""
-    """Initial weights: a file, a published name such as `S24-384`, or
-    `imagenet` for the published weights of the variant. Empty: random
-    weights."""
+    """Initial weights: a file, the folder of a run, a published name such as
+    `S24-384`, or `imagenet` for the published weights of the variant,
+    `imagenet-224` for those of a size. Empty: random weights."""
 
     trainable: Literal["all", "attention", "head"] = "all"
     """Weights that learn: all, attention layers and head (Touvron et al., 2022,
@@ -267,10 +268,10 @@ class Recipe:
                     "Without a variant, all sizes must be given. Missing: "
                     f"{', '.join(missing)}."
                 )
-            if self.weights == "imagenet":
+            if self.is_imagenet:
                 raise ValueError(
                     "Without a variant, there are no published weights. Choose "
-                    "a variant, or other weights than 'imagenet'."
+                    f"a variant, or other weights than {self.weights!r}."
                 )
         elif self.variant not in get_args(Variant):
             raise ValueError(
@@ -322,6 +323,38 @@ class Recipe:
         names = ["validation_fraction", "fold"]
         return {name: getattr(self, name) for name in names}
 
+    @property
+    def is_imagenet(self) -> bool:
+        """Whether it starts from published weights of its variant."""
+        return bool(re.fullmatch(r"imagenet(-\d+)?", self.weights))
+
+    def check_devices(self, devices: int, workers: int = 1) -> None:
+        """Checks that the images of a step divide into equal parts.
+
+        Args:
+            devices: number of devices, over all workers.
+            workers: number of workers.
+
+        Raises:
+            ValueError: the images do not divide into micro-batches of the
+                devices and mixing groups of the workers.
+
+        Example:
+        >>> RECIPES["finetune"].check_devices(devices=8, workers=8)
+        """
+        batch, count = self.global_batch_size, self.accumulation_steps
+        group = min(self.mixing_batch_size, batch)
+        unit = math.lcm(devices * count, workers * group)
+        if batch % unit:
+            nearest = max(unit, round(batch / unit) * unit)
+            raise ValueError(
+                f"{batch} images per step do not divide into {devices} devices "
+                f"times accumulation_steps={count} and {workers} workers times "
+                f"mixing_batch_size={group}. Choose a multiple of {unit}, such "
+                f"as --global-batch-size {nearest}, or make one of these "
+                "smaller."
+            )
+
     def architecture(self) -> dict[str, Any]:
         """The fields that a variant decides, by name."""
         names = [*ARCHITECTURE, "drop_path_rate"]
@@ -339,8 +372,8 @@ class Recipe:
             for name, value in self.architecture().items()
             if value is None
         }
-        if self.weights == "imagenet":
-            changes["weights"] = self.variant
+        if self.is_imagenet:
+            changes["weights"] = self.weights.replace("imagenet", self.variant)
         return replace(self, **changes)
 
 
@@ -365,13 +398,14 @@ def override(recipe: Recipe, **changes: Any) -> Recipe:
 
 
 def at_resolution(recipe: Recipe, image_size: int, **changes: Any) -> Recipe:
-    """Fine-tuning at a larger size, from a trained model.
+    """Fine-tuning at a larger size, from a model of 224 pixels.
 
-    `--weights` is the model of the run at 224 pixels. Settings of the authors
-    for M48 at 448 (deit issue 108) and of DeiT at 384: few epochs at a small,
-    constant learning rate.
+    It is the published one; where there is none, `--weights` must name the run
+    at 224 pixels. Settings of the authors for M48 at 448 (deit issue 108) and
+    of DeiT at 384: few epochs at a small, constant learning rate.
     """
     settings = {
+        "weights": "imagenet-224",
         "image_size": image_size,
         "epochs": 30,
         "learning_rate": 5e-6,
@@ -406,6 +440,7 @@ def transfer(data: str, **changes: Any) -> Recipe:
         "drop_path_rate": 0.0,
         "random_erasing": 0.0,
         "repeated_augmentation": 1,
+        "mixing_batch_size": 32,
     }
     return replace(Recipe(), **(settings | changes))
 
@@ -468,6 +503,7 @@ FINETUNE = Recipe(
     clip_norm=1.0,
     repeated_augmentation=1,
     random_erasing=0.0,
+    mixing_batch_size=8,
 )
 
 
@@ -485,6 +521,7 @@ LARGER = {
         448,
         epochs=60,
         global_batch_size=256,
+        mixing_batch_size=32,
         weight_decay=0.05,
         drop_path_rate=0.3,
     )
@@ -496,7 +533,7 @@ DISTILLED = {
 GROUPS = {
     "Start here": {"quickstart": QUICKSTART, "finetune": FINETUNE},
     "ImageNet at 224 pixels, from scratch": FROM_SCRATCH,
-    "ImageNet at a larger size, from --weights": LARGER,
+    "ImageNet at a larger size, from a model at 224 pixels": LARGER,
     "ImageNet with hard distillation, from --teacher": DISTILLED,
     "Transfer of the published S24": {
         "cifar10": transfer("cifar10"),

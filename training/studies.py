@@ -53,7 +53,7 @@ from training.loop.distillation import make_loss
 from training.loop.interruption import lost_workers
 from training.loop.optimizers import make_optimizer
 from training.loop.stacking import Stack, stacked
-from training.loop.strategies import is_chief, make_strategy
+from training.loop.strategies import is_chief, make_strategy, worker_count
 from training.loop.trainer import Trainer
 from training.options import StrategyName
 from training.recipes import QUICKSTART, RECIPES, Recipe
@@ -360,6 +360,9 @@ def train(
         return result
     began = time.perf_counter()
     distribution = strategy or make_strategy("one")
+    recipe.check_devices(
+        distribution.num_replicas_in_sync, worker_count(distribution)
+    )
     keras.backend.clear_session()
     gc.collect()  # the graphs of the previous cell
     keras.utils.set_random_seed(seed)

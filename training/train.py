@@ -50,7 +50,8 @@ def train(
             end of every epoch, and one when SIGTERM or Ctrl-C stops the run.
 
     Raises:
-        ValueError: the folder holds a finished run, or one of another recipe.
+        ValueError: the folder holds a finished run, or one of another recipe;
+            or the devices do not divide the recipe's batch.
         OSError: the folder cannot be written.
         FloatingPointError: a loss or gradient is not finite.
         ConnectionError: another worker died or hangs.
@@ -59,6 +60,9 @@ def train(
     import keras
 
     from keras_cait.command_line import require_tensorflow
+
+    require_tensorflow()
+
     from training.data.datasets import (
         check_training,
         load,
@@ -85,14 +89,19 @@ def train(
         forget_history,
         is_started,
     )
-    from training.loop.strategies import any_worker, is_chief, make_strategy
+    from training.loop.strategies import (
+        any_worker,
+        is_chief,
+        make_strategy,
+        worker_count,
+    )
     from training.loop.trainer import Trainer
 
     # 1. Check what can be checked. Nothing is created before it is needed.
-    require_tensorflow()
     devices = make_strategy(strategy)
     chief = is_chief(devices)
     recipe = recipe.resolved()
+    recipe.check_devices(devices.num_replicas_in_sync, worker_count(devices))
     check_folder(output, recipe)
     check_weights(recipe.weights)
     check_teacher(recipe)

@@ -162,7 +162,7 @@ ROWS = [
         --distillation-temperature 0 | 1 | positive and finite.
         --checkpoint-steps 0 | 2 | Must be >= 1.
         --weights nowhere.safetensors | 1 | There are no weights 'nowhere.
-        --weights S24-999 | 1 | No published weights are named S24-999.
+        --weights S24-999 | 1 | There are no weights 'S24-999'.
         --weights imagenet | 1 | there are no published weights.
         --weights text.safetensors | 1 | Cannot load 'text.safetensors'
         --teacher small.keras | 1 | A teacher needs distillation

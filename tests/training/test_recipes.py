@@ -11,11 +11,15 @@ from typing import get_args
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import keras_cait
 from keras_cait.models import VARIANTS
 from keras_cait.pretrained import PRETRAINED
 from training import prepare, train
+from training.data.datasets import Examples
+from training.data.pipeline import training_batches
+from training.loop.model import check_weights
 from training.recipes import (
     FIGURES,
     RECIPES,
@@ -168,6 +172,73 @@ def test_every_recipe_trains_and_evaluates(
         np.testing.assert_allclose(ours, theirs, atol=0.02)
 
 
+# Devices and workers: one, two mirrored, two workers, eight workers.
+SYSTEMS = ((1, 1), (2, 1), (2, 2), (8, 8))
+
+
+def last_worker(recipe, devices, workers):
+    """Its images of step 1: their numbers, and the seed of their group."""
+    examples = Examples(2000, ("a",), lambda index: (index, index))
+
+    def mix(images, labels, seed):
+        return images, tf.fill(tf.shape(labels), seed[1])
+
+    batches = training_batches(
+        *(examples, lambda image, seed: image, mix, recipe, 1),
+        tf.distribute.InputContext(workers, workers - 1, devices),
+    )
+    return np.concatenate([*batches.take(devices // workers)], axis=1)
+
+
+def test_the_same_images_are_mixed_on_all_devices():
+    recipe = RECIPES["finetune"]
+    numbers, seeds = whole = last_worker(recipe, 1, 1)
+    assert len({*numbers.tolist()}) == 64
+    assert np.unique(seeds, return_counts=True)[1].tolist() == [8] * 8
+    for devices, workers in SYSTEMS:
+        images = last_worker(recipe, devices, workers)
+        assert images.shape == (2, 64 // workers)
+        np.testing.assert_array_equal(images, whole[:, -64 // workers :])
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_runs_on_all_devices(name):
+    recipe = RECIPES[name]
+    for system in SYSTEMS:
+        if (name, system) == ("quickstart", (8, 8)):
+            with pytest.raises(ValueError, match="--global-batch-size 48"):
+                recipe.check_devices(*system)
+        else:
+            recipe.check_devices(*system)
+
+
+@pytest.mark.parametrize(
+    ("changes", "system", "unit"),
+    [
+        ({"global_batch_size": 60}, (8, 1), 8),
+        ({"accumulation_steps": 16}, (8, 1), 128),
+        ({"mixing_batch_size": 64}, (2, 2), 128),
+        ({}, (3, 1), 12),
+    ],
+)
+def test_a_batch_that_devices_do_not_divide_is_refused(changes, system, unit):
+    recipe = override(RECIPES["finetune"], **{"mixing_batch_size": 4} | changes)
+    with pytest.raises(ValueError, match=f"Choose a multiple of {unit},"):
+        recipe.check_devices(*system)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_larger_size_starts_from_weights_at_224_pixels(name):
+    recipe = RECIPES[name].resolved()
+    if recipe.image_size > 224:
+        assert recipe.weights == f"{recipe.variant}-224"
+        if (recipe.variant, 224) not in PRETRAINED:
+            with pytest.raises(ValueError, match=r"Give --weights .* S24-224,"):
+                check_weights(recipe.weights)
+            return
+    check_weights(recipe.weights)
+
+
 def test_missing_archives_are_named(tmp_path, capsys):
     with pytest.raises(ValueError, match=r"ILSVRC2012_img_train\.tar.*img_val"):
         prepare.prepare("imagenet2012", data_dir=tmp_path, manual_dir=tmp_path)
@@ -201,7 +272,7 @@ def test_a_variant_sets_the_whole_architecture(name):
     assert recipe.num_heads == row.num_heads
     assert recipe.init_values == row.init_values
     assert recipe.class_attention_depth == 2
-    assert recipe.weights in ("", "XXS24")
+    assert recipe.weights in ("", "XXS24", "XXS24-224")
     deeper = override(RECIPES[name], variant="XXS24", depth=3).resolved()
     assert (deeper.depth, deeper.embed_dim) == (3, row.embed_dim)
 

@@ -113,15 +113,12 @@ def training_batches(
         augment: function of `(image, seed)`, an int64 pair, to an image.
         mix: function of `(images, labels, seed)` to `(images, targets)`, for
             the `recipe.mixing_batch_size` examples that are mixed together.
-        recipe: the resolved recipe.
+        recipe: the resolved recipe, whose groups divide the worker's images.
         start: first step.
         context: this worker's share; `None` for one process with one device.
 
     Returns:
         Dataset of `(images, targets)`, one batch per replica.
-
-    Raises:
-        ValueError: the batch does not divide into mixing groups.
 
     Example:
     >>> from training.data.datasets import load
@@ -138,12 +135,6 @@ def training_batches(
     global_batch = recipe.global_batch_size
     worker_batch = global_batch // share.num_input_pipelines
     group = min(recipe.mixing_batch_size, global_batch)
-    if worker_batch % group:
-        raise ValueError(
-            f"The {worker_batch} images of a worker's step do not divide into "
-            f"groups of mixing_batch_size={group}. Choose a divisor: the same "
-            "images are then mixed on any number of workers."
-        )
     seed = tf.constant(recipe.seed, tf.int64)
 
     def example(place: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from keras_cait.loading import published
 from keras_cait.models import VARIANTS, CaiT
 from keras_cait.optimizers import freeze
-from keras_cait.pretrained import nearest_pretrained
+from keras_cait.pretrained import PRETRAINED, nearest_pretrained
 from keras_cait.weights import load_pretrained, load_weights
 from training.loop.rematerialization import rematerialize
 from training.recipes import Recipe
@@ -41,11 +41,17 @@ def check_weights(weights: str) -> None:
     Raises:
         ValueError: there is no such file, folder or published model.
     """
-    is_named = weights in VARIANTS or published(weights)
-    if weights and not is_named and not Path(weights).exists():
+    if not weights or Path(weights).exists():
+        return
+    try:
+        is_published = published(weights) is not None
+    except ValueError:  # the variant is not published, or not at this size
+        is_published = False
+    if not is_published:
+        names = ", ".join(f"{name}-{size}" for name, size in PRETRAINED)
         raise ValueError(
-            f"There are no weights {weights!r}. Give a file, the folder of a "
-            "run, or a published model (S24, S24-384)."
+            f"There are no weights {weights!r}. Give --weights the folder of a "
+            f"run, a file, or a published model: {names}."
         )
 
 

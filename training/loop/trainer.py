@@ -22,7 +22,7 @@ class Trainer:
     therefore gives the same numbers on any number of devices.
 
     Args:
-        recipe: the resolved recipe.
+        recipe: the resolved recipe, whose batch the devices divide.
         strategy: strategy in whose scope the following were made.
         model: model that is trained; it returns logits.
         ema_model: another model like it.
@@ -36,9 +36,6 @@ class Trainer:
         nonfinite: step of the first loss or gradient that was not finite; -1 if
             there was none.
         state: everything that a run needs to resume exactly.
-
-    Raises:
-        ValueError: the batch does not divide into devices and micro-batches.
     """
 
     def __init__(
@@ -52,14 +49,6 @@ class Trainer:
     ):
         self.recipe = recipe
         self.strategy = strategy
-        devices = strategy.num_replicas_in_sync
-        batch, count = recipe.global_batch_size, recipe.accumulation_steps
-        if batch % (devices * count):
-            raise ValueError(
-                "global_batch_size must be a multiple of devices times "
-                f"accumulation_steps. Got global_batch_size={batch}, {devices} "
-                f"devices and accumulation_steps={count}."
-            )
         self.model, self.ema_model = model, ema_model
         self.optimizer, self.loss = optimizer, loss
         self.reset_ema()
