@@ -4,8 +4,8 @@ One CUDA card, bfloat16 products, 224 x 224 pixels. A training step is forward
 and backward pass with stochastic depth, cross entropy with soft targets, AdamW
 and EMA weights.
 
-Every runner has a process of its own. All compile at the same time; then one
-after another has the card for itself.
+Every row has a process of its own. All compile at the same time; then one after
+another has the card for itself, and the results are written after each.
 """
 
 import multiprocessing
@@ -14,7 +14,7 @@ import signal
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
@@ -32,14 +32,22 @@ ROUND_SECONDS, ROUNDS = 0.12, 7
 Task = Literal["inference", "training"]
 
 
-class Case(NamedTuple):
+class Program(NamedTuple):
     """A compiled program that is ready to be timed."""
 
-    batch_size: int
     # Runs a number of steps and waits for the last.
     run: Callable[[int], None]
     # Called after the runs.
     peak_bytes: Callable[[], int]
+
+
+class Case(NamedTuple):
+    """A cell of the tables."""
+
+    runner: str
+    variant: str
+    task: Task
+    batch_size: int
 
 
 class Timing(NamedTuple):
@@ -50,11 +58,16 @@ class Timing(NamedTuple):
     peak_bytes: int
 
 
-def keras_cait_cases(
-    variant: str, task: Task, batch_sizes: list[int], kernel: bool
-) -> list[Case]:
+def keras_cait_program(
+    variant: str,
+    task: Task,
+    batch_size: int,
+    kernel: bool = True,
+    flags: str = "",
+) -> Program:
     os.environ["KERAS_BACKEND"] = "jax"
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+    os.environ["XLA_FLAGS"] = flags
     import jax
     import keras
 
@@ -68,21 +81,16 @@ def keras_cait_cases(
         weights=None, include_preprocessing=False, classifier_activation=None
     )
     make = jax_inference if task == "inference" else jax_training
-    cases = []
-    for batch_size in batch_sizes:
-        images = jax.random.normal(
-            jax.random.key(0), (batch_size, SIZE, SIZE, 3)
-        )
-        program, run = make(model, images)
-        memory = program.memory_analysis()
-        peak = (
-            memory.argument_size_in_bytes
-            + memory.output_size_in_bytes
-            + memory.temp_size_in_bytes
-            - memory.alias_size_in_bytes
-        )
-        cases.append(Case(batch_size, run, partial(int, peak)))
-    return cases
+    images = jax.random.normal(jax.random.key(0), (batch_size, SIZE, SIZE, 3))
+    program, run = make(model, images)
+    memory = program.memory_analysis()
+    peak = (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        + memory.temp_size_in_bytes
+        - memory.alias_size_in_bytes
+    )
+    return Program(run, partial(int, peak))
 
 
 def jax_inference(model: Any, images: Any) -> tuple[Any, Any]:
@@ -165,71 +173,69 @@ def jax_training(model: Any, images: Any) -> tuple[Any, Any]:
     return program, run
 
 
-def timm_cases(
-    variant: str, task: Task, batch_sizes: list[int], weights: str = "float32"
-) -> list[Case]:
+def timm_program(
+    variant: str,
+    task: Task,
+    batch_size: int,
+    weights: str = "float32",
+    autotune: bool = False,
+) -> Program:
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "4")
     import timm
     import torch
-    import torch._dynamo
+    from torch._inductor.async_compile import shutdown_compile_workers
 
     from keras_cait.models import VARIANTS
 
     torch.set_float32_matmul_precision("high")
-    # Sizes of batches are compiled one by one, not as one dynamic shape.
-    torch._dynamo.config.automatic_dynamic_shapes = False
+    dtype = getattr(torch, weights)
     model = timm.create_model(
         f"cait_{variant.lower()}_{SIZE}",
         drop_path_rate=VARIANTS[variant].drop_path_rate,
     )
-    model = model.to("cuda", getattr(torch, weights))
-    model = model.to(memory_format=torch.channels_last)
+    model = model.to("cuda", dtype, memory_format=torch.channels_last)
+    images = torch.randn(
+        (batch_size, 3, SIZE, SIZE), device="cuda", dtype=dtype
+    ).contiguous(memory_format=torch.channels_last)
     make = torch_inference if task == "inference" else torch_training
-    step_on = make(model)
-    cases = []
-    for batch_size in batch_sizes:
-        images = torch.randn(
-            (batch_size, 3, SIZE, SIZE),
-            device="cuda",
-            dtype=getattr(torch, weights),
-        ).contiguous(memory_format=torch.channels_last)
-        step = step_on(images)
+    step = make(model, images, autotune)
 
-        def run(steps: int, step: Callable[[], object] = step) -> None:
-            for _ in range(steps):
-                step()
-            torch.cuda.synchronize()
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            step()
+        torch.cuda.synchronize()
 
-        run(3)  # compiles
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        # Reserved, because memory of CUDA graphs does not count as allocated.
-        cases.append(Case(batch_size, run, torch.cuda.max_memory_reserved))
-    return cases
+    run(3)  # compiles
+    shutdown_compile_workers()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    # Reserved, because memory of CUDA graphs does not count as allocated.
+    return Program(run, torch.cuda.max_memory_reserved)
 
 
-def torch_inference(model: Any) -> Callable[[Any], Callable[[], object]]:
+def torch_inference(
+    model: Any, images: Any, autotune: bool
+) -> Callable[[], object]:
     import torch
 
-    model.eval()
+    # Both with CUDA graphs.
+    forward = torch.compile(
+        model.eval(), mode="max-autotune" if autotune else "reduce-overhead"
+    )
 
-    def step_on(images: Any) -> Callable[[], object]:
-        # With CUDA graphs.
-        forward = torch.compile(model, mode="reduce-overhead")
+    def step() -> None:
+        with (
+            torch.inference_mode(),
+            torch.autocast("cuda", torch.bfloat16),
+        ):
+            forward(images)
 
-        def step() -> None:
-            with (
-                torch.inference_mode(),
-                torch.autocast("cuda", torch.bfloat16),
-            ):
-                forward(images)
-
-        return step
-
-    return step_on
+    return step
 
 
-def torch_training(model: Any) -> Callable[[Any], Callable[[], object]]:
+def torch_training(
+    model: Any, images: Any, autotune: bool
+) -> Callable[[], object]:
     import torch
 
     parameters = list(model.train().parameters())
@@ -237,61 +243,70 @@ def torch_training(model: Any) -> Callable[[Any], Callable[[], object]]:
         parameters, 5e-4, weight_decay=0.05, fused=True
     )
     ema = [p.detach().clone() for p in parameters]
+    forward = torch.compile(
+        model, mode="max-autotune-no-cudagraphs" if autotune else "default"
+    )
+    size = len(images)
+    targets = torch.full((size, CLASSES), 1e-4, device="cuda")
+    targets[range(size), range(size)] += 0.9
 
-    def step_on(images: Any) -> Callable[[], object]:
-        forward = torch.compile(model)
-        size = len(images)
-        targets = torch.full((size, CLASSES), 1e-4, device="cuda")
-        targets[range(size), range(size)] += 0.9
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cuda", torch.bfloat16):
+            logits = forward(images)
+        losses = -torch.sum(targets * logits.float().log_softmax(-1), -1)
+        losses.mean().backward()
+        optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(ema, parameters, 4e-5)
 
-        def step() -> None:
-            optimizer.zero_grad(set_to_none=True)
-            with torch.autocast("cuda", torch.bfloat16):
-                logits = forward(images)
-            losses = -torch.sum(targets * logits.float().log_softmax(-1), -1)
-            losses.mean().backward()
-            optimizer.step()
-            with torch.no_grad():
-                torch._foreach_lerp_(ema, parameters, 4e-5)
-
-        return step
-
-    return step_on
+    return step
 
 
-RUNNERS: dict[str, Callable[..., list[Case]]] = {
-    "keras-cait": partial(keras_cait_cases, kernel=True),
-    "keras-cait, without the kernel": partial(keras_cait_cases, kernel=False),
-    "timm compiled": timm_cases,
-    "timm compiled, bfloat16 weights": partial(timm_cases, weights="bfloat16"),
+RUNNERS: dict[str, Callable[..., Program]] = {
+    "keras-cait": keras_cait_program,
+    "keras-cait, without the kernel": partial(keras_cait_program, kernel=False),
+    "timm compiled": timm_program,
+    "timm max-autotune": partial(timm_program, autotune=True),
+    "timm compiled, bfloat16 weights": partial(
+        timm_program, weights="bfloat16"
+    ),
 }
 BATCH_SIZES: dict[Task, list[int]] = {
     "training": [64, 256],
     "inference": [1, 64, 256],
 }
-# Runners that compile at the same time. XLA and PyTorch time their choices on
+# Processes that compile at the same time. XLA and PyTorch time their choices on
 # the card, and more would disturb them.
-COMPILING = {"keras-cait": 4, "timm": 6}
+COMPILING = {"keras-cait": 6, "timm": 9}
 
 
-def serve(
-    connection: Connection,
-    turn: Any,
-    set_up: Callable[..., list[Case]],
-    *arguments: Any,
-) -> None:
-    """Runs in the process of a runner."""
+def cases(variants: Sequence[str]) -> list[Case]:
+    """All cells of the tables; those that matter most come first."""
+    found = [
+        Case(name, variant, task, batch_size)
+        for name in RUNNERS
+        for task in BATCH_SIZES
+        for variant in variants
+        for batch_size in reversed(BATCH_SIZES[task])
+        # Weights in bfloat16 would not move, and one image has no kernel.
+        if not (task == "training" and "bfloat16" in name)
+        and not (batch_size == 1 and "kernel" in name)
+    ]
+    return sorted(found, key=lambda one: one.runner != "timm compiled")
+
+
+def serve(connection: Connection, turn: Any, case: Case) -> None:
+    """Runs in the process of a case."""
     os.setpgrp()
     try:
         with turn:
-            cases = set_up(*arguments)
+            program = RUNNERS[case.runner](*case[1:])
         connection.send("ready")
         connection.recv()
-        for case in cases:
-            connection.send((case.batch_size, measure(case)))
+        connection.send(measure(program))
     except Exception as error:  # reported in the table
         connection.send(f"{type(error).__name__}: {error}".partition("\n")[0])
-    connection.send(None)
 
 
 def receive(connection: Connection) -> Any:
@@ -302,66 +317,57 @@ def receive(connection: Connection) -> Any:
         return None
 
 
-def measure(case: Case) -> Timing:
-    case.run(3)
+def measure(program: Program) -> Timing:
+    program.run(3)
     start = time.perf_counter()
-    case.run(2)
+    program.run(2)
     steps = int(2 * ROUND_SECONDS / (time.perf_counter() - start))
     steps = min(max(steps, 1), 300)
     times = []
     for _ in range(ROUNDS):
         start = time.perf_counter()
-        case.run(steps)
+        program.run(steps)
         times.append((time.perf_counter() - start) / steps)
     median = statistics.median(times)
     spread = (max(times) - min(times)) / median
-    return Timing(median, spread, case.peak_bytes())
+    return Timing(median, spread, program.peak_bytes())
 
 
 def timings(
-    variants: tuple[str, ...], patience: float
-) -> Iterator[tuple[str, str, Task, int | None, Timing | str]]:
-    """Runner, variant, task, batch size and timing; or why there is none."""
+    todo: Sequence[Case], patience: float, end: float
+) -> Iterator[tuple[Case, Timing | str]]:
+    """Each case and its timing, or why there is none."""
+    start = time.monotonic()
     spawn = multiprocessing.get_context("spawn")
     turns = {name: spawn.Semaphore(count) for name, count in COMPILING.items()}
     running = []
-    for task in BATCH_SIZES:
-        for variant in variants:
-            for name, set_up in RUNNERS.items():
-                if task == "training" and "bfloat16" in name:
-                    continue  # its weights would not move
-                turn = next(turns[key] for key in turns if name.startswith(key))
-                connection, child = spawn.Pipe()
-                arguments = (variant, task, BATCH_SIZES[task])
-                # Not a daemon: PyTorch compiles in processes of its own.
-                process = spawn.Process(
-                    target=serve, args=(child, turn, set_up, *arguments)
-                )
-                process.start()
-                child.close()
-                running.append((name, variant, task, connection, process))
-    end = time.monotonic() + patience
-    ready = []
     try:
-        for runner in running:
-            *labels, connection, process = runner
+        for case in todo:
+            turn = next(turns[k] for k in turns if case.runner.startswith(k))
+            connection, child = spawn.Pipe()
+            # Not a daemon: PyTorch compiles in processes of its own.
+            process = spawn.Process(target=serve, args=(child, turn, case))
+            process.start()
+            child.close()
+            running.append((case, connection, process))
+        ready = []
+        for case, connection, process in running:
             message: Any = f"not ready in {patience:.0f} s"
-            if connection.poll(max(0.0, end - time.monotonic())):
+            left = start + patience - time.monotonic()
+            if connection.poll(max(0.0, left)):
                 message = receive(connection) or "stopped"
             else:
                 kill(process)
             if message == "ready":
-                ready.append(runner)
+                ready.append((case, connection, process))
             else:
-                yield *labels, None, message
-        for *labels, connection, process in ready:
+                yield case, message
+        for case, connection, process in ready:
+            if time.monotonic() > start + end:
+                return
             connection.send(True)
-            while (message := receive(connection)) is not None:
-                if isinstance(message, str):
-                    yield *labels, None, message
-                else:
-                    yield *labels, *message
-            process.join()
+            yield case, receive(connection) or "stopped"
+            kill(process)  # and its memory
     finally:
         for *_, process in running:
             if process.is_alive():
@@ -374,14 +380,13 @@ def kill(process: Any) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def row(
-    variant: str, task: Task, batch_size: int, timing: Timing
-) -> dict[str, float | str | None]:
+def row(case: Case, timing: Timing) -> dict[str, float | str | None]:
     """The numbers of a run, without those of the others."""
     from benchmarks.cost import multiply_adds
 
-    flops = 2 * multiply_adds(variant, SIZE) * (3 if task == "training" else 1)
-    speed = batch_size / timing.seconds
+    passes = 3 if case.task == "training" else 1
+    flops = 2 * multiply_adds(case.variant, SIZE) * passes
+    speed = case.batch_size / timing.seconds
     return {
         "images/s": speed,
         "timm compiled = 1": None,
@@ -391,28 +396,21 @@ def row(
     }
 
 
-def tables_of(found: Any, variants: tuple[str, ...]) -> dict[str, Rows]:
+def tables_of(found: Mapping[Case, Timing | str]) -> dict[str, Rows]:
     """One table for each variant, task and batch size that was measured."""
-    tables: dict[str, dict[str, dict[str, Any]]] = {
-        title(variant, task, size): {}
-        for variant in variants
-        for task in sorted(BATCH_SIZES)
-        for size in BATCH_SIZES[task]
-    }
-    for name, variant, task, batch_size, timing in found:
-        if batch_size is None:
-            for size in BATCH_SIZES[task]:
-                table = tables[title(variant, task, size)]
-                table.setdefault(name, {"images/s": timing})
+    tables: dict[str, dict[str, dict[str, Any]]] = {}
+    order = list(RUNNERS)
+    for case in sorted(found, key=lambda one: (*one[1:], order.index(one[0]))):
+        timing = found[case]
+        table = tables.setdefault(title(case), {})
+        if isinstance(timing, str):
+            table[case.runner] = {"images/s": timing}
         else:
-            table = tables[title(variant, task, batch_size)]
-            table[name] = row(variant, task, batch_size, timing)
-        print(name, variant, task, batch_size, timing, flush=True)
+            table[case.runner] = row(case, timing)
     for label, table in list(tables.items()):
         if not any("MFU, %" in numbers for numbers in table.values()):
             del tables[label]
             continue
-        tables[label] = {name: table[name] for name in RUNNERS if name in table}
         timm = table.get("timm compiled", {}).get("images/s")
         for numbers in table.values():
             if isinstance(timm, float) and "timm compiled = 1" in numbers:
@@ -420,8 +418,8 @@ def tables_of(found: Any, variants: tuple[str, ...]) -> dict[str, Rows]:
     return tables
 
 
-def title(variant: str, task: str, batch_size: int) -> str:
-    return f"CaiT-{variant}, {task}, batch {batch_size}"
+def title(case: Case) -> str:
+    return f"CaiT-{case.variant}, {case.task}, batch {case.batch_size}"
 
 
 app = App(
@@ -435,19 +433,29 @@ app = App(
 def main(
     *,
     variants: tuple[Literal["XXS24", "S24"], ...] = ("XXS24", "S24"),
+    runners: tuple[str, ...] = tuple(RUNNERS),
     patience: Count = 600,
+    limit: Count = 3600,
     output: Output = None,
 ) -> None:
     """Times keras-cait on JAX, with and without its kernel, and timm.
 
     Args:
         variants: Models to time.
-        patience: Seconds that the runners have to compile.
+        runners: Rows of the tables.
+        patience: Seconds that the rows have to compile.
+        limit: Seconds after which no other row starts.
     """
-    tables = tables_of(timings(variants, patience), variants)
+    todo = [case for case in cases(variants) if case.runner in runners]
+    found: dict[Case, Timing | str] = {}
+    tables: dict[str, Rows] = {}
+    for case, timing in timings(todo, patience, limit):
+        print(*case, timing, flush=True)
+        found[case] = timing
+        tables = tables_of(found)
+        write(tables, output, card())
     for label, table in tables.items():
         show(label, table)
-    write(tables, output, card())
 
 
 def card() -> str | None:

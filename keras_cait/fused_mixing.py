@@ -37,6 +37,9 @@ BACKWARD_KEYS_PER_WARP = 128
 MAX_KEYS = 1024
 # Tiles per program of the backward pass, which sums over them.
 BACKWARD_TILES = 8
+# A few small images wait for launches, and XLA launches its own kernels faster:
+# the kernel costs more than it saves below 5 images of 224 pixels.
+MIN_SCORES = 5 * 196**2
 LOG2_E = math.log2(math.e)
 LOWEST = -1e30
 
@@ -46,8 +49,9 @@ Array = Any
 def applies(scores: Array) -> bool:
     """Whether the kernel computes the mixing of these scores.
 
-    It does on a CUDA GPU of compute capability 8 or later, in bfloat16. It
-    does not under a `keras.distribution`, which could not divide it.
+    It does on a CUDA GPU of compute capability 8 or later, in bfloat16, except
+    for a few small images. It does not under a `keras.distribution`, which
+    could not divide it.
 
     Args:
         scores: array `(heads, batch, queries, keys)`.
@@ -59,6 +63,7 @@ def applies(scores: Array) -> bool:
         and heads <= COLUMNS
         and all(isinstance(size, int) for size in sizes)
         and sizes[-1] <= MAX_KEYS
+        and math.prod(sizes) >= MIN_SCORES
         and keras.distribution.distribution() is None
         and _has_gpu()
     )

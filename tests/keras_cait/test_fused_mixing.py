@@ -110,12 +110,13 @@ def test_kernel_compiles_for_a_gpu(name):
 
 
 def test_without_a_gpu_the_layer_takes_its_usual_path(monkeypatch):
-    scores = jnp.zeros((4, 1, 16, 16), jnp.bfloat16)
+    scores = jnp.zeros((4, 5, 196, 196), jnp.bfloat16)
     assert not fused_mixing.applies(scores)
     monkeypatch.setattr(fused_mixing, "_has_gpu", lambda: True)
     assert fused_mixing.applies(scores)
     assert not fused_mixing.applies(scores.astype("float32"))
-    assert not fused_mixing.applies(jnp.zeros((17, 1, 9, 9), jnp.bfloat16))
+    assert not fused_mixing.applies(scores[:, :4])  # launches would dominate
+    assert not fused_mixing.applies(jnp.zeros((17, 5, 196, 196), jnp.bfloat16))
 
 
 def test_a_program_on_the_cpu_of_a_machine_with_a_gpu(monkeypatch):

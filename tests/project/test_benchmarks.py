@@ -63,12 +63,16 @@ def test_a_table_shows_every_number(tmp_path, capsys):
 
 
 def test_runs_on_a_gpu_are_compared_with_timm():
-    found = [
-        ("keras-cait", "S24", "inference", 64, gpu.Timing(0.008, 0.02, 10**9)),
-        ("timm compiled", "S24", "inference", 64, gpu.Timing(0.016, 0.0, 1)),
-        ("timm compiled", "S24", "training", None, "out of memory"),
-    ]
-    (rows,) = gpu.tables_of(found, ("S24",)).values()
+    keras_cait, timm = (
+        gpu.Case(name, "S24", "inference", 64)
+        for name in ("keras-cait", "timm compiled")
+    )
+    found = {
+        timm: gpu.Timing(0.016, 0.0, 1),
+        keras_cait: gpu.Timing(0.008, 0.02, 10**9),
+        timm._replace(task="training"): "out of memory",
+    }
+    (rows,) = gpu.tables_of(found).values()
     assert list(rows) == ["keras-cait", "timm compiled"]
     assert rows["keras-cait"]["images/s"] == 8000
     assert rows["keras-cait"]["timm compiled = 1"] == 2
