@@ -56,17 +56,17 @@ async function predictions(page) {
   return seen;
 }
 
-// Probabilities and attention of some files of the site for each example.
-function outputs(page, models) {
-  return page.evaluate(async (models) => {
-    const { Classifier } = await import("./classifier.js");
-    const { examples, labels } = await (await fetch("site.json")).json();
-    const outputs = {};
-    for (const model of models) {
+// What a file of the site gives for each example.
+function outputs(page, file, { loseGpu = false } = {}) {
+  return page.evaluate(
+    async ([file, loseGpu]) => {
+      const { Classifier } = await import("./classifier.js");
+      const { getWebGpuDevice } = await import("@litertjs/core");
+      const { examples, labels } = await (await fetch("site.json")).json();
+      const progress = [];
+      const onProgress = (share) => progress.push(share);
+      const classifier = await Classifier.load(file, { classes: labels.length, onProgress });
       const seen = [];
-      const onProgress = (share) => seen.push(share);
-      const classifier = await Classifier.load(model, { classes: labels.length, onProgress });
-      outputs[model] = { progress: seen.at(-1), examples: [] };
       for (const { url } of examples) {
         const bitmap = await createImageBitmap(await (await fetch(url)).blob());
         const { width, height } = bitmap;
@@ -74,14 +74,17 @@ function outputs(page, models) {
         context.drawImage(bitmap, 0, 0);
         const image = context.getImageData(0, 0, width, height);
         const { probabilities, attention } = await classifier.classify(image);
-        outputs[model].examples.push({
+        seen.push({
+          engine: classifier.engine,
           probabilities: Array.from(probabilities),
           attention: attention && Array.from(attention.values),
         });
+        if (loseGpu) getWebGpuDevice().destroy();
       }
-    }
-    return outputs;
-  }, models);
+      return { progress: progress.at(-1), examples: seen };
+    },
+    [file, loseGpu],
+  );
 }
 
 // Drops or pastes a file.
@@ -104,7 +107,9 @@ async function cpu(page, { context, messages }) {
   const seen = { pages: await predictions(page) };
   seen.width = await page.evaluate(() => document.documentElement.scrollWidth);
   seen.isolated = await page.evaluate(() => crossOriginIsolated);
-  seen.outputs = await outputs(page, ["model.tflite", "bytes.tflite"]);
+  seen.outputs = {};
+  for (const file of ["model.tflite", "bytes.tflite"])
+    seen.outputs[file] = await outputs(page, file);
   seen.heatmap = { opacity: [] };
   for (const key of ["Home", "End"]) {
     await page.getByLabel("Where the model looks").press(key);
@@ -132,14 +137,12 @@ async function cpu(page, { context, messages }) {
 }
 
 async function gpu(page, { messages }) {
-  const seen = { pages: await predictions(page), messages };
-  // The next run finds the GPU gone.
-  await page.evaluate(async () => {
-    const { getWebGpuDevice } = await import("@litertjs/core");
-    getWebGpuDevice().destroy();
-  });
-  seen.after = await predictions(page);
-  return seen;
+  return {
+    pages: await predictions(page),
+    refused: await outputs(page, "refused.tflite"),
+    taken: await outputs(page, "taken.tflite", { loseGpu: true }),
+    messages,
+  };
 }
 
 async function images(page) {

@@ -10,6 +10,7 @@ const REMEDY =
   "python -m export web --model FILE --output FOLDER.";
 
 let runtime; // loaded once
+let refused = false; // whether the GPU did not take a part of the last model
 
 export class Classifier {
   // Takes the address of the file, the expected number of classes, the SHA-256 of
@@ -61,7 +62,11 @@ export class Classifier {
 }
 
 async function start() {
-  self.Module = { print() {}, printErr() {} }; // read by LiteRT, which logs a lot
+  // Only the log of LiteRT tells what the GPU refuses.
+  const printErr = (line) => {
+    refused ||= /operations will run on the CPU/.test(line);
+  };
+  self.Module = { print() {}, printErr }; // read by LiteRT
   // Threads need shared memory, which only isolated pages have.
   const threads = crossOriginIsolated && (await supportsFeature("relaxedSimd"));
   return loadLiteRt("litert/wasm/", { threads });
@@ -70,10 +75,11 @@ async function start() {
 // The model, or null where the GPU does not run all of it.
 async function compileForGpu(bytes) {
   try {
+    refused = false;
     const model = await quietly(() =>
       loadAndCompile(bytes, { accelerator: "webgpu", gpuOptions: { precision: "fp32" } }),
     );
-    if (model.isFullyAccelerated) {
+    if (model.isFullyAccelerated && !refused) {
       const size = model.getInputDetails()[0].shape.reduce((a, b) => a * b);
       const { probabilities } = await run(model, new Uint8ClampedArray(size));
       if (probabilities.every(Number.isFinite)) return model;

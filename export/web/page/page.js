@@ -13,6 +13,7 @@ const LARGEST = 2 ** 24; // pixels of a canvas on phones
 let site;
 let classifier;
 let stream; // of the camera while it is on
+let last = Promise.resolve(); // ends with the last action
 
 async function start() {
   site = await (await get("site.json")).json();
@@ -185,12 +186,14 @@ function stopCamera() {
   $("camera").textContent = "Camera";
 }
 
-// Classifies the image among dropped or pasted data.
-async function classifyData({ files }) {
+// Classifies the image among dropped or pasted data, which end with the event.
+function classifyData({ files }) {
   const file = Array.from(files).find(({ type }) => type.startsWith("image/")) ?? files[0];
-  if (!file)
-    throw new Error("That is no image file. Save the image first, or copy the image itself.");
-  await classifyFile(file);
+  attempt(async () => {
+    if (!file)
+      throw new Error("That is no image file. Save the image first, or copy the image itself.");
+    await classifyFile(file);
+  });
 }
 
 // Shares the address alone.
@@ -208,24 +211,25 @@ async function share() {
   }
 }
 
-// Runs an action and shows its error on the page.
-async function attempt(action) {
-  $("error").hidden = true;
-  try {
-    await action();
-  } catch (error) {
-    console.error(error);
-    $("error").textContent = error.message;
-    $("error").hidden = false;
-  }
+// Runs an action after those before it, and shows its error on the page.
+function attempt(action) {
+  last = last.then(async () => {
+    $("error").hidden = true;
+    try {
+      await action();
+    } catch (error) {
+      console.error(error);
+      $("error").textContent = error.message;
+      $("error").hidden = false;
+    }
+  });
 }
 
-$("file").onchange = ({ target }) =>
-  attempt(async () => {
-    const [file] = target.files;
-    target.value = ""; // so the same file can be chosen again
-    if (file) await classifyFile(file);
-  });
+$("file").onchange = ({ target }) => {
+  const [file] = target.files;
+  target.value = ""; // so the same file can be chosen again
+  if (file) attempt(() => classifyFile(file));
+};
 $("camera").onclick = () => attempt(useCamera);
 $("stop").onclick = stopCamera;
 $("strength").oninput = showStrength;
@@ -238,10 +242,10 @@ document.ondragleave = () => $("stage").classList.remove("dropping");
 document.ondrop = (event) => {
   event.preventDefault();
   $("stage").classList.remove("dropping");
-  if (classifier) attempt(() => classifyData(event.dataTransfer));
+  if (classifier) classifyData(event.dataTransfer);
 };
 document.onpaste = (event) => {
-  if (classifier) attempt(() => classifyData(event.clipboardData));
+  if (classifier) classifyData(event.clipboardData);
 };
 
 attempt(async () => {
