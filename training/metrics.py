@@ -113,3 +113,28 @@ def confusion_matrix(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     classes = scores.shape[-1]
     places = classes * labels + scores.argmax(axis=-1)
     return np.bincount(places, minlength=classes**2).reshape(classes, classes)
+
+
+def class_accuracies(confusion: np.ndarray) -> np.ndarray:
+    """Accuracy on each class' images; NaN for a class without images.
+
+    Args:
+        confusion: as of `confusion_matrix`.
+
+    Example:
+    >>> class_accuracies(np.array([[3, 1], [0, 0]]))
+    array([0.75,  nan])
+    """
+    counts = confusion.sum(axis=1)
+    shares = confusion.diagonal() / np.maximum(counts, 1)
+    return np.where(counts, shares, np.nan)
+
+
+def balanced_accuracy(confusion: np.ndarray) -> float:
+    """Mean accuracy of the classes that have images, in 0...1.
+
+    Example:
+    >>> balanced_accuracy(np.array([[8, 0], [1, 1]]))
+    0.75
+    """
+    return float(np.nanmean(class_accuracies(confusion)))

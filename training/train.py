@@ -232,6 +232,15 @@ def make_command(recipe: Recipe) -> Callable[..., None]:
         *,
         output: Annotated[Path, Parameter(help="Folder of the run.")],
         changes: Any = none_given,
+        folds: Annotated[
+            int | None,
+            Parameter(
+                validator=Number(gte=2),
+                converter=whole_number,
+                help="Train once per fold of a folder:PATH, each image being "
+                "for validation in one of them. For sets under 500 images.",
+            ),
+        ] = None,
         data_dir: DataDir = None,
         strategy: StrategyName = "auto",
         checkpoint_steps: Annotated[
@@ -244,7 +253,28 @@ def make_command(recipe: Recipe) -> Callable[..., None]:
         ] = 1000,
     ) -> None:
         changed = override(recipe, **given(changes))
-        train(changed, output, data_dir, strategy, checkpoint_steps)
+        if folds is None:
+            train(changed, output, data_dir, strategy, checkpoint_steps)
+            return
+        if {"validation_fraction", "fold"} & {*given(changes)}:
+            raise ValueError(
+                "--folds sets --validation-fraction and --fold. Leave them out."
+            )
+        from keras_cait.command_line import require_tensorflow
+
+        require_tensorflow()
+        from training.folds import train_folds
+        from training.loop.strategies import is_chief, make_strategy
+
+        train_folds(
+            changed,
+            folds,
+            output,
+            lambda fold, folder: train(
+                fold, folder, data_dir, strategy, checkpoint_steps
+            ),
+            is_chief(make_strategy(strategy)),
+        )
 
     # One option per field, instead of `--changes`.
     command.__annotations__["changes"] = Annotated[options, Parameter(name="*")]

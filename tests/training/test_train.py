@@ -23,6 +23,7 @@ from training.data.pipeline import (
     training_batches,
     training_transform,
 )
+from training.folds import train_folds
 from training.loop.checkpoints import restore_raw_weights
 from training.loop.distillation import make_loss
 from training.loop.model import build
@@ -253,6 +254,12 @@ def test_a_run_shows_and_sums_up_what_it_did(
     assert evaluated == [False, False, True, True]
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["epochs"] == 4 and summary["steps"] == 20
+    assert len(summary["classes"]) == 10
+    row, counts = summary["classes"][3], summary["confusion"][3]
+    assert row["name"] == "3" and row["validation_images"] == sum(counts) == 10
+    assert row["accuracy"] == counts[3] / 10
+    accuracies = [row["accuracy"] for row in summary["classes"]]
+    assert summary["balanced_accuracy"] == pytest.approx(np.mean(accuracies))
     assert summary["weights"] == "raw"
     assert (summary["ema_top1"], summary["raw_top1"]) == (0.25, 0.75)
     model = keras.models.load_model(tmp_path / "model.keras")
@@ -289,6 +296,51 @@ def test_a_run_shows_and_sums_up_what_it_did(
     assert "| small.tflite | 25.0% | 75.0% | 1.0e-03 | 1.5 |" in text
     for figure in re.findall(r"\((.*?\.png)\)", text):
         assert (tmp_path / figure).read_bytes().startswith(b"\x89PNG")
+
+
+def test_folds_are_summed_up_and_resumed(tmp_path, capsys):
+    recipe = dataclasses.replace(TINY, data=f"folder:{tmp_path / 'photos'}")
+    confusions = [[[3, 1], [0, 1]], [[4, 0], [1, 0]]]
+    trained = []
+
+    def train(fold, folder):
+        if len(trained) == 1:
+            trained.append("stopped")
+            raise KeyboardInterrupt
+        trained.append((folder.name, fold.fold, fold.validation_fraction))
+        start(folder, fold)
+        confusion = confusions[fold.fold]
+        summary = {
+            **{"top1": np.trace(confusion) / 5, "top5": 1.0},
+            "confusion": confusion,
+            "classes": [{"name": "cat"}, {"name": "dog"}],
+        }
+        (folder / "summary.json").write_text(json.dumps(summary))
+        (folder / "model.keras").touch()
+
+    output = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train_folds(recipe, 2, output, train)
+    assert not (output / "summary.json").exists()
+    train_folds(recipe, 2, output, train)
+    assert trained == [("fold-0", 0, 0.5), "stopped", ("fold-1", 1, 0.5)]
+
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["folds"] == [0.8, 0.8]
+    assert (summary["top1"], summary["top1_deviation"]) == (0.8, 0)
+    assert summary["confusion"] == [[7, 1], [1, 1]]
+    assert summary["balanced_accuracy"] == (7 / 8 + 1 / 2) / 2
+    row = {"name": "cat", "validation_images": 8, "accuracy": 7 / 8}
+    assert summary["classes"][0] == row
+    said = capsys.readouterr().out
+    assert "of 2 folds: 80.0% ± 0.0%" in said
+    assert "classes: 68.8%. Lowest: dog 50.0% of 2, cat 87.5% of 8" in said
+
+    other = dataclasses.replace(recipe, depth=2)
+    with pytest.raises(ValueError, match=re.escape("depth 1 (now 2)")):
+        train_folds(other, 2, output, train)
+    with pytest.raises(ValueError, match="which has its own validation images"):
+        train_folds(TINY, 2, output, train)
 
 
 def start(output, recipe):

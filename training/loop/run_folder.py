@@ -4,9 +4,10 @@ import csv
 import dataclasses
 import json
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -20,10 +21,16 @@ from keras_cait.files import (
     write_text,
 )
 from keras_cait.models import CaiT
-from training.data.datasets import Examples
+from training.data.datasets import Examples, class_counts
 from training.data.pipeline import evaluation_batches, unreadable_images
 from training.loop.trainer import Trainer
-from training.metrics import confusion_matrix, predictions, top_k
+from training.metrics import (
+    balanced_accuracy,
+    class_accuracies,
+    confusion_matrix,
+    predictions,
+    top_k,
+)
 from training.recipes import Recipe
 
 
@@ -31,6 +38,11 @@ def is_started(output: Path) -> bool:
     """Whether a folder holds a run with a checkpoint to resume from."""
     has_checkpoint = any((output / "checkpoints").rglob("*.index"))
     return has_checkpoint and (output / "recipe.json").exists()
+
+
+def is_finished(output: Path) -> bool:
+    """Whether a folder holds a run whose model is written."""
+    return (output / "model.keras").exists()
 
 
 def check_folder(output: Path, recipe: Recipe) -> None:
@@ -46,14 +58,26 @@ def check_folder(output: Path, recipe: Recipe) -> None:
         OSError: there is no permission to write to the folder.
     """
     folder_path(output)
-    if (output / "model.keras").exists():
+    if is_finished(output):
         raise ValueError(
             f"{output} holds a finished run. Choose another --output, or "
             "delete the folder to start again."
         )
     # A run without a checkpoint has nothing to lose.
-    if not is_started(output):
-        return
+    if is_started(output):
+        check_recipe(output, recipe)
+
+
+def check_recipe(output: Path, recipe: Recipe) -> None:
+    """Checks that the run in a folder is one of a recipe.
+
+    Args:
+        output: folder of the run.
+        recipe: the resolved recipe.
+
+    Raises:
+        ValueError: it is one of another recipe.
+    """
     ours = dataclasses.asdict(recipe)
     # Earlier versions lack fields, and trained with what is their default.
     theirs = dataclasses.asdict(Recipe()) | read_json(output / "recipe.json")
@@ -136,12 +160,14 @@ def finish(
     model = CaiT.from_config(config)
     model.set_weights(better.get_weights())
     accuracy = evaluate(model, validation)
+    classes = by_class(accuracy["confusion"], examples)
     speed = statistics.harmonic_mean(
         float(row["images_per_second"]) for row in history
     )
     images = trainer.step * recipe.global_batch_size
     summary = {
         **accuracy,
+        "classes": classes,
         "weights": kind,
         "ema_top1": ema_top1,
         "raw_top1": raw_top1,
@@ -157,10 +183,7 @@ def finish(
         "keras": keras.__version__,
         "tensorflow": tf.__version__,
     }
-    lines = [
-        f'  "{key}": {json.dumps(value)}' for key, value in summary.items()
-    ]
-    write_text(output / "summary.json", "{\n" + ",\n".join(lines) + "\n}\n")
+    write_summary(summary, output)
     names = "".join(f"{name}\n" for name in validation.class_names)
     write_text(output / "labels.txt", names)
     write_images(validation, output / "validation")
@@ -171,6 +194,7 @@ def finish(
         f"{ema_top1:.1%} with EMA weights, {raw_top1:.1%} with raw ones. "
         f"{output / 'model.keras'} has the {kind} weights."
     )
+    print_classes(accuracy["balanced_accuracy"], classes)
 
 
 def evaluate(
@@ -184,16 +208,72 @@ def evaluate(
         batch_size: images per batch.
 
     Returns:
-        `top1` and `top5`, in 0...1, and `confusion`, a `(classes, classes)`
-        list of counts: labels in rows, predictions in columns.
+        `top1`, `top5` and `balanced_accuracy`, in 0...1, and `confusion`, a
+        `(classes, classes)` list of counts: labels in rows, predictions in
+        columns.
     """
     batches = evaluation_batches(examples, tf.identity, batch_size)
     labels = np.concatenate([labels for _, labels, _ in batches])
     scores = model.predict(batches.map(lambda image, *_: image), verbose=0)
     # The last batch is padded.
     labels, scores = labels[: examples.count], scores[: examples.count]
-    accuracy = top_k(predictions(scores, labels))
-    return accuracy | {"confusion": confusion_matrix(scores, labels).tolist()}
+    confusion = confusion_matrix(scores, labels)
+    return {
+        **top_k(predictions(scores, labels)),
+        "balanced_accuracy": balanced_accuracy(confusion),
+        "confusion": confusion.tolist(),
+    }
+
+
+def by_class(
+    confusion: Sequence[Sequence[int]], examples: Examples
+) -> list[dict[str, Any]]:
+    """Images and accuracy of each class; `None` where they are not known.
+
+    Args:
+        confusion: as of `evaluate`.
+        examples: training examples.
+    """
+    counts = class_counts(examples)
+    accuracies = class_accuracies(np.array(confusion))
+    return [
+        {
+            "name": name,
+            "training_images": counts.get(name),
+            "validation_images": sum(row),
+            "accuracy": accuracy if any(row) else None,
+        }
+        for name, row, accuracy in zip(
+            examples.class_names, confusion, accuracies.tolist(), strict=True
+        )
+    ]
+
+
+def print_classes(balanced: float, classes: Sequence[dict[str, Any]]) -> None:
+    """Prints what a single accuracy hides where classes differ in size.
+
+    Args:
+        balanced: balanced accuracy.
+        classes: as of `by_class`.
+    """
+    found = [row for row in classes if row["validation_images"]]
+    sizes = [row["validation_images"] for row in found]
+    if max(sizes) < 2 * min(sizes):
+        return
+    worst = sorted(found, key=lambda row: row["accuracy"])[:3]
+    lowest = ", ".join(
+        f"{row['name']} {row['accuracy']:.1%} of {row['validation_images']}"
+        for row in worst
+    )
+    print(f"Mean accuracy of the classes: {balanced:.1%}. Lowest: {lowest}")
+
+
+def write_summary(summary: dict[str, Any], output: Path) -> None:
+    """Writes `summary.json`, a line per value."""
+    lines = [
+        f'  "{key}": {json.dumps(value)}' for key, value in summary.items()
+    ]
+    write_text(output / "summary.json", "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def write_images(examples: Examples, folder: Path) -> None:

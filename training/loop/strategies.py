@@ -2,6 +2,7 @@
 
 import faulthandler
 import os
+from functools import cache
 
 import tensorflow as tf
 
@@ -11,6 +12,7 @@ from training.options import StrategyName
 AGREEMENT_STEPS = 10
 
 
+@cache  # two of a kind in one process would collide
 def make_strategy(
     name: StrategyName = "auto", timeout: float = 300
 ) -> tf.distribute.Strategy:
