@@ -215,10 +215,16 @@ async function damage(context) {
   });
 }
 
+// Hosts of single pages send a page instead of a missing file.
+async function lose(context) {
+  await context.route("**/site.json", (route) => route.fulfill({ body: "<!doctype html>" }));
+}
+
 const seen = {
   cpu: await visit(cpu),
   gpu: await visit(gpu, { gpu: true }),
   damaged: await visit(error, { prepare: damage }),
+  notFound: await visit(error, { prepare: lose }),
   file: await visit(error, { address: `file://${link}/index.html` }),
   offline: await visit(offline),
 };

@@ -227,7 +227,8 @@ def test_a_wrong_model_is_explained(seen):
     models = seen["cpu"]["models"]
     for error, reason in {
         seen["damaged"]: "is damaged, or is not the model of this page.",
-        models["page.js"]: "is damaged, or is not a .tflite model.",
+        seen["notFound"]: "site.json is damaged.",
+        models["page.js"]: "is damaged, is not a .tflite model, or",
         models["foreign.tflite"]: "it takes x float32 (1, 4) instead of",
         models["model.tflite"]: "it has 5 classes and the page 4 labels",
     }.items():

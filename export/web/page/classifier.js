@@ -2,12 +2,8 @@
 
 import { loadAndCompile, loadLiteRt, supportsFeature, Tensor } from "@litertjs/core";
 
-import { download, matches } from "./files.js";
+import { download, matches, REMEDY } from "./files.js";
 import { pixels } from "./pixels.js";
-
-const REMEDY =
-  "Upload the whole folder of the page again, or make a new one with " +
-  "python -m export web --model FILE --output FOLDER.";
 
 let runtime; // loaded once
 let refused = false; // whether the GPU did not take a part of the last model
@@ -26,7 +22,8 @@ export class Classifier {
     try {
       model = (await compileForGpu(bytes)) ?? (await compileForCpu(bytes));
     } catch (cause) {
-      throw new Error(`${url} is damaged, or is not a .tflite model. ${REMEDY}`, { cause });
+      const reason = "is damaged, is not a .tflite model, or needs more memory than there is";
+      throw new Error(`${url} ${reason} (${cause.message}). ${REMEDY}`, { cause });
     }
     const wrong = difference(model, classes);
     if (wrong) throw new Error(`${url} is not a classifier for this page: ${wrong} ${REMEDY}`);

@@ -1,5 +1,10 @@
 // Loads files of the page.
 
+// What to do about files that are wrong.
+export const REMEDY =
+  "Upload the whole folder of the page again, or make a new one with " +
+  "python -m export web --model FILE --output FOLDER.";
+
 // The response to a request.
 export async function get(url) {
   const response = await fetch(url).catch(() => ({ statusText: "no connection" }));
@@ -8,6 +13,14 @@ export async function get(url) {
     throw new Error(`${url} could not be loaded (${reason}). Reload the page.`);
   }
   return response;
+}
+
+// The content of a JSON file.
+export async function getJson(url) {
+  const response = await get(url);
+  return response.json().catch(() => {
+    throw new Error(`${url} is damaged. ${REMEDY}`);
+  });
 }
 
 // The bytes of a file. Calls `onProgress` with the loaded share, in 0...1.

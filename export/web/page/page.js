@@ -1,7 +1,7 @@
 // The user interface; the model is in classifier.js.
 
 import { Classifier } from "./classifier.js";
-import { get } from "./files.js";
+import { get, getJson } from "./files.js";
 import { drawHeatmap, drawScale } from "./heatmap.js";
 import { keepOffline } from "./offline.js";
 import { geometry } from "./pixels.js";
@@ -16,7 +16,7 @@ let stream; // of the camera while it is on
 let last = Promise.resolve(); // ends with the last action
 
 async function start() {
-  site = await (await get("site.json")).json();
+  site = await getJson("site.json");
   $("model").textContent = site.name;
   document.title = `${site.name} in the browser`;
   classifier = await Classifier.load("model.tflite", {
