@@ -36,6 +36,8 @@ class Handler(SimpleHTTPRequestHandler):
         if not self.is_in_site():
             self.send_error(HTTPStatus.NOT_FOUND)
             return None
+        # A site may be older than the one that this port served before.
+        del self.headers["If-Modified-Since"]
         return super().send_head()
 
     def is_in_site(self) -> bool:

@@ -23,6 +23,7 @@ async function visit(action, { gpu = false, address = url, prepare } = {}) {
   const context = await browser.newContext({ viewport: { width: 390, height: 844 } });
   await prepare?.(context);
   if (!gpu) await context.addInitScript(() => delete Navigator.prototype.gpu);
+  context.setDefaultTimeout(100_000); // busy machines, and GPUs without a GPU
   const page = await context.newPage();
   const messages = [];
   page.on("pageerror", (error) => messages.push(error.message));

@@ -12,7 +12,7 @@ onfetch = (event) => {
 // The page on the server decides the version; without a network, the kept one.
 async function newest(url) {
   try {
-    const options = { cache: "no-cache", redirect: "manual" };
+    const options = { cache: "no-store", redirect: "manual" };
     return await fetch(url, { ...options, signal: AbortSignal.timeout(5000) });
   } catch {
     return (await caches.match(page)) ?? Response.error();
