@@ -384,23 +384,23 @@ def train(
     trainer = Trainer(recipe, distribution, model, ema_model, optimizer, loss)
     unfinished = folder / f"{cell.name}-{seed}"
     unfinished.mkdir(parents=True, exist_ok=True)
-    checkpoints = Checkpoints(
+    with Checkpoints(
         trainer.state, unfinished, is_chief(distribution), 1
-    )
-    checkpoints.restore()
-    saved = time.perf_counter()
-    batches = training_data(
-        recipe, distribution, examples, trainer.step, unfinished
-    )
-    means = trainer.means()
-    while trainer.step < recipe.epochs * steps and trainer.nonfinite < 0:
-        trainer.reset_means()
-        for _ in range(steps):
-            trainer.train_step(*next(batches))
+    ) as checkpoints:
+        checkpoints.restore()
+        saved = time.perf_counter()
+        batches = training_data(
+            recipe, distribution, examples, trainer.step, unfinished
+        )
         means = trainer.means()
-        if time.perf_counter() - saved >= save_seconds:
-            saved = time.perf_counter()
-            checkpoints.save(trainer.step)
+        while trainer.step < recipe.epochs * steps and trainer.nonfinite < 0:
+            trainer.reset_means()
+            for _ in range(steps):
+                trainer.train_step(*next(batches))
+            means = trainer.means()
+            if time.perf_counter() - saved >= save_seconds:
+                saved = time.perf_counter()
+                checkpoints.save(trainer.step)
     result = {
         "row": cell.row,
         "column": cell.column,

@@ -51,7 +51,8 @@ def train(
 
     Raises:
         ValueError: the folder holds a finished run, or one of another recipe;
-            or the devices do not divide the recipe's batch.
+            its disk is too small; or the devices do not divide the recipe's
+            batch.
         OSError: the folder cannot be written.
         FloatingPointError: a loss or gradient is not finite.
         ConnectionError: another worker died or hangs.
@@ -84,6 +85,7 @@ def train(
     from training.loop.overview import print_overview
     from training.loop.run_folder import (
         check_folder,
+        check_space,
         claimed,
         finish,
         forget_history,
@@ -124,6 +126,8 @@ def train(
         loss = make_loss(recipe, classes)
         optimizer = make_optimizer(recipe, model, steps)
     trainer = Trainer(recipe, devices, model, ema_model, optimizer, loss)
+    if chief:
+        check_space(output, trainer)
 
     # 4. Start from a file, published or random weights.
     if recipe.weights and not is_started(output):
@@ -132,9 +136,13 @@ def train(
         trainer.reset_ema()
 
     # 5. Claim the folder. Of many workers, only the chief writes to it.
-    with claimed(output, recipe, chief):
+    with (
+        claimed(output, recipe, chief),
+        Checkpoints(
+            trainer.state, output / "checkpoints", chief
+        ) as checkpoints,
+    ):
         # 6. Resume from the newest intact checkpoint of this run, if any.
-        checkpoints = Checkpoints(trainer.state, output / "checkpoints", chief)
         restored = checkpoints.restore()
         first_step = trainer.step
         if chief:
@@ -181,14 +189,17 @@ def train(
                     trainer.reset_means()
                 asked = any_worker(devices, stop.received, step)
                 if asked or ends_epoch or step % checkpoint_steps == 0:
+                    checkpoints.wait()  # for the one before
                     trainer.check_finite(steps, checkpoints.newest)
                     checkpoints.save(step, is_best)
                 if asked:
+                    checkpoints.wait()
                     raise KeyboardInterrupt(
                         f"Stopped and saved at step {step}. Run the same "
                         "command again to resume."
                     )
         callbacks.on_train_end()
+        checkpoints.wait()
 
         # 8. Finish: the model with its accuracy, labels and validation images.
         if chief:

@@ -60,6 +60,23 @@ def newest(run):
     return max((int(file.stem[5:]) for file in files), default=0)
 
 
+def test_killed_while_a_checkpoint_is_written(tmp_path):
+    processes = Processes(tmp_path)
+    killed = SHORT | {"trouble": [13, "killed_while_saving"]}
+    statuses = processes.ended(
+        processes.run("one", {"whole": SHORT, "killed": killed})
+    )
+    assert statuses == [-signal.SIGXFSZ], processes.log()
+    checkpoints = tmp_path / "killed" / "checkpoints"
+    (part,) = checkpoints.glob("ckpt-*_temp/*")
+    assert part.stat().st_size == 20_000
+    last = checkpoints / f"ckpt-{newest(tmp_path / 'killed')}"
+    processes.complete("one", {"killed": SHORT})
+    assert f"from {last}" in processes.log()
+    assert not list(checkpoints.glob("*_temp"))
+    assert_bit_equal(processes.state("killed"), processes.state("whole"))
+
+
 def cut(index, data):
     data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
 
@@ -86,16 +103,18 @@ def test_the_checkpoint_before_a_damaged_one_is_used(damage, tmp_path):
         processes.run("one", {"whole": SHORT, "killed": killed})
     )
     assert statuses == [-signal.SIGKILL]
-    newest = tmp_path / "killed" / "checkpoints" / "ckpt-10"
+    checkpoints = tmp_path / "killed" / "checkpoints"
+    step = newest(tmp_path / "killed")  # 10, or 8 while that was written
     damage(
-        newest.with_name("ckpt-10.index"),
-        newest.with_name("ckpt-10.data-00000-of-00001"),
+        checkpoints / f"ckpt-{step}.index",
+        checkpoints / f"ckpt-{step}.data-00000-of-00001",
     )
     processes.complete("one", {"killed": SHORT})
     log = processes.log()
     if damage is not delete_index:  # without its index it is no checkpoint
-        assert f"Skipping damaged checkpoint {newest}" in log
-    assert f"from {newest.with_name('ckpt-8')}" in log
+        damaged = checkpoints / f"ckpt-{step}"
+        assert f"Skipping damaged checkpoint {damaged}" in log
+    assert f"from {checkpoints / f'ckpt-{step - 2}'}" in log
     assert_bit_equal(processes.state("killed"), processes.state("whole"))
 
 

@@ -17,7 +17,6 @@ import training.loop.model as models
 from keras_cait.command_line import run
 from tests.helpers.run_training import TINY, build, noise, troubled
 from tests.helpers.runs import assert_bit_equal, read_state
-from training.loop.checkpoints import Checkpoints
 from training.train import train
 
 DROPPING = dataclasses.replace(TINY, epochs=2, drop_path_rate=0.2)  # 8 steps
@@ -73,60 +72,14 @@ def test_loss_that_is_not_finite_stops_before_it_is_saved(trouble, tmp_path):
     assert all(np.isfinite(value).all() for value in state.values())
 
 
-@pytest.fixture
-def checkpoints(tmp_path):
-    """Two small checkpoints: the weights of steps 1 and 2."""
-    state = tf.train.Checkpoint(weights=tf.Variable(tf.zeros(4)))
-    checkpoints = Checkpoints(state, tmp_path / "checkpoints")
-    for step in (1, 2):
-        state.weights.assign(tf.fill(4, float(step)))
-        checkpoints.save(step)
-    return checkpoints
-
-
-def restored(checkpoints):
-    """The step whose weights are found, which must be those of one step."""
-    checkpoints.state.weights.assign(tf.zeros(4))
-    path = checkpoints.restore()
-    weights = checkpoints.state.weights.numpy()
-    step = int(path.name.removeprefix("ckpt-"))
-    assert weights.tolist() == [step] * 4
-    return step
-
-
-@pytest.mark.parametrize("ending", ["index", "data-00000-of-00001"])
-def test_damaged_checkpoint_is_skipped(ending, checkpoints, capsys):
-    file = checkpoints.folder / f"ckpt-2.{ending}"
-    whole = file.read_bytes()
-    assert restored(checkpoints) == 2
-
-    steps = []
-    for place in range(len(whole)):
-        flipped = bytearray(whole)
-        flipped[place] ^= 1 << place % 8
-        file.write_bytes(flipped)
-        steps.append(restored(checkpoints))
-    # A few bits, such as those of padding, decide nothing.
-    assert steps.count(1) > 0.8 * len(whole)
-    for length in range(0, len(whole), 7):
-        file.write_bytes(whole[:length])
-        assert restored(checkpoints) == 1
-    assert (
-        f"Skipping damaged checkpoint {file.with_suffix('')}: "
-        in capsys.readouterr().out
-    )
-
-
-def test_the_list_of_checkpoints_may_be_lost(checkpoints):
-    (checkpoints.folder / "checkpoint").write_text("damaged")
-    assert restored(checkpoints) == 2
-
-
-def test_run_without_a_whole_checkpoint_is_refused(checkpoints):
-    for file in checkpoints.folder.glob("*.data*"):
-        file.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"All checkpoints in .* are damaged"):
-        checkpoints.restore()
+def test_run_that_the_disk_cannot_hold_is_refused(
+    trouble, tmp_path, monkeypatch
+):
+    usage = shutil.disk_usage(tmp_path)._replace(free=50_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(ValueError, match=f"{tmp_path} has 0.0 GB free"):
+        train(DROPPING, tmp_path / "new" / "run")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture

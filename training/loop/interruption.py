@@ -12,7 +12,8 @@ from types import FrameType
 class StopSignal:
     """Whether SIGTERM or Ctrl-C asked the run to stop.
 
-    The current step is completed first. A second Ctrl-C stops at once.
+    The current step is completed first. A second Ctrl-C stops at once, or when
+    a checkpoint that is being written is complete.
 
     Attributes:
         received: whether one of the signals has arrived.

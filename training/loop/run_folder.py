@@ -3,6 +3,8 @@
 import csv
 import dataclasses
 import json
+import math
+import shutil
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +25,7 @@ from keras_cait.files import (
 from keras_cait.models import CaiT
 from training.data.datasets import Examples, class_counts
 from training.data.pipeline import evaluation_batches, unreadable_images
+from training.loop.checkpoints import KEPT
 from training.loop.trainer import Trainer
 from training.metrics import (
     balanced_accuracy,
@@ -36,7 +39,7 @@ from training.recipes import Recipe
 
 def is_started(output: Path) -> bool:
     """Whether a folder holds a run with a checkpoint to resume from."""
-    has_checkpoint = any((output / "checkpoints").rglob("*.index"))
+    has_checkpoint = any((output / "checkpoints").rglob("ckpt-*.index"))
     return has_checkpoint and (output / "recipe.json").exists()
 
 
@@ -92,6 +95,49 @@ def check_recipe(output: Path, recipe: Recipe) -> None:
             f"{output} holds a run of another recipe: {', '.join(differing)}. "
             "Use the same recipe to resume it, or choose another --output."
         )
+
+
+def check_space(output: Path, trainer: Trainer) -> None:
+    """Checks that the disk can hold what a run keeps.
+
+    Args:
+        output: folder of the run, which may exist and hold a part of it.
+        trainer: the trainer, of whose variables the sizes are known.
+
+    Raises:
+        ValueError: the disk has too little space left.
+    """
+    variables = trainer.ema_model.variables
+    model = size(variables)
+    checkpoint = size(
+        trainer.model.variables + variables + trainer.optimizer.variables
+    )
+    count = KEPT + 2
+    # Checkpoints that exist will be replaced. Linked files count once.
+    existing = {
+        file.stat().st_ino: file.stat().st_size
+        for file in (output / "checkpoints").rglob("ckpt-*")
+    }
+    needed = count * checkpoint + model - sum(existing.values())
+    folder = output.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ValueError(
+            f"The disk of {folder} has {free / 1e9:.1f} GB free, and the run "
+            f"needs {needed / 1e9:.1f} GB: {count} checkpoints of "
+            f"{checkpoint / 1e9:.1f} GB (the last {KEPT}, the best and one "
+            f"that is written) and the model. Free some space, or choose an "
+            "--output on another disk."
+        )
+
+
+def size(variables: list[keras.Variable]) -> int:
+    """The bytes that variables take."""
+    return sum(
+        math.prod(v.shape) * tf.as_dtype(v.dtype).size for v in variables
+    )
 
 
 @contextmanager

@@ -1,0 +1,98 @@
+"""Checkpoints: how long writing one holds a training run, and takes in all.
+
+*In the loop*, TensorFlow writes the state of model, EMA and AdamW while the run
+waits, and writes it again if it is also the best. *In the background*, the run
+waits for a copy in host memory alone. Where the variables are in host memory,
+too, the next step copies them as it changes them; that time is included.
+"""
+
+import os
+import tempfile
+import time
+from pathlib import Path
+
+from cyclopts import App
+
+from benchmarks.results import Output, Rounds, Rows, show, write
+
+VARIANTS = ("XXS24", "M24")
+
+
+def measure(variant: str, rounds: int) -> tuple[float, Rows]:
+    """Gigabytes of a checkpoint, and fewest seconds of the ways to write it."""
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    import numpy as np
+
+    from training.loop.checkpoints import Checkpoints, read
+    from training.loop.distillation import make_loss
+    from training.loop.model import build
+    from training.loop.optimizers import make_optimizer
+    from training.loop.strategies import make_strategy
+    from training.loop.trainer import Trainer
+    from training.recipes import RECIPES
+
+    recipe = RECIPES[f"{variant.lower()}-224"].resolved()
+    model, ema_model = build(recipe, 1000), build(recipe, 1000)
+    state = Trainer(
+        recipe,
+        make_strategy("one"),
+        model,
+        ema_model,
+        make_optimizer(recipe, model, 1000),
+        make_loss(recipe, 1000),
+    ).state
+    held: dict[str, list[float]] = {}
+    written: dict[str, list[float]] = {}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Checkpoints(state, folder, keep=1) as checkpoints,
+    ):
+        for step in range(rounds):
+            for name, is_best in (("", False), (", also the best", True)):
+                start = time.perf_counter()
+                for _ in range(1 + is_best):
+                    state.write(f"{folder}/in-the-loop")
+                seconds = time.perf_counter() - start
+                held.setdefault(f"in the loop{name}", []).append(seconds)
+                written.setdefault(f"in the loop{name}", []).append(seconds)
+
+                start = time.perf_counter()
+                for value in read(state).values():
+                    np.array(value.numpy())
+                copied = time.perf_counter() - start
+                start = time.perf_counter()
+                checkpoints.save(step, is_best)
+                saved = time.perf_counter() - start
+                checkpoints.wait()
+                seconds = time.perf_counter() - start
+                background = f"in the background{name}"
+                held.setdefault(background, []).append(saved + copied)
+                written.setdefault(background, []).append(seconds)
+        size = sum(
+            file.stat().st_size for file in Path(folder).glob("in-the-loop.*")
+        )
+    return size / 1e9, {
+        name: {"seconds held": min(held[name]), "in all": min(written[name])}
+        for name in held
+    }
+
+
+app = App(name="python -m benchmarks.checkpoints", help=__doc__)
+
+
+@app.default
+def main(*, rounds: Rounds = 5, output: Output = None) -> None:
+    """Times checkpoints of XXS24 and M24."""
+    tables = {}
+    for variant in VARIANTS:
+        size, rows = measure(variant, rounds)
+        title = f"A checkpoint of {variant}, {size:.1f} GB"
+        show(title, rows)
+        tables[title] = rows
+    write(tables, output)
+
+
+if __name__ == "__main__":
+    from keras_cait.command_line import run
+
+    run(app)
