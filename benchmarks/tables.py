@@ -107,6 +107,12 @@ def fast_jpeg() -> str:
     )
 
 
+def explanations() -> str:
+    """How much of each map lies on the digit that it is about."""
+    (rows,) = read("explanations")["tables"].values()
+    return markdown(rows, "Map")
+
+
 def serving_summary() -> str:
     """Images per second of the SavedModel and its baselines."""
     return markdown(

@@ -46,7 +46,7 @@ def class_attention_maps(model: keras.Model, images: Tensor) -> np.ndarray:
 
     Reference: Touvron et al., 2021, figure 6.
     """
-    blocks = _layers(model, ClassAttentionBlock)
+    blocks = layers_of_kind(model, ClassAttentionBlock)
     scores, (rows, columns) = _scores(model, images, blocks)
     maps = np.stack(scores, axis=1)[..., 0, 1:]  # (B, blocks, H, patches)
     return maps.reshape(*maps.shape[:3], rows, columns)
@@ -109,7 +109,7 @@ def self_attention_maps(
 
     Reference: Touvron et al., 2021, section 4.
     """
-    blocks = _layers(model, SelfAttentionBlock)
+    blocks = layers_of_kind(model, SelfAttentionBlock)
     chosen = blocks[_index(block, blocks)]
     (scores,), grid = _scores(model, images, [chosen])
     patches = math.prod(grid)
@@ -266,7 +266,7 @@ def _scores(
     """Returns the scores `(batch, heads, queries, keys)` of each block, and
     the grid of the patches.
     """
-    (positions,) = _layers(model, PositionEmbedding)
+    (positions,) = layers_of_kind(model, PositionEmbedding)
     upstream = keras.Model(
         model.input, [positions.input, [block.input for block in blocks]]
     )
@@ -280,7 +280,12 @@ def _scores(
     return scores, (rows, columns)
 
 
-def _layers(model: keras.Model, kind: type) -> list[Any]:
+def layers_of_kind(model: keras.Model, kind: type) -> list[Any]:
+    """The layers of one class in a model, from first to last.
+
+    Raises:
+        ValueError: it has none.
+    """
     layers = [layer for layer in model.layers if isinstance(layer, kind)]
     if not layers:
         raise ValueError(
@@ -293,7 +298,7 @@ def _layers(model: keras.Model, kind: type) -> list[Any]:
 
 def _layer(model: keras.Model, name_or_index: str | int) -> keras.layers.Layer:
     if isinstance(name_or_index, int):
-        blocks = _layers(model, SelfAttentionBlock)
+        blocks = layers_of_kind(model, SelfAttentionBlock)
         return blocks[_index(name_or_index, blocks)]
     names = [layer.name for layer in model.layers]
     if name_or_index not in names:

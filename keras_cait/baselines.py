@@ -23,6 +23,7 @@ from keras_cait.layers import (
     check_rank,
     dense,
     query_key_scores,
+    scaled,
     softmax,
     weighted_values,
     width,
@@ -70,10 +71,14 @@ class SelfAttention(TalkingHeadsAttention):
         self.proj.build(input_shape)
 
     def call(
-        self, inputs: Tensor, return_attention_scores: bool = False
+        self,
+        inputs: Tensor,
+        return_attention_scores: bool = False,
+        scores_scale: Tensor | None = None,
     ) -> Tensor:
         query, key, value = ops.split(self.qkv(inputs), 3, axis=-1)
         scores = softmax(query_key_scores(query, key, self.num_heads))
+        scores = scaled(scores, scores_scale)
         outputs = self.proj(weighted_values(scores, value))
         if return_attention_scores:
             return outputs, ops.transpose(scores, (1, 0, 2, 3))

@@ -100,6 +100,8 @@ class SelfAttentionBlock(Block):
         return_attention_scores: whether to return the attention scores as well,
             taken after the second mixing of the heads.
         training: whether stochastic depth is active.
+        scores_scale: tensor that broadcasts to the scores, to multiply them
+            with, or `None`.
 
     Returns:
         Tensor `(batch, patches, embed_dim)`. With scores, a pair of it and
@@ -156,10 +158,13 @@ class SelfAttentionBlock(Block):
         inputs: Any,
         return_attention_scores: bool = False,
         training: bool | None = None,
+        scores_scale: Any = None,
     ) -> Any:
         x = ops.cast(inputs, self.variable_dtype)
         branch, scores = self.attention(
-            self.norm1(x), return_attention_scores=True
+            self.norm1(x),
+            return_attention_scores=True,
+            scores_scale=scores_scale,
         )
         branch = self.layer_scale_1(branch)
         x = x + self.stochastic_depth(branch, training=training)
@@ -172,6 +177,7 @@ class SelfAttentionBlock(Block):
         inputs: Any,
         return_attention_scores: bool = False,
         training: bool | None = None,
+        scores_scale: Any = None,
     ) -> Any:
         _, scores = self.attention.compute_output_spec(inputs, True)
         outputs = keras.KerasTensor(inputs.shape, dtype=self.variable_dtype)
@@ -199,6 +205,7 @@ class ClassAttentionBlock(Block):
         class_token: float tensor `(batch, 1, embed_dim)`.
         patches: float tensor `(batch, patches, embed_dim)`.
         return_attention_scores: whether to return the attention scores as well.
+        scores_scale: as in `SelfAttentionBlock`.
 
     Returns:
         The new class token `(batch, 1, embed_dim)`. With scores, a pair of it
@@ -246,10 +253,14 @@ class ClassAttentionBlock(Block):
         class_token: Any,
         patches: Any,
         return_attention_scores: bool = False,
+        scores_scale: Any = None,
     ) -> Any:
         x = ops.cast(class_token, self.variable_dtype)
         branch, scores = self.attention(
-            self.norm1(x), self.norm1(patches), return_attention_scores=True
+            self.norm1(x),
+            self.norm1(patches),
+            return_attention_scores=True,
+            scores_scale=scores_scale,
         )
         x = x + self.layer_scale_1(branch)
         x = x + self.layer_scale_2(self.mlp(self.norm2(x)))
@@ -260,6 +271,7 @@ class ClassAttentionBlock(Block):
         class_token: Any,
         patches: Any,
         return_attention_scores: bool = False,
+        scores_scale: Any = None,
     ) -> Any:
         _, scores = self.attention.compute_output_spec(
             class_token, patches, True

@@ -431,6 +431,8 @@ class TalkingHeadsAttention(keras.layers.Layer):
         inputs: float tensor `(batch, tokens, embed_dim)`.
         return_attention_scores: whether to return the scores after `P_w` as
             well.
+        scores_scale: tensor that broadcasts to the scores, to multiply those
+            after `P_w` with, or `None`.
 
     Returns:
         Tensor `(batch, tokens, embed_dim)`. With scores, a pair of it and
@@ -470,11 +472,14 @@ class TalkingHeadsAttention(keras.layers.Layer):
         self.proj.build(input_shape)
 
     def call(
-        self, inputs: Tensor, return_attention_scores: bool = False
+        self,
+        inputs: Tensor,
+        return_attention_scores: bool = False,
+        scores_scale: Tensor | None = None,
     ) -> Tensor:
         query, key, value = ops.split(self.qkv(inputs), 3, axis=-1)
         scores = query_key_scores(query, key, self.num_heads)  # (H, B, N, N)
-        scores = self._mix(scores)
+        scores = scaled(self._mix(scores), scores_scale)
         outputs = self.proj(weighted_values(scores, value))
         if return_attention_scores:
             return outputs, ops.transpose(scores, (1, 0, 2, 3))
@@ -495,7 +500,10 @@ class TalkingHeadsAttention(keras.layers.Layer):
         return self.proj_weights(softmax(self.proj_logits(scores)))
 
     def compute_output_spec(
-        self, inputs: Tensor, return_attention_scores: bool = False
+        self,
+        inputs: Tensor,
+        return_attention_scores: bool = False,
+        scores_scale: Tensor | None = None,
     ) -> Tensor:
         batch, tokens, _ = inputs.shape
         outputs = keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
@@ -525,6 +533,8 @@ class ClassAttention(keras.layers.Layer):
         class_token: float tensor `(batch, 1, embed_dim)`.
         patches: float tensor `(batch, patches, embed_dim)`.
         return_attention_scores: whether to return the scores as well.
+        scores_scale: tensor that broadcasts to the scores, to multiply them
+            with, or `None`.
 
     Returns:
         Tensor `(batch, 1, embed_dim)`, to be added to the class token. With
@@ -567,12 +577,13 @@ class ClassAttention(keras.layers.Layer):
         class_token: Tensor,
         patches: Tensor,
         return_attention_scores: bool = False,
+        scores_scale: Tensor | None = None,
     ) -> Tensor:
         tokens = ops.concatenate([class_token, patches], axis=1)  # (B, 1+N, C)
         scores = query_key_scores(
             self.query(class_token), self.key(tokens), self.num_heads
         )  # (H, B, 1, 1+N)
-        scores = softmax(scores)
+        scores = scaled(softmax(scores), scores_scale)
         outputs = self.proj(weighted_values(scores, self.value(tokens)))
         if return_attention_scores:
             return outputs, ops.transpose(scores, (1, 0, 2, 3))
@@ -583,6 +594,7 @@ class ClassAttention(keras.layers.Layer):
         class_token: Tensor,
         patches: Tensor,
         return_attention_scores: bool = False,
+        scores_scale: Tensor | None = None,
     ) -> Tensor:
         batch, tokens, _ = patches.shape
         outputs = keras.KerasTensor(class_token.shape, dtype=self.compute_dtype)
@@ -610,6 +622,13 @@ def query_key_scores(query: Tensor, key: Tensor, num_heads: int) -> Tensor:
     query = ops.transpose(split_heads(query * scale, num_heads), (2, 0, 1, 3))
     key = ops.transpose(split_heads(key, num_heads), (2, 0, 3, 1))
     return ops.matmul(query, key)
+
+
+def scaled(scores: Tensor, scale: Tensor | None) -> Tensor:
+    """Scores (H, B, M, N) times what broadcasts to (B, H, M, N), if given."""
+    return (
+        scores if scale is None else scores * ops.transpose(scale, (1, 0, 2, 3))
+    )
 
 
 def weighted_values(scores: Tensor, value: Tensor) -> Tensor:
