@@ -6,8 +6,11 @@ without waiting for them.
 
 import math
 import re
-from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, get_args
+from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 Variant = Literal[
     "XXS24",
@@ -29,6 +32,14 @@ ARCHITECTURE = [
     "class_attention_depth",
     "init_values",
 ]
+# The types of fields: what values have, and its name in messages.
+KINDS: dict[Any, tuple[type, str]] = {
+    bool: (bool, "true or false"),
+    int: (Integral, "a whole number"),
+    float: (Real, "a number"),
+    str: (str, "a string"),
+    NoneType: (NoneType, "null"),
+}
 # Lowest and highest values that layers and augmentation do not check.
 RANGES = {
     (1, 4096): ["image_size", "patch_size"],
@@ -75,7 +86,8 @@ class Recipe:
     pixels.
 
     Raises:
-        ValueError: a value is out of range, or two contradict each other.
+        ValueError: a value is of another type or out of range, or two
+            contradict each other.
 
     Example:
     >>> Recipe(variant="XXS24").resolved().embed_dim
@@ -221,10 +233,12 @@ class Recipe:
     distillation_temperature: float = 3.0
     """Divides the logits in soft distillation."""
 
-    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = (
+    precision: Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"] = (
         "mixed_bfloat16"
     )
-    """Dtype policy; mixed_float16 adds loss scaling."""
+    """Dtype policy; mixed_float16 adds loss scaling. auto is mixed_bfloat16 on
+    a TPU or a GPU that has it (compute capability 8), mixed_float16 on another
+    GPU, and float32 on a CPU."""
 
     xla: bool = True
     """Compile the forward and backward pass with XLA."""
@@ -245,6 +259,13 @@ class Recipe:
     """Seed of initial weights, order, augmentation and stochastic depth."""
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not any(is_of(value, kind) for kind in kinds_of(field.type)):
+                raise ValueError(
+                    f"{field.name} must be {described(field.type)}. Got "
+                    f"{value!r}."
+                )
         for (least, most), names in RANGES.items():
             for name in names:
                 value = getattr(self, name)
@@ -273,11 +294,6 @@ class Recipe:
                     "Without a variant, there are no published weights. Choose "
                     f"a variant, or other weights than {self.weights!r}."
                 )
-        elif self.variant not in get_args(Variant):
-            raise ValueError(
-                f"variant must be one of {', '.join(get_args(Variant))}. Got "
-                f"{self.variant!r}."
-            )
         if not 0 < self.validation_fraction < 1:
             raise ValueError(
                 "validation_fraction must be more than 0 and less than 1. Got "
@@ -375,6 +391,84 @@ class Recipe:
         if self.is_imagenet:
             changes["weights"] = self.weights.replace("imagenet", self.variant)
         return replace(self, **changes)
+
+    def unresolved(self) -> "Recipe":
+        """The recipe with `None` in place of the values of its variant.
+
+        Example:
+        >>> recipe = RECIPES["xxs24-384"]
+        >>> recipe.resolved().unresolved() == recipe
+        True
+        """
+        if self.variant is None:
+            return self
+        own = replace(self, **dict.fromkeys(self.architecture())).resolved()
+        changes: dict[str, Any] = {
+            name: None
+            for name, value in self.architecture().items()
+            if value == getattr(own, name)
+        }
+        name, _, size = self.weights.partition("-")
+        if name == self.variant:
+            changes["weights"] = f"imagenet-{size}" if size else "imagenet"
+        return replace(self, **changes)
+
+
+def kinds_of(kind: Any) -> tuple[Any, ...]:
+    """The types of a union, or the one type that is none."""
+    return get_args(kind) if NoneType in get_args(kind) else (kind,)
+
+
+def is_of(value: Any, kind: Any) -> bool:
+    """Whether a value is of the type of a field.
+
+    Example:
+    >>> is_of(1, int), is_of(1, float), is_of(1.0, int), is_of(True, int)
+    (True, True, False, False)
+    """
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    is_bool = isinstance(value, bool)
+    return isinstance(value, KINDS[kind][0]) and is_bool == (kind is bool)
+
+
+def described(kind: Any) -> str:
+    """The type of a field in words.
+
+    Example:
+    >>> described(int | None)
+    'a whole number or null'
+    """
+    return " or ".join(
+        f"one of {', '.join(get_args(kind))}"
+        if get_origin(kind) is Literal
+        else KINDS[kind][1]
+        for kind in kinds_of(kind)
+    )
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """Reads a recipe from a file, such as the `recipe.json` of a run.
+
+    Args:
+        path: a JSON file of fields of `Recipe`. Fields that it lacks have their
+            defaults, as they had in earlier versions.
+
+    Raises:
+        ValueError: the file is not JSON, a field is unknown or of another type,
+            or as of `Recipe`.
+        OSError: the file cannot be read.
+    """
+    from keras_cait.files import read_json  # imports Keras: seconds
+
+    values = read_json(path)
+    unknown = values.keys() - {field.name for field in fields(Recipe)}
+    if unknown:
+        raise ValueError(
+            f"{str(path)!r} is not a recipe: it has the unknown fields "
+            f"{', '.join(sorted(unknown))}."
+        )
+    return Recipe(**values).unresolved()
 
 
 def override(recipe: Recipe, **changes: Any) -> Recipe:
@@ -504,6 +598,7 @@ FINETUNE = Recipe(
     repeated_augmentation=1,
     random_erasing=0.0,
     mixing_batch_size=8,
+    precision="auto",
 )
 
 

@@ -1,14 +1,15 @@
 """Trains a CaiT: `python -m training.train quickstart --output runs/digits`.
 
 Run the same command again to resume an interrupted run; it ends with the same
-weights, bit for bit. A finished run is never overwritten.
+weights, bit for bit. A finished run is never overwritten. A recipe can also be
+a file, such as the recipe.json of a run.
 """
 
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 from cyclopts import App, Group, Parameter
 from cyclopts.validators import Number
@@ -21,7 +22,7 @@ from training.options import (
     options_of,
     whole_number,
 )
-from training.recipes import GROUPS, Recipe, override, summary
+from training.recipes import GROUPS, Recipe, override, read_recipe, summary
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -90,6 +91,7 @@ def train(
         finish,
         forget_history,
         is_started,
+        settled,
     )
     from training.loop.strategies import (
         any_worker,
@@ -102,7 +104,7 @@ def train(
     # 1. Check what can be checked. Nothing is created before it is needed.
     devices = make_strategy(strategy)
     chief = is_chief(devices)
-    recipe = recipe.resolved()
+    recipe = settled(recipe.resolved(), output, devices)
     recipe.check_devices(devices.num_replicas_in_sync, worker_count(devices))
     check_folder(output, recipe)
     check_weights(recipe.weights)
@@ -294,13 +296,32 @@ def make_command(recipe: Recipe) -> Callable[..., None]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line: `argv`, or that of the process."""
-    app = make_app()
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0].endswith(".json"):
+        train_file(*arguments)
+    app = make_app()
     if not arguments or {"-h", "--help"} & {*arguments}:
         app(arguments)  # exits
     # Imports Keras, and with it TensorFlow.
     from keras_cait.command_line import run
 
+    run(app, arguments)
+
+
+def train_file(path: str, *arguments: str) -> NoReturn:
+    """The command line of a recipe in a file."""
+    from keras_cait.command_line import fail, run
+
+    try:
+        recipe = read_recipe(path)
+    except (ValueError, OSError) as error:
+        fail(error)
+    app = App(
+        name=f"python -m training.train {path}",
+        help=f"Trains the recipe in {path}.",
+        version_flags=[],
+    )
+    app.default(make_command(recipe))
     run(app, arguments)
 
 

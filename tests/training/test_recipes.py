@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import tarfile
+from pathlib import Path
 from typing import get_args
 
 import keras
@@ -20,12 +21,14 @@ from training import prepare, train
 from training.data.datasets import Examples
 from training.data.pipeline import training_batches
 from training.loop.model import check_weights
+from training.loop.run_folder import settled
 from training.recipes import (
     FIGURES,
     RECIPES,
     Recipe,
     Variant,
     override,
+    read_recipe,
     summary,
 )
 
@@ -237,6 +240,102 @@ def test_a_larger_size_starts_from_weights_at_224_pixels(name):
                 check_weights(recipe.weights)
             return
     check_weights(recipe.weights)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_read_from_the_file_of_a_run(name, tmp_path):
+    recipe = RECIPES[name].resolved()
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps(dataclasses.asdict(recipe)))
+    assert read_recipe(path).resolved() == recipe
+
+
+def test_a_recipe_from_a_file_is_changed_by_options(tmp_path, monkeypatch):
+    path = tmp_path / "recipe.json"
+    record = dataclasses.asdict(RECIPES["s24-384"].resolved())
+    del record["ema_warmup"]  # as in earlier versions
+    path.write_text(json.dumps(record))
+    trained = []
+    monkeypatch.setattr(train, "train", lambda *values: trained.append(values))
+    with pytest.raises(SystemExit) as end:
+        train.main(
+            [
+                *(str(path), "--output", "runs/small"),
+                *(
+                    "--epochs",
+                    "4",
+                    "--variant",
+                    "XXS24",
+                    "--warmup-epochs",
+                    "1",
+                ),
+            ]
+        )
+    assert end.value.code == 0
+    ((recipe, output, *_),) = trained
+    assert recipe == override(RECIPES["xxs24-384"], epochs=4, warmup_epochs=1.0)
+    assert output == Path("runs/small")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not JSON"),
+        ('{"top1": 0.9, "epochs": 4}', "unknown fields top1."),
+        ('{"epochs": "4"}', "epochs must be a whole number. Got '4'."),
+        ('{"epochs": 4.0}', "epochs must be a whole number. Got 4.0."),
+        ('{"xla": 1}', "xla must be true or false. Got 1."),
+        ('{"learning_rate": null}', "learning_rate must be a number."),
+        ('{"depth": "24"}', "depth must be a whole number or null."),
+        ('{"variant": "S25"}', "variant must be one of XXS24, "),
+        ('{"precision": "float8"}', "precision must be one of auto, float32"),
+        ('{"epochs": 0}', "epochs must be at least 1. Got 0."),
+        (None, "No such file"),
+    ],
+)
+def test_a_wrong_recipe_file_ends_in_one_line(
+    content, message, tmp_path, capsys
+):
+    path = tmp_path / "recipe.json"
+    if content:
+        path.write_text(content)
+    with pytest.raises(SystemExit) as end:
+        train.main([str(path), "--output", str(tmp_path / "run")])
+    assert end.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "precision"),
+    [
+        ([], "float32"),
+        ([(7, 5)], "mixed_float16"),  # T4
+        ([(8, 0)], "mixed_bfloat16"),  # A100
+        ([(9, 0), (7, 5)], "mixed_float16"),
+        ([None], "mixed_float16"),
+    ],
+)
+def test_automatic_precision_is_that_of_the_devices_or_of_the_run(
+    capabilities, precision, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(
+        tf.config, "list_physical_devices", lambda kind: capabilities
+    )
+    monkeypatch.setattr(
+        tf.config.experimental,
+        "get_device_details",
+        lambda found: {"compute_capability": found} if found else {},
+    )
+    recipe = RECIPES["finetune"].resolved()
+    assert recipe.precision == "auto"
+    strategy = tf.distribute.get_strategy()
+    assert settled(recipe, tmp_path, strategy).precision == precision
+    # A run that is resumed keeps its own.
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "ckpt-1.index").touch()
+    (tmp_path / "recipe.json").write_text('{"precision": "mixed_bfloat16"}')
+    assert settled(recipe, tmp_path, strategy).precision == "mixed_bfloat16"
 
 
 def test_missing_archives_are_named(tmp_path, capsys):

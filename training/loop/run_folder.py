@@ -26,6 +26,7 @@ from keras_cait.models import CaiT
 from training.data.datasets import Examples, class_counts
 from training.data.pipeline import evaluation_batches, unreadable_images
 from training.loop.checkpoints import KEPT
+from training.loop.strategies import best_precision
 from training.loop.trainer import Trainer
 from training.metrics import (
     balanced_accuracy,
@@ -46,6 +47,28 @@ def is_started(output: Path) -> bool:
 def is_finished(output: Path) -> bool:
     """Whether a folder holds a run whose model is written."""
     return (output / "model.keras").exists()
+
+
+def settled(
+    recipe: Recipe, output: Path, strategy: tf.distribute.Strategy
+) -> Recipe:
+    """The recipe with a precision in place of "auto".
+
+    Args:
+        recipe: the resolved recipe.
+        output: folder of the run. One that is resumed keeps its precision, also
+            on other devices.
+        strategy: the devices, which otherwise decide.
+    """
+    if recipe.precision != "auto":
+        return recipe
+    if is_started(output):
+        precision = read_json(output / "recipe.json", ["precision"])[
+            "precision"
+        ]
+    else:
+        precision = best_precision(strategy)
+    return dataclasses.replace(recipe, precision=precision)
 
 
 def check_folder(output: Path, recipe: Recipe) -> None:

@@ -89,6 +89,25 @@ def _workers(timeout: float) -> tf.distribute.Strategy:
         faulthandler.cancel_dump_traceback_later()
 
 
+def best_precision(strategy: tf.distribute.Strategy) -> str:
+    """The fastest dtype policy of the devices in which training is stable.
+
+    Returns:
+        `"mixed_bfloat16"` on a TPU, or where all GPUs have compute capability 8
+        (Ampere); `"mixed_float16"` on other GPUs; `"float32"` on a CPU.
+    """
+    if isinstance(strategy, tf.distribute.TPUStrategy):
+        return "mixed_bfloat16"
+    capabilities = [
+        tf.config.experimental.get_device_details(gpu).get("compute_capability")
+        for gpu in tf.config.list_physical_devices("GPU")
+    ]
+    if not capabilities:
+        return "float32"
+    has_bfloat16 = all(found and found >= (8, 0) for found in capabilities)
+    return "mixed_bfloat16" if has_bfloat16 else "mixed_float16"
+
+
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
     """Whether this process writes the files of the run."""
     resolver = strategy.cluster_resolver
