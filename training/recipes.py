@@ -179,6 +179,10 @@ class Recipe:
     label_smoothing: float = 0.1
     """Share of the target that is spread over all classes."""
 
+    balance_classes: bool = False
+    """Train for the mean accuracy of the classes, however many images each has
+    (logit adjustment, Menon et al., 2021, arXiv 2007.07314)."""
+
     clip_norm: float = 0.0
     """Maximum global norm of the gradient; 0 disables clipping."""
 

@@ -67,8 +67,10 @@ def train(
 
     from training.data.datasets import (
         check_training,
+        class_counts,
         load,
         notes_on_split,
+        with_labels,
     )
     from training.data.pipeline import (
         evaluation_transform,
@@ -81,6 +83,7 @@ def train(
     from training.loop.callbacks import ImageSummaries, Meter, make_callbacks
     from training.loop.checkpoints import Checkpoints
     from training.loop.distillation import check_teacher, make_loss
+    from training.loop.losses import balanced
     from training.loop.model import build, check_weights, start_from
     from training.loop.optimizers import make_optimizer
     from training.loop.overview import print_overview
@@ -112,6 +115,8 @@ def train(
 
     # 2. Data: examples by number. A batch is a function of seed and step.
     examples = load(recipe.data, "train", data_dir, **recipe.split())
+    if recipe.balance_classes:
+        examples = with_labels(examples)
     check_training(examples, recipe.data)
     validation = load(recipe.data, "validation", data_dir, **recipe.split())
     for note in notes_on_split(examples, validation) if chief else ():
@@ -126,6 +131,8 @@ def train(
     with devices.scope():
         model, ema_model = build(recipe, classes), build(recipe, classes)
         loss = make_loss(recipe, classes)
+        if recipe.balance_classes:
+            loss = balanced(loss, [*class_counts(examples).values()])
         optimizer = make_optimizer(recipe, model, steps)
     trainer = Trainer(recipe, devices, model, ema_model, optimizer, loss)
     if chief:

@@ -7,6 +7,7 @@ import tensorflow as tf
 from tests.helpers.reference import reference
 from training.data.mixup import smooth_one_hot
 from training.loop.losses import (
+    balanced,
     hard_distillation,
     soft_distillation,
     soft_target_cross_entropy,
@@ -97,3 +98,25 @@ def test_losses_of_half_precision_are_float32(dtype):
         ours = loss(logits)
         assert ours.dtype == tf.float32
         np.testing.assert_array_equal(ours, loss(tf.cast(logits, tf.float32)))
+
+
+def test_a_balanced_loss_is_blind_to_the_frequency_of_classes():
+    """A model that sees nothing in the images then prefers no class."""
+    labels = [0] * 1 + [1] * 3 + [2] * 12
+    targets = tf.one_hot(labels, 3)
+
+    def plain(images, targets, logits):
+        return soft_target_cross_entropy(targets, logits)
+
+    assert balanced(plain, [4, 4, 4]) is plain
+    for loss, expected in (
+        (balanced(plain, [1, 3, 12]), [0, 0, 0]),
+        (plain, [16 / 3 - 1, 16 / 3 - 3, 16 / 3 - 12]),
+    ):
+        bias = tf.zeros(3)
+        with tf.GradientTape() as tape:
+            tape.watch(bias)
+            logits = tf.tile(bias[None], (16, 1))
+            total = tf.reduce_sum(loss(None, targets, logits))
+        gradient = tape.gradient(total, bias)
+        np.testing.assert_allclose(gradient, expected, atol=1e-5)

@@ -108,7 +108,8 @@ def test_a_doubtful_split_is_explained(tmp_path):
     assert "Copies of other images: 1," in note and "cat/3.png and " in note
     write("dog/cat", "cat/3")
     write("elk/only")
-    missing, doubtful = notes(tmp_path)
+    missing, uneven, doubtful = notes(tmp_path)
+    assert "Classes have 1 (elk) to 9 (cat) training images." in uneven
     assert "No validation image of elk:" in missing
     assert "Images in two classes: 1." in doubtful
     assert "cat/3.png" in doubtful

@@ -186,6 +186,27 @@ def check_training(examples: Examples, data: str) -> None:
         )
 
 
+def with_labels(examples: Examples) -> Examples:
+    """The examples with labels, which are read where they are not known.
+
+    Example:
+    >>> numbers = Examples(3, ("even", "odd"), lambda i: (i, i % 2))
+    >>> with_labels(numbers).labels
+    Reading the labels of 3 images
+    (0, 1, 0)
+    """
+    if examples.labels:
+        return examples
+    print(f"Reading the labels of {examples.count:,} images", flush=True)
+    batches = (
+        tf.data.Dataset.range(examples.count)
+        .map(lambda index: examples.read(index)[1], tf.data.AUTOTUNE)
+        .batch(1024)
+        .as_numpy_iterator()
+    )
+    return replace(examples, labels=tuple(np.concatenate([*batches]).tolist()))
+
+
 def class_counts(examples: Examples) -> dict[str, int]:
     """Images per class; empty where the labels are not known.
 
@@ -213,6 +234,17 @@ def notes_on_split(examples: Examples, validation: Examples) -> list[str]:
         notes.append(
             f"No validation image of {', '.join(missing)}: accuracy says "
             "nothing of them. A class needs two different images."
+        )
+    counts = class_counts(examples)
+    least, most = (
+        order(counts, key=counts.__getitem__, default="")
+        for order in (min, max)
+    )
+    if counts and counts[most] >= 2 * counts[least]:
+        notes.append(
+            f"Classes have {counts[least]} ({least}) to {counts[most]} "
+            f"({most}) training images. With --balance-classes, all count the "
+            "same."
         )
     train = set(examples.files)
     groups = copies([*examples.files, *validation.files])

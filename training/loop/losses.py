@@ -5,6 +5,9 @@ batch, on any number of replicas or micro-batches, add up to its mean. Logits of
 any float dtype are cast to float32 first.
 """
 
+from collections.abc import Callable, Sequence
+
+import numpy as np
 import tensorflow as tf
 
 
@@ -85,3 +88,35 @@ def soft_distillation(
     student = tf.nn.log_softmax(tf.cast(logits, tf.float32) / temperature)
     divergence = tf.reduce_mean(tf.exp(teacher) * (teacher - student), axis=-1)
     return temperature**2 * divergence
+
+
+def balanced(
+    loss: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor],
+    counts: Sequence[int],
+) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]:
+    """A loss under which all classes count the same, by logit adjustment.
+
+    The logarithms of the classes' frequencies are added to the logits in the
+    loss alone. The model need not learn the frequencies, and its own logits
+    are those for equally frequent classes. Class weights have the same aim, but
+    lose their effect once a model fits its training images, and a rare class
+    of large weight makes steps of large gradient.
+
+    Args:
+        loss: function of `(images, targets, logits)` to losses `(batch,)`.
+        counts: training images per class, all > 0.
+
+    Returns:
+        A function like `loss`; `loss` itself if all counts are equal.
+
+    References:
+        Menon et al., 2021 (https://arxiv.org/abs/2007.07314), section 4.2.
+        Byrd and Lipton, 2019, on weights (https://arxiv.org/abs/1812.03372).
+    """
+    if len({*counts}) == 1:
+        return loss
+    shares = np.array(counts) / np.sum(counts)
+    frequencies = tf.constant(np.log(shares), tf.float32)
+    return lambda images, targets, logits: loss(
+        images, targets, tf.cast(logits, tf.float32) + frequencies
+    )
