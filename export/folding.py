@@ -5,6 +5,8 @@ float64:
 
 - pixel normalization into the patch convolution, whose bias joins the positions
 - the affine of each LayerNorm into the dense layer after it
+- the mean that LayerNorm subtracts into all that is added to the residual
+  stream, whose channels then have mean 0
 - LayerScale into `proj` and `fc2`, the query scale into `qkv` and `query`
 - the biases of `proj_logits` and of class-attention `key` cancel in the softmax
 - the bias of class-attention `value` joins the bias of `proj`, because the
@@ -52,17 +54,19 @@ def fold(model: keras_cait.CaiT) -> dict[str, Any]:
             kernel = read(f"{norm}/gamma")[:, None] * kernel
         return kernel * scale, bias * scale
 
+    def centered(layer: str, scale: str) -> tuple[np.ndarray, np.ndarray]:
+        """Kernel and bias of a dense layer that writes to the stream."""
+        kernel, bias = folded(layer, scale=read(f"{scale}/gamma"))
+        return center(kernel), center(bias)
+
     def folded_mlp(block: str) -> dict[str, Any]:
         return {
             "fc1": folded(f"{block}/mlp/fc1", f"{block}/norm2"),
-            "fc2": folded(
-                f"{block}/mlp/fc2", scale=read(f"{block}/layer_scale_2/gamma")
-            ),
+            "fc2": centered(f"{block}/mlp/fc2", f"{block}/layer_scale_2"),
         }
 
     def self_attention(block: str) -> dict[str, Any]:
         attention = f"{block}/attention"
-        mixing = read(f"{attention}/proj_weights/bias")
         return {
             "qkv": folded(
                 f"{attention}/qkv",
@@ -72,11 +76,9 @@ def fold(model: keras_cait.CaiT) -> dict[str, Any]:
             "proj_logits": read(f"{attention}/proj_logits/kernel").T,
             "proj_weights": (
                 read(f"{attention}/proj_weights/kernel").T,
-                mixing[:, None, None, None],
+                read(f"{attention}/proj_weights/bias"),
             ),
-            "proj": folded(
-                f"{attention}/proj", scale=read(f"{block}/layer_scale_1/gamma")
-            ),
+            "proj": centered(f"{attention}/proj", f"{block}/layer_scale_1"),
             **folded_mlp(block),
         }
 
@@ -84,8 +86,7 @@ def fold(model: keras_cait.CaiT) -> dict[str, Any]:
         attention, norm = f"{block}/attention", f"{block}/norm1"
         key, _ = folded(f"{attention}/key", norm)
         value, value_bias = folded(f"{attention}/value", norm)
-        gamma = read(f"{block}/layer_scale_1/gamma")
-        kernel, bias = folded(f"{attention}/proj", scale=gamma)
+        kernel, bias = centered(f"{attention}/proj", f"{block}/layer_scale_1")
         by_head = (width, heads, head_dim)
         return {
             "query": folded(f"{attention}/query", norm, query_scale),
@@ -101,12 +102,14 @@ def fold(model: keras_cait.CaiT) -> dict[str, Any]:
     kernel = read("patch_embedding/proj/kernel")
     bias = read("patch_embedding/proj/bias")
     return {
-        "patch_embedding": kernel * scale,
-        "positions": positions(model) + bias + (kernel * offset).sum((0, 1, 2)),
+        "patch_embedding": center(kernel * scale),
+        "positions": center(
+            positions(model) + bias + (kernel * offset).sum((0, 1, 2))
+        ),
         "self_attention": [
             self_attention(block.name) for block in model.self_attention_blocks
         ],
-        "class_token": read("class_token/class_token")[0],
+        "class_token": center(read("class_token/class_token")[0]),
         "class_attention": [
             class_attention(block.path)
             for block in model.class_attention_blocks
@@ -123,3 +126,8 @@ def positions(model: keras_cait.CaiT) -> np.ndarray:
     layer = model.get_layer("position_embedding")
     table = resample_positions(layer.position_embedding, layer.grid_size, grid)
     return np.asarray(table, "float64").reshape(-1, model.embed_dim)
+
+
+def center(x: np.ndarray) -> np.ndarray:
+    """Subtracts the mean of the channels, which are the last axis."""
+    return x - x.mean(axis=-1, keepdims=True)

@@ -4,6 +4,7 @@ Weights come from `export.folding`. Shapes in comments: B batch, N patches,
 H heads, C embed_dim, D = C / H.
 """
 
+import math
 from functools import partial
 from typing import Any, get_args
 
@@ -14,6 +15,9 @@ from export.exportable import check_exportable, image_size
 from export.folding import fold
 from export.options import Gelu, Precision
 from keras_cait.layers import LAYER_NORM_EPSILON
+
+# Channels of the convolutions that mix the heads: a vector register or two.
+COLUMNS = 16
 
 Dense = tuple[tf.Variable, tf.Variable]  # kernel (in, out) and bias (out,)
 
@@ -32,6 +36,9 @@ class InferenceModel(tf.Module):
     Call arguments:
         images: tensor `(batch, height, width, 3)`, RGB in 0...255, of any
             dtype.
+        heads_last: how heads are mixed. By default a matrix is multiplied with
+            the scores, which is fastest in TensorFlow; otherwise the scores
+            with a matrix, the only way that GPUs take in LiteRT.
 
     Returns:
         dict of float32 tensors: `logits` and `probabilities`
@@ -84,7 +91,9 @@ class InferenceModel(tf.Module):
             for name, arrays in fold(model).items()
         }
 
-    def __call__(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
+    def __call__(
+        self, images: tf.Tensor, heads_last: bool = False
+    ) -> dict[str, tf.Tensor]:
         weights, width = self.weights, self.embed_dim
         rows, columns = (side // self.patch_size for side in self.image_size)
         batch: Any = images.shape[0] or tf.shape(images)[0]
@@ -100,7 +109,9 @@ class InferenceModel(tf.Module):
         x = tf.reshape(x, (-1, width))  # (B * N, C)
         for i, block in enumerate(weights["self_attention"]):
             with tf.name_scope(f"self_attention_block_{i}"):
-                x = x + self.self_attention(normalize(x), block, rows * columns)
+                x = x + self.self_attention(
+                    normalize(x), block, rows * columns, heads_last
+                )
                 x = tf.add(x, self.mlp(normalize(x), block), "output")
 
         # Both class-attention blocks read the same patches.
@@ -135,7 +146,11 @@ class InferenceModel(tf.Module):
         }
 
     def self_attention(
-        self, x: tf.Tensor, weights: dict[str, Any], patches: int
+        self,
+        x: tf.Tensor,
+        weights: dict[str, Any],
+        patches: int,
+        heads_last: bool,
     ) -> tf.Tensor:
         """Talking-heads attention: (B * N, C) -> (B * N, C)."""
         heads, head_dim = self.num_heads, self.embed_dim // self.num_heads
@@ -144,14 +159,17 @@ class InferenceModel(tf.Module):
         )
         query, key, value = tf.split(tf.transpose(qkv, (2, 0, 1, 3)), 3)
         scores = tf.matmul(query, key, transpose_b=True)  # (H, B, N, N)
-        scores = softmax(
-            mix_heads(scores, weights["proj_logits"], "proj_logits")
-        )
         mixing, bias = weights["proj_weights"]
-        values = tf.matmul(
-            mix_heads(scores, mixing, "proj_weights"), value
-        )  # (H, B, N, D)
-        values += bias * tf.reduce_sum(value, axis=2, keepdims=True)
+        if heads_last:
+            logits = mix_last(scores, weights["proj_logits"], "proj_logits")
+            scores = mix_last(softmax(logits), mixing, "proj_weights", bias)
+            values = tf.matmul(scores, value)  # (H, B, N, D)
+        else:
+            logits = mix_heads(scores, weights["proj_logits"], "proj_logits")
+            scores = mix_heads(softmax(logits), mixing, "proj_weights")
+            values = tf.matmul(scores, value)
+            bias = tf.reshape(bias, (-1, 1, 1, 1))
+            values += bias * tf.reduce_sum(value, axis=2, keepdims=True)
         values = tf.transpose(values, (1, 2, 0, 3))
         return dense(
             tf.reshape(values, (-1, self.embed_dim)), weights["proj"], "proj"
@@ -170,9 +188,9 @@ class InferenceModel(tf.Module):
             tf.reshape(query, (-1, heads, head_dim)), (1, 0, 2)
         )
         query = tf.matmul(query, weights["key"])  # (H, B, C)
-        scores = softmax(
-            tf.matmul(tf.transpose(query, (1, 0, 2)), tokens, transpose_b=True)
-        )
+        # The query of the first block is a constant: on the right, see above.
+        scores = tf.matmul(tokens, tf.transpose(query, (1, 2, 0)))
+        scores = softmax(tf.transpose(scores, (0, 2, 1)))  # (B, H, 1 + N)
         values = tf.transpose(tf.matmul(scores, tokens), (1, 0, 2))
         values = tf.matmul(values, weights["value"])  # (H, B, D)
         values = tf.reshape(
@@ -197,12 +215,9 @@ def variable(array: Any, dtype: str) -> tf.Variable:
 
 
 def normalize(x: tf.Tensor) -> tf.Tensor:
-    """LayerNorm without its affine."""
-    mean = tf.reduce_mean(x, axis=-1, keepdims=True)
-    variance = tf.reduce_mean(
-        tf.math.squared_difference(x, mean), axis=-1, keepdims=True
-    )
-    return (x - mean) * tf.math.rsqrt(variance + LAYER_NORM_EPSILON)
+    """LayerNorm without its affine, of channels whose mean is 0."""
+    variance = tf.reduce_mean(tf.square(x), axis=-1, keepdims=True)
+    return x * tf.math.rsqrt(variance + LAYER_NORM_EPSILON)
 
 
 def matmul(x: tf.Tensor, weights: Dense, name: str) -> tf.Tensor:
@@ -226,6 +241,36 @@ def mix_heads(scores: tf.Tensor, kernel: tf.Variable, name: str) -> tf.Tensor:
         scores = tf.reshape(scores, (1, heads, -1))
         mixed = tf.matmul(tf.expand_dims(kernel, 0), scores)
         return tf.reshape(mixed, (heads, -1, queries, keys))
+
+
+def mix_last(
+    scores: tf.Tensor,
+    kernel: tf.Variable,
+    name: str,
+    bias: tf.Variable | None = None,
+) -> tf.Tensor:
+    """Mixes the heads of (H, B, N, N) as a 1 x 1 convolution does channels.
+
+    A few keys are convolved as one pixel of `COLUMNS` channels, since a
+    convolution of 4 channels leaves most of a vector register empty.
+    """
+    heads, _, queries, keys = scores.shape
+    together = math.gcd(keys, max(1, COLUMNS // heads))
+    eye = tf.eye(together, dtype=kernel.dtype)
+    blocks = tf.einsum("ij,hg->ihjg", eye, tf.transpose(kernel))
+    channels = together * heads
+    with tf.name_scope(name):
+        scores = tf.reshape(
+            tf.transpose(scores, (1, 2, 3, 0)),
+            (-1, queries, keys // together, channels),
+        )
+        mixed = tf.nn.conv2d(
+            scores, tf.reshape(blocks, (1, 1, channels, channels)), 1, "VALID"
+        )
+        if bias is not None:
+            mixed = tf.nn.bias_add(mixed, tf.tile(bias, (together,)))
+        mixed = tf.reshape(mixed, (-1, queries, keys, heads))
+        return tf.transpose(mixed, (3, 0, 1, 2))
 
 
 def softmax(scores: tf.Tensor) -> tf.Tensor:

@@ -100,7 +100,7 @@ def signature_function(
     """Some outputs of a model as a function of a batch of images."""
 
     def run(images):
-        outputs = dict(model(images))
+        outputs = dict(model(images, heads_last=True))
         rows, columns = (side // model.patch_size for side in model.image_size)
         maps = model.num_heads * len(model.weights["class_attention"])
         shape = (images.shape[0], maps, rows, columns)

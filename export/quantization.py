@@ -30,6 +30,8 @@ from keras_cait.preprocessing import load_image, resize_and_crop
 
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 LAYERS = (TFLOperationName.FULLY_CONNECTED, TFLOperationName.CONV_2D)
+# All but the mixing of heads, a convolution of activations with a tiny matrix.
+DENSE_LAYERS = r"^(?!.*/proj_(logits|weights)/)"
 STATIC_LAYERS = r"self_attention_block_\d+/.*"  # names in the graph
 
 
@@ -71,10 +73,13 @@ def quantize(
     for layer in LAYERS:
         if scheme == "float16":
             manager.add_weight_only_config(
-                ".*", layer, 16, algorithm_key=AlgorithmName.FLOAT_CASTING
+                DENSE_LAYERS,
+                layer,
+                16,
+                algorithm_key=AlgorithmName.FLOAT_CASTING,
             )
         else:
-            manager.add_dynamic_config(".*", layer, num_bits=8)
+            manager.add_dynamic_config(DENSE_LAYERS, layer, num_bits=8)
     if scheme.startswith("static"):
         manager.add_static_config(
             STATIC_LAYERS,

@@ -6,7 +6,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
+from ai_edge_litert.tools import flatbuffer_utils
 
 import keras_cait
 from export.__main__ import main
@@ -106,6 +108,26 @@ def test_litert_runs_whole_on_the_delegate(exported, images):
         np.testing.assert_allclose(
             found, model.predict(image[None], verbose=0), atol=1e-6
         )
+
+
+def test_a_gpu_takes_every_operation(exported):
+    """LiteRT's GPU engine refuses products whose left side is constant.
+
+    And it computes nothing, without a word, where a tensor is wider than the
+    8192 pixels of a texture that WebGPU guarantees.
+    """
+    model = flatbuffer_utils.read_model(str(exported / "model.tflite"))
+    (graph,) = model.subgraphs
+    product = schema.BuiltinOperator.BATCH_MATMUL
+    lefts = [
+        graph.tensors[operator.inputs[0]]
+        for operator in graph.operators
+        if model.operatorCodes[operator.opcodeIndex].builtinCode == product
+    ]
+    assert lefts
+    buffers = [model.buffers[tensor.buffer].data for tensor in lefts]
+    assert all(buffer is None for buffer in buffers)
+    assert max(max(x.shape, default=1) for x in graph.tensors) <= 8192
 
 
 # How far the largest probability may move, and whether XNNPACK runs it whole.
