@@ -48,8 +48,8 @@ constraints:
 	build/constraints/bin/python -m pip freeze --exclude keras-cait \
 	  > constraints.txt
 
-quickstart: $(RUN)/report.md
-	@echo "The report is $(RUN)/report.md (to start afresh, delete $(RUN))"
+quickstart: $(RUN)/report.html
+	@echo "To start afresh, delete $(RUN)"
 
 .venv/%: setup.cfg constraints.txt $(wildcard requirements/*.txt)
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and \
@@ -76,5 +76,6 @@ $(RUN)/verify.json: | $(RUN)/models/digits/1 $(RUN)/model.tflite
 	$(BIN)/python -m export verify $(RUN)/models/digits $(RUN)/model.tflite \
 	  --model $(RUN) --data folder:$(RUN) --output $@
 
-$(RUN)/report.md: | $(RUN)/verify.json
+# Training has written it, without the exported files.
+$(RUN)/report.html: $(RUN)/verify.json
 	$(BIN)/python -m training.report $(RUN)

@@ -459,6 +459,11 @@ def own_options() -> str:
     for name, options in commands.items():
         own = [f"`{o}`" for o in options if everyone.count(o) == 1]
         if name == "training.train":
-            own = ["every field of a recipe", "`--checkpoint-steps`"]
+            own = [
+                "every field of a recipe",
+                "`--checkpoint-steps`",
+                "`--folds`",
+                "`--profile`",
+            ]
         rows[f"`{name}`"] = {"Further options": ", ".join(own) or "none"}
     return markdown(rows, "Command")

@@ -4,9 +4,13 @@ A step is forward and backward pass with stochastic depth, cross entropy with
 soft targets, AdamW and EMA weights, on one fixed batch of 224 x 224 pixels.
 """
 
+import atexit
 import os
+import shutil
+import tempfile
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from cyclopts import App
@@ -26,11 +30,13 @@ def keras_cait_runner(
     import keras
     import tensorflow as tf
 
+    from training.data.datasets import Examples
     from training.data.mixup import smooth_one_hot
-    from training.loop.callbacks import Meter
     from training.loop.distillation import make_loss
     from training.loop.model import build
+    from training.loop.monitor import Monitor
     from training.loop.optimizers import make_optimizer
+    from training.loop.progress import ProgressLine
     from training.loop.strategies import make_strategy
     from training.loop.trainer import Trainer
     from training.recipes import RECIPES
@@ -63,20 +69,21 @@ def keras_cait_runner(
 
         return step
 
-    trainer.model.compile(trainer.optimizer)
-    callbacks = keras.callbacks.CallbackList(
-        add_progbar=True, model=trainer.model, epochs=1, steps=1000, verbose=2
+    steps_per_epoch = 1_281_167 // batch_size
+    validation = Examples(
+        50_000, ("",) * CLASSES, lambda index: (images, index)
     )
-    callbacks.on_train_begin()
-    callbacks.on_epoch_begin(0)
-    meter = Meter(recipe, trainer, 1000)
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    monitor = Monitor(
+        recipe, trainer, validation, folder, steps_per_epoch, ProgressLine()
+    )
 
     def step_in_loop() -> None:
-        callbacks.on_train_batch_begin(0)
-        with meter.waiting():
+        with monitor.waiting():
             pass
         trainer.train_step(images, targets)
-        callbacks.on_train_batch_end(0, meter.logs(trainer.step))
+        monitor.after_step(trainer.step)
 
     return step_in_loop
 

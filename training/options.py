@@ -92,6 +92,29 @@ def whole_number(kind: type, tokens: Sequence[Token]) -> int:
         raise ValueError(f'unable to convert "{value}" into int.') from None
 
 
+def first_and_last(kind: type, tokens: Sequence[Token]) -> tuple[int, int]:
+    """Reads two steps, such as `100,110`.
+
+    Raises:
+        ValueError: these are not two steps, the first one first.
+
+    Example:
+    >>> first_and_last(tuple, [Token(value="100,110")])
+    (100, 110)
+    """
+    value = tokens[0].value
+    try:
+        first, last = map(int, value.split(","))
+    except ValueError:
+        first, last = 0, 0
+    if not 1 <= first <= last:
+        raise ValueError(
+            f"expected the first and the last step, such as 100,110. Got "
+            f'"{value}".'
+        )
+    return first, last
+
+
 def given(options: Any) -> dict[str, Any]:
     """The options that were given, by field name.
 

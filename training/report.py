@@ -1,14 +1,20 @@
-"""Writes a short report of a finished run.
+"""Writes the report page of a finished run.
 
 python -m training.report runs/digits
 """
 
-import csv
+import base64
+import io
 import json
+import math
 import os
-from collections.abc import Sequence
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
 from pathlib import Path
-from typing import Annotated
+from string import Template
+from typing import Annotated, Any, NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -16,19 +22,28 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 from keras_cait.command_line import run
 
 # isort: split
-import matplotlib
-
-matplotlib.use("Agg")
-
 import keras
+import matplotlib
 import numpy as np
 from cyclopts import App, Parameter
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from PIL import Image
 
 import keras_cait
-from keras_cait.attention_maps import overlay
+from keras_cait.attention_maps import overlay, saliency_maps
 from keras_cait.files import image_files, locked, read_json, write_text
 from keras_cait.loading import load_model, read_labels
+from training.figures import calibration, confusion_matrix, curves
+from training.loop.history import numbers, read_history
+from training.loop.progress import duration
+from training.metrics import calibration_error, predictions
+
+PAGE = "report.html"
+MISTAKES, LOOKS, WORST = 12, 10, 10
+MOST_CLASSES = 100  # of a confusion matrix
+BATCH = 32
+SMALL = 100  # pixels; narrower images are shown with visible pixels
+CONTINUED = " \\\n    "
 
 app = App(name="python -m training.report", help=__doc__, version_flags=[])
 
@@ -40,9 +55,19 @@ def report(
     ],
     /,
 ) -> None:
-    """Writes report.md and its images into a run's folder.
+    """Writes report.html, one file with all its images, into a run's folder.
 
-    If verify.json is there, the report also lists the exported files.
+    Training ends with it. If verify.json is there, the page also lists the
+    exported files.
+    """
+    print(f"The report is {write_report(folder)}")
+
+
+def write_report(folder: Path) -> Path:
+    """Writes the report page of a finished run, and gives its path.
+
+    Mistakes, attention and calibration are those of the images in
+    `validation/`, at most 1,000.
 
     Raises:
         ValueError: the folder does not hold a finished run.
@@ -54,117 +79,287 @@ def report(
             f"{folder}"
         )
     summary = read_json(folder / "summary.json", ["confusion", "top1"])
+    recipe = read_json(folder / "recipe.json", ["data", "epochs"])
     labels = read_labels(folder / "labels.txt")
     history = read_history(folder / "history.csv")
-    trained = load_model(folder)
-    count = sum(map(sum, summary["confusion"]))
+    model = load_model(folder)
+    counts = np.array(summary["confusion"])
     sections = [
-        f"# A CaiT with {trained.count_params():,} parameters\n\n"
-        f"Top-1 accuracy after {len(history)} epochs, on {count:,} validation "
-        f"images: **{summary['top1']:.1%}**.",
-        "![Learning curve](learning_curve.png)",
-        "![Confusion matrix](confusion.png)",
-        "Class attention: the mean over the heads of the last class-attention "
-        "block.\n\n![Class attention](attention.png)",
+        heading(folder, summary, recipe, model, counts),
+        learning_curves(history),
+        classes(counts, labels),
     ]
+    examples = classified(model, folder / "validation", labels)
+    if examples:
+        sections += [
+            mistakes(examples, labels),
+            looks(model, examples, labels),
+            reliability(examples),
+        ]
     if (folder / "verify.json").exists():
         sections.append(exported(folder / "verify.json"))
-    with locked(folder / "report.md"):
-        attention(trained, labels, folder)
-        learning_curve(history, folder / "learning_curve.png")
-        confusion_matrix(
-            np.array(summary["confusion"]), labels, folder / "confusion.png"
+    sections += [next_steps(folder, recipe), settings(recipe, summary)]
+    template = Template(
+        Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
+    )
+    path = folder / PAGE
+    with locked(path):
+        text = template.substitute(
+            title=escape(f"{folder.resolve().name}: {summary['top1']:.1%}"),
+            body="\n".join(sections),
         )
-        # Last: a report that exists is complete.
-        write_text(folder / "report.md", "\n\n".join(sections) + "\n")
+        write_text(path, text)
+    return path
 
 
-def read_history(path: Path) -> list[dict[str, str]]:
-    """The rows of `history.csv`.
+class Example(NamedTuple):
+    """A validation image and its prediction.
 
-    Raises:
-        ValueError: the file is not the history of a run.
+    Attributes:
+        file: the image, as the model sees it.
+        label: number of its class.
+        scores: float32 array `(classes,)` of probabilities.
     """
-    with path.open(newline="") as file:
-        history = list(csv.DictReader(file))
-    columns = {"epoch", "loss", "accuracy", "val_accuracy"}
-    if not history or not columns <= history[-1].keys():
-        raise ValueError(f"{str(path)!r} is not the history of a run.")
-    return history
+
+    file: Path
+    label: int
+    scores: np.ndarray
+
+    @property
+    def found(self) -> int:
+        return int(self.scores.argmax())
+
+    @property
+    def score(self) -> float:
+        return float(self.scores.max())
 
 
-def learning_curve(history: Sequence[dict[str, str]], path: Path) -> None:
-    """Loss and accuracy by epoch, side by side."""
-    epochs = np.array([int(row["epoch"]) + 1 for row in history])
-    figure, (left, right) = plt.subplots(
-        1, 2, figsize=(9, 3.2), layout="constrained"
-    )
-    left.plot(epochs, [float(row["loss"]) for row in history], color="C0")
-    left.set(xlabel="epoch", ylabel="loss", title="Training loss")
-    for key, name, color in (
-        ("accuracy", "training, augmented", "C0"),
-        ("val_accuracy", "validation, EMA weights", "C1"),
-    ):
-        values = 100 * np.array(
-            [float(row[key].replace("NA", "nan")) for row in history]
-        )
-        known = np.isfinite(values)  # the others were not evaluated
-        right.plot(epochs[known], values[known], label=name, color=color)
-    right.set(xlabel="epoch", ylabel="top-1 / %", title="Accuracy")
-    right.legend(loc="lower right")
-    for axes in (left, right):
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
-
-
-def confusion_matrix(
-    counts: np.ndarray, labels: Sequence[str], path: Path
-) -> None:
-    """Labels in rows, predictions in columns; colors mark the mistakes."""
-    mistakes = np.where(np.eye(len(labels), dtype=bool), 0, counts)
-    figure, axes = plt.subplots(figsize=(4.8, 4.8), layout="constrained")
-    # Half of the color range keeps the numbers readable.
-    axes.imshow(mistakes, cmap="Oranges", vmax=2 * mistakes.max())
-    for row, column in np.ndindex(counts.shape):
-        if counts[row, column]:
-            axes.text(
-                column,
-                row,
-                str(counts[row, column]),
-                ha="center",
-                va="center",
-                fontweight="bold" if row == column else "normal",
-            )
-    ticks = range(len(labels))
-    axes.set_xticks(ticks, labels)
-    axes.set_yticks(ticks, labels)
-    axes.set(xlabel="predicted", ylabel="label", title="Validation images")
-    figure.savefig(path, dpi=120)
-
-
-def attention(model: keras.Model, labels: Sequence[str], folder: Path) -> None:
-    """Class attention over one validation image of each class."""
-    files = [image_files([folder / "validation" / name])[0] for name in labels]
-    images = np.stack([keras_cait.load_image(file) for file in files])
-    maps = keras_cait.class_attention_maps(model, images)
-    maps = maps[:, -1].mean(axis=1)  # last block, mean over heads
-    names = [
-        labels[index] for index in model.predict(images, verbose=0).argmax(-1)
+def classified(
+    model: keras.Model, folder: Path, labels: Sequence[str]
+) -> list[Example]:
+    """The images in a folder with one subfolder per class, classified."""
+    files = [
+        (file, label)
+        for label, name in enumerate(labels)
+        if any((folder / name).glob("*"))
+        for file in image_files([folder / name])
     ]
-    figure, grid = plt.subplots(
-        2, len(files), figsize=(1.1 * len(files), 2.6), layout="constrained"
+    found = []
+    for start in range(0, len(files), BATCH):
+        batch = files[start : start + BATCH]
+        images = np.stack([keras_cait.load_image(file) for file, _ in batch])
+        scores = model.predict(images, batch_size=BATCH, verbose=0)
+        found += [
+            Example(file, label, np.asarray(row, "float32"))
+            for (file, label), row in zip(batch, scores, strict=True)
+        ]
+    return found
+
+
+def heading(
+    folder: Path,
+    summary: Mapping[str, Any],
+    recipe: Mapping[str, Any],
+    model: keras.Model,
+    counts: np.ndarray,
+) -> str:
+    """What was trained, and how good it is."""
+    variant = f"-{recipe['variant']}" if recipe.get("variant") else ""
+    height, width = model.input.shape[1:3]
+    per_class = shares(np.diag(counts), counts.sum(axis=1))
+    facts = {
+        "Top-1 accuracy": f"{summary['top1']:.1%}",
+        "Mean over classes": f"{np.nanmean(per_class):.1%}",
+        "Top-5 accuracy": (
+            f"{summary['top5']:.1%}"
+            if "top5" in summary and len(counts) > 5
+            else None
+        ),
+        "Validation images": f"{counts.sum():,}",
+        "Epochs": str(summary.get("epochs", recipe["epochs"])),
+        "Time of training": (
+            duration(3600 * summary["training_hours"])
+            if summary.get("training_hours")
+            else None
+        ),
+        "Images per second": (
+            f"{summary['images_per_second']:,.0f}"
+            if summary.get("images_per_second")
+            else None
+        ),
+        "Parameters": f"{model.count_params():,}",
+        "Weights": summary.get("weights"),
+    }
+    items = "".join(
+        f"<div><dt>{key}</dt><dd>{value}</dd></div>"
+        for key, value in facts.items()
+        if value
     )
-    for column, (image, map, name) in enumerate(
-        zip(images, maps, names, strict=True)
-    ):
-        grid[0, column].imshow(image)
-        grid[0, column].set_title(name)
-        grid[1, column].imshow(overlay(image, map))
-    for axes in grid.flat:
-        axes.set_axis_off()
-    figure.savefig(folder / "attention.png", dpi=120)
+    return (
+        f"<h1>{escape(folder.resolve().name)}</h1>\n"
+        f'<p class="quiet">CaiT{variant} at {height} x '
+        f"{width} pixels, {len(counts)} classes of {escape(recipe['data'])}"
+        f"</p>\n<dl>{items}</dl>"
+    )
+
+
+def learning_curves(history: list[dict[str, str]]) -> str:
+    """Loss and accuracy by epoch."""
+    epochs = [int(row["epoch"]) + 1 for row in history]
+
+    def figure(columns: Mapping[str, str], ylabel: str, factor: float) -> str:
+        lines = {
+            name: factor * np.array(numbers(history, column))
+            for name, column in columns.items()
+        }
+        known = {
+            name: line
+            for name, line in lines.items()
+            if np.isfinite(line).any()
+        }
+        return svg(curves(epochs, known, ylabel))
+
+    accuracy = figure(
+        {
+            "training, augmented": "accuracy",
+            "validation, EMA weights": "val_accuracy",
+            "validation, raw weights": "val_raw_accuracy",
+        },
+        *("top-1 / %", 100),
+    )
+    loss = figure(
+        {
+            "training, augmented": "loss",
+            "validation, EMA weights": "val_loss",
+            "validation, raw weights": "val_raw_loss",
+        },
+        *("loss", 1),
+    )
+    return section(
+        "Learning curves",
+        "Training images are augmented, and their loss includes label "
+        "smoothing, so validation can be ahead of training.",
+        f'<div class="beside">{accuracy}{loss}</div>',
+    )
+
+
+def classes(counts: np.ndarray, labels: Sequence[str]) -> str:
+    """The confusion matrix if classes are few; the weakest classes; mix-ups."""
+    images = counts.sum(axis=1)
+    right = shares(np.diag(counts), images)
+    order = np.argsort(np.where(images, right, np.inf), kind="stable")
+    weakest = table(
+        ("class", "images", "right"),
+        [
+            (labels[i], f"{images[i]:,}", f"{right[i]:.0%}")
+            for i in map(int, order[:WORST])
+            if images[i]
+        ],
+    )
+    mistaken = np.where(np.eye(len(labels), dtype=bool), 0, counts)
+    places = np.argsort(-mistaken, axis=None, kind="stable")[:WORST]
+    pairs = [
+        (labels[row], labels[column], f"{mistaken[row, column]:,}")
+        for row, column in (divmod(int(place), len(labels)) for place in places)
+        if mistaken[row, column]
+    ]
+    tables = f"<div><h3>Weakest classes</h3>{weakest}</div>"
+    if pairs:
+        mixups = table(("class", "taken for", "images"), pairs)
+        tables += f"<div><h3>Most frequent mistakes</h3>{mixups}</div>"
+    tables = f'<div class="beside narrow">{tables}</div>'
+    if len(labels) > MOST_CLASSES:
+        return section("Classes", "All validation images.", tables)
+    matrix = svg(confusion_matrix(counts, labels))
+    return section(
+        "Classes",
+        "All validation images: their classes in rows, predictions in columns.",
+        f'<div class="beside"><div>{matrix}</div>{tables}</div>',
+    )
+
+
+def mistakes(examples: Sequence[Example], labels: Sequence[str]) -> str:
+    """The wrong predictions that the model is most sure of."""
+    wrong = [each for each in examples if each.found != each.label]
+    wrong.sort(key=lambda each: -each.score)
+    figures = "".join(
+        figure(
+            [np.asarray(keras_cait.load_image(each.file))],
+            f'<strong class="wrong">{escape(labels[each.found])} '
+            f"{each.score:.0%}</strong><br>is {escape(labels[each.label])}"
+            f"<br>{escape(each.file.name)}",
+        )
+        for each in wrong[:MISTAKES]
+    )
+    return section(
+        "Surest mistakes",
+        f"{len(wrong):,} of the {len(examples):,} images in "
+        "<code>validation/</code> are classified wrong. "
+        + (
+            "These are the ones that it is most sure of. A wrong label would "
+            "be among them."
+            if wrong
+            else "There is nothing to show."
+        ),
+        f'<div class="images">{figures}</div>',
+    )
+
+
+def looks(
+    model: keras.Model, examples: Sequence[Example], labels: Sequence[str]
+) -> str:
+    """The class attention on a few images, of as many classes as possible."""
+    place_in_class: dict[int, int] = {}
+    places = []
+    for each in examples:
+        place = place_in_class.get(each.label, 0)
+        place_in_class[each.label] = place + 1
+        places.append((place, each.label))
+    order = sorted(range(len(examples)), key=lambda i: places[i])
+    chosen = [examples[i] for i in order[:LOOKS]]
+    images = np.stack([keras_cait.load_image(each.file) for each in chosen])
+    maps = saliency_maps(model, images)
+    figures = []
+    for each, image, map in zip(chosen, images, maps, strict=True):
+        kind = "" if each.found == each.label else ' class="wrong"'
+        caption = (
+            f"<strong{kind}>{escape(labels[each.found])} {each.score:.0%}"
+            "</strong>"
+        )
+        if each.found != each.label:
+            caption += f", is {escape(labels[each.label])}"
+        figures.append(figure([image, overlay(image, map)], caption))
+    return section(
+        "What it looks at",
+        "The class attention of the first block, mean over its heads. Bright "
+        "patches contribute most.",
+        f'<div class="images pairs">{"".join(figures)}</div>',
+    )
+
+
+def reliability(examples: Sequence[Example]) -> str:
+    """Whether the scores can be trusted as probabilities."""
+    found = predictions(
+        np.stack([each.scores for each in examples]),
+        np.array([each.label for each in examples]),
+    )
+    confidence = float(found.confidence.mean())
+    accuracy = float(found.correct[:, 0].mean())
+    if abs(confidence - accuracy) < 0.02:
+        verdict = "On average, the scores are as high as they should be."
+    elif confidence < accuracy:
+        verdict = "On average, the model is better than its scores say."
+    else:
+        verdict = "On average, the model is worse than its scores say."
+    return section(
+        "Calibration",
+        f"Where predictions have a score of 80%, 80% of them should be right: "
+        f"the dotted line. Mean score {confidence:.1%}, accuracy "
+        f"{accuracy:.1%}, expected calibration error "
+        f"{calibration_error(found):.1%}, on {len(examples):,} images. "
+        f"{verdict}",
+        svg(calibration(found)),
+    )
 
 
 def exported(path: Path) -> str:
@@ -173,26 +368,195 @@ def exported(path: Path) -> str:
     Raises:
         ValueError: the file is not a result of `python -m export verify`.
     """
-    lines = [
-        "The exported files beside the Keras model, on the encoded validation "
-        "images; the last column is the prediction for the first of them:\n",
-        "| file | top-1 | agreement | max difference | ms | MB | first |",
-        "|---|---|---|---|---|---|---|",
-    ]
     try:
-        for row in json.loads(path.read_text()):
-            label, score = row["example"]
-            lines.append(
-                f"| {row['name']} | {row['top1']:.1%} | "
-                f"{row['agreement']:.1%} | {row['max_difference']:.1e} | "
-                f"{row['milliseconds']:.1f} | {row['megabytes']:.1f} | "
-                f"{label} ({score:.0%}) |"
+        rows = [
+            (
+                row["name"],
+                f"{row['top1']:.1%}",
+                f"{row['agreement']:.1%}",
+                f"{row['max_difference']:.1e}",
+                f"{row['milliseconds']:.1f}",
+                f"{row['megabytes']:.1f}",
             )
+            for row in json.loads(path.read_text())
+        ]
     except (KeyError, TypeError, ValueError):
         raise ValueError(
             f"{str(path)!r} is not a result of python -m export verify."
         ) from None
-    return "\n".join(lines)
+    return section(
+        "Exported files",
+        "Beside the Keras model, on the encoded validation images.",
+        table(
+            ("file", "top-1", "agreement", "max difference", "ms", "MB"), rows
+        ),
+    )
+
+
+def next_steps(folder: Path, recipe: Mapping[str, Any]) -> str:
+    """Commands that use the run, or train on."""
+    body = "".join(
+        f"<h3>{title}</h3>\n<pre>{escape(CONTINUED.join(parts))}</pre>\n"
+        for title, parts in commands(folder, recipe)
+    )
+    return section(
+        "What comes next", "Run these where the training was run.", body
+    )
+
+
+def commands(
+    folder: Path, recipe: Mapping[str, Any]
+) -> list[tuple[str, list[str]]]:
+    """What comes next, and the parts of each command."""
+    model = shlex.quote(str(folder))
+    data = f"--data {shlex.quote(recipe['data'])}"
+    if recipe["data"] != "digits" and not recipe["data"].startswith("folder:"):
+        data += " --data-dir DIR"
+    tflite = shlex.quote(str(folder / "model.tflite"))
+    site = shlex.quote(str(folder / "site"))
+    served = shlex.quote(str(folder / "models" / folder.resolve().name))
+    found = [
+        (
+            "Classify a photo, and see what the model looks at",
+            [
+                f"python -m keras_cait --model {model}",
+                "--attention attention.png photo.jpg",
+            ],
+        ),
+        (
+            "Evaluate it",
+            [f"python -m training.evaluate --model {model}", data],
+        ),
+        (
+            "Measure every layer",
+            [f"python -m training.diagnose --model {model}", data],
+        ),
+        (
+            "Export it for phones and browsers",
+            [f"python -m export litert --model {model}", f"--output {tflite}"],
+        ),
+        (
+            "Make a page that classifies in the browser",
+            [
+                f"python -m export web --model {tflite}",
+                f"--output {site} --serve",
+            ],
+        ),
+        (
+            "Export it for TensorFlow Serving",
+            [
+                f"python -m export saved-model --model {model}",
+                f"--output {served}",
+            ],
+        ),
+    ]
+    if recipe.get("image_size") == 224 and recipe.get("weights"):
+        settings = shlex.quote(str(folder / "recipe.json"))
+        larger = shlex.quote(f"{folder}-384")
+        found.append(
+            (
+                "Train on at a larger size",
+                [
+                    f"python -m training.train {settings} --weights {model}",
+                    "--image-size 384 --epochs 10 --warmup-epochs 1",
+                    f"--learning-rate {recipe['learning_rate'] / 4:g}",
+                    f"--output {larger}",
+                ],
+            )
+        )
+    return found
+
+
+def settings(recipe: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    """The recipe, and what the summary says besides."""
+    record = {
+        name: value
+        for name, value in summary.items()
+        if name not in ("confusion", "unreadable")
+        and isinstance(value, str | int | float)
+    }
+    parts = [
+        f"<details><summary>{title}</summary>"
+        f"{table(('', ''), [(k, str(v)) for k, v in values.items()])}"
+        "</details>"
+        for title, values in (("Recipe", recipe), ("Summary", record))
+    ]
+    unreadable = summary.get("unreadable")
+    if unreadable:
+        names = ", ".join(map(escape, map(str, unreadable)))
+        parts.insert(
+            0, f"<p>Images that could not be read were left out: {names}</p>"
+        )
+    return section("Settings", "", "\n".join(parts))
+
+
+def shares(parts: np.ndarray, wholes: np.ndarray) -> np.ndarray:
+    """Parts over wholes; not a number where there is no whole."""
+    return np.where(wholes, parts / np.maximum(wholes, 1), math.nan)
+
+
+def section(title: str, text: str, body: str) -> str:
+    words = f"<p>{text}</p>\n" if text else ""
+    return f"<section>\n<h2>{title}</h2>\n{words}{body}\n</section>"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """An HTML table. Columns that begin with a number are right-aligned."""
+    rows = list(rows)
+
+    kinds = [
+        "number"
+        if column and all(re.match(r"\d", cells[column]) for cells in rows)
+        else "text"
+        for column in range(len(head))
+    ]
+
+    def row(name: str, cells: Sequence[str]) -> str:
+        return "".join(
+            f'<{name} class="{kind}">{escape(cell)}</{name}>'
+            for kind, cell in zip(kinds, cells, strict=True)
+        )
+
+    body = "".join(f"<tr>{row('td', cells)}</tr>\n" for cells in rows)
+    top = f"<tr>{row('th', head)}</tr>\n" if any(head) else ""
+    return f'<div class="scroll"><table>\n{top}{body}</table></div>'
+
+
+def figure(images: Sequence[np.ndarray], caption: str) -> str:
+    """Images beside each other, with a caption in HTML."""
+    row = "".join(
+        f'<img class="{"small" if image.shape[1] < SMALL else "photo"}" '
+        f'src="{data_uri(image)}" alt="">'
+        for image in images
+    )
+    return (
+        f"<figure><div>{row}</div><figcaption>{caption}</figcaption></figure>"
+    )
+
+
+def data_uri(image: np.ndarray) -> str:
+    """A uint8 image `(height, width, 3)` as an address that holds it."""
+    kind = "png" if image.shape[1] < SMALL else "jpeg"
+    content = io.BytesIO()
+    Image.fromarray(image).save(content, kind, quality=85)
+    text = base64.b64encode(content.getvalue()).decode()
+    return f"data:image/{kind};base64,{text}"
+
+
+def svg(drawing: Figure) -> str:
+    """A figure in the page's own font, and in its color where it is black."""
+    content = io.StringIO()
+    with matplotlib.rc_context(
+        {"svg.fonttype": "none", "svg.hashsalt": "cait"}
+    ):
+        drawing.savefig(
+            content,
+            format="svg",
+            transparent=True,
+            metadata=dict.fromkeys(["Creator", "Date", "Format", "Type"]),
+        )
+    text = content.getvalue()
+    return text[text.index("<svg") :].replace("#000000", "currentColor")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -18,6 +18,7 @@ from training.loop.interruption import StopSignal, lost_workers
 from training.options import (
     DataDir,
     StrategyName,
+    first_and_last,
     given,
     options_of,
     whole_number,
@@ -34,6 +35,7 @@ def train(
     data_dir: DataDir = None,
     strategy: StrategyName = "auto",
     checkpoint_steps: int = 1000,
+    profile: tuple[int, int] | None = None,
 ) -> None:
     """Trains a recipe to its end and leaves the run in a folder.
 
@@ -44,11 +46,12 @@ def train(
             It ends up with `model.keras` (the better of EMA and raw weights,
             with softmax), `labels.txt`, `history.csv`, `summary.json`,
             `recipe.json`, `validation/` (images), `checkpoints/` (the last
-            three and the best) and `tensorboard/`.
+            three and the best), `tensorboard/` and `report.html`.
         data_dir: folder in which TensorFlow Datasets keeps its files.
         strategy: devices, as for `make_strategy`.
         checkpoint_steps: steps between checkpoints. There is also one at the
             end of every epoch, and one when SIGTERM or Ctrl-C stops the run.
+        profile: first and last step to record for the profiler, from 1.
 
     Raises:
         ValueError: the folder holds a finished run, or one of another recipe;
@@ -80,19 +83,19 @@ def train(
         training_data,
         validation_data,
     )
-    from training.loop.callbacks import ImageSummaries, Meter, make_callbacks
     from training.loop.checkpoints import Checkpoints
     from training.loop.distillation import check_teacher, make_loss
     from training.loop.losses import balanced
     from training.loop.model import build, check_weights, start_from
+    from training.loop.monitor import Monitor
     from training.loop.optimizers import make_optimizer
     from training.loop.overview import print_overview
+    from training.loop.progress import ProgressLine
     from training.loop.run_folder import (
         check_folder,
         check_space,
         claimed,
         finish,
-        forget_history,
         is_started,
         settled,
     )
@@ -103,6 +106,7 @@ def train(
         worker_count,
     )
     from training.loop.trainer import Trainer
+    from training.report import write_report
 
     # 1. Check what can be checked. Nothing is created before it is needed.
     devices = make_strategy(strategy)
@@ -150,6 +154,7 @@ def train(
         Checkpoints(
             trainer.state, output / "checkpoints", chief
         ) as checkpoints,
+        ProgressLine() as line,
     ):
         # 6. Resume from the newest intact checkpoint of this run, if any.
         restored = checkpoints.restore()
@@ -158,43 +163,46 @@ def train(
             print_overview(recipe, trainer, examples, steps)
             if restored:
                 print(f"Resuming at step {first_step} from {restored}")
-            forget_history(output, first_step // steps)
 
         # 7. The loop: steps, an evaluation after each epoch, checkpoints.
         stop = StopSignal()
         batches = training_data(recipe, devices, examples, first_step, output)
         validation_batches = validation_data(recipe, devices, validation)
-        summaries = ImageSummaries(
-            ema_model, prepared(validation, recipe), output
+        monitor = Monitor(
+            recipe,
+            trainer,
+            prepared(validation, recipe),
+            output,
+            steps,
+            line,
+            chief,
+            profile,
         )
-        callbacks = make_callbacks(
-            recipe, trainer, output, steps, summaries, chief
-        )
-        callbacks.on_train_begin()
         for epoch in range(first_step // steps, recipe.epochs):
-            callbacks.on_epoch_begin(epoch)
-            meter = Meter(recipe, trainer, steps)
             for i in range(trainer.step % steps, steps):
-                callbacks.on_train_batch_begin(i)
-                with meter.waiting():
+                with monitor.waiting():
                     images, targets = next(batches)
                 trainer.train_step(images, targets)
                 step = epoch * steps + i + 1
-                callbacks.on_train_batch_end(i, meter.logs(step))
+                monitor.after_step(step)
                 ends_epoch = i + 1 == steps
                 is_best = False
                 if ends_epoch:
-                    logs = meter.logs(step, now=True)
+                    found = {}
                     if is_evaluated(recipe, epoch):
                         transform = evaluation_transform(recipe)
-                        with naming_unreadable(validation, transform):
-                            logs |= trainer.evaluate(validation_batches)
+                        with (
+                            monitor.evaluating(step),
+                            naming_unreadable(validation, transform),
+                        ):
+                            found = trainer.evaluate(validation_batches)
                         is_best = trainer.note_accuracy(
-                            max(logs["val_accuracy"], logs["val_raw_accuracy"])
+                            max(
+                                found["val_accuracy"],
+                                found["val_raw_accuracy"],
+                            )
                         )
-                    local_images = devices.experimental_local_results(images)
-                    summaries.training_images = local_images[0]
-                    callbacks.on_epoch_end(epoch, logs)
+                    monitor.after_epoch(step, found, images, targets)
                     trainer.reset_means()
                 asked = any_worker(devices, stop.received, step)
                 if asked or ends_epoch or step % checkpoint_steps == 0:
@@ -207,13 +215,13 @@ def train(
                         f"Stopped and saved at step {step}. Run the same "
                         "command again to resume."
                     )
-        callbacks.on_train_end()
         checkpoints.wait()
 
-        # 8. Finish: the model with its accuracy, labels and validation images.
+        # 8. Finish: the model, its accuracy, labels and images; a report.
         if chief:
             validation = prepared(validation, recipe)
             finish(trainer, examples, validation, output)
+            print(f"The report is {write_report(output)}")
 
 
 def is_evaluated(recipe: Recipe, epoch: int) -> bool:
@@ -271,10 +279,22 @@ def make_command(recipe: Recipe) -> Callable[..., None]:
                 help="Steps between checkpoints.",
             ),
         ] = 1000,
+        profile: Annotated[
+            tuple[int, int] | None,
+            Parameter(
+                converter=first_and_last,
+                n_tokens=1,
+                negative=(),
+                help="Record steps for TensorBoard's profiler, from the first "
+                "to the last: 100,110.",
+            ),
+        ] = None,
     ) -> None:
         changed = override(recipe, **given(changes))
         if folds is None:
-            train(changed, output, data_dir, strategy, checkpoint_steps)
+            train(
+                changed, output, data_dir, strategy, checkpoint_steps, profile
+            )
             return
         if {"validation_fraction", "fold"} & {*given(changes)}:
             raise ValueError(
@@ -291,7 +311,7 @@ def make_command(recipe: Recipe) -> Callable[..., None]:
             folds,
             output,
             lambda fold, folder: train(
-                fold, folder, data_dir, strategy, checkpoint_steps
+                fold, folder, data_dir, strategy, checkpoint_steps, profile
             ),
             is_chief(make_strategy(strategy)),
         )

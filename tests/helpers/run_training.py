@@ -27,6 +27,8 @@ import training.data.datasets as datasets
 import training.data.pipeline as pipeline
 import training.loop.model as models
 import training.loop.strategies as strategies
+import training.loop.tensorboard as tensorboard
+import training.report as report
 from keras_cait.command_line import run
 from keras_cait.datasets import SPLITS
 from tests.helpers.models import randomise
@@ -134,6 +136,9 @@ def main(runs, strategy="one", devices=1, timeout=60):
     )
     datasets.load = noise
     models.build = build
+    # Other tests see these; here, they would take most of the time.
+    tensorboard.PICTURES = 1
+    report.write_report = lambda folder: folder
     strategy = strategies.make_strategy(strategy, timeout)
     strategies.make_strategy = lambda name: strategy
     for fields in runs:

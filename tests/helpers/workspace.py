@@ -109,6 +109,7 @@ def write_folders(folder):
         ("foreign_run", {"anything": 1}),
     ):
         write(f"{name}/summary.json", json.dumps(summary))
+        write(f"{name}/recipe.json", '{"data": "digits", "epochs": 1}')
         write(f"{name}/labels.txt", "\n".join(CLASSES))
         history = "epoch,loss,accuracy,val_accuracy\n0,1.0,0.5,0.5\n"
         write(f"{name}/history.csv", history)

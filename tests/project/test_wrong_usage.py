@@ -115,6 +115,8 @@ ROWS = [
         "training.train quickstart --output new",
         """
         --nonsense 3 | 2 | Unknown option: --nonsense.
+        --profile 100 | 2 | expected the first and the last step
+        --profile 110,100 | 2 | expected the first and the last step
         --epochs two | 2 | unable to convert "two" into int.
         --epochs 1.5 | 2 | unable to convert "1.5" into int.
         --epochs nan | 2 | unable to convert "nan" into int.
@@ -518,7 +520,7 @@ def test_missing_package(package, line, workspace, capsys, monkeypatch):
             "--output new",
             "new/folder_photos_small_keras_float32.json",
         ),
-        ("training.report finished", "finished/report.md"),
+        ("training.report finished", "finished/report.html"),
         (
             "export saved-model --model small.keras --labels five.txt "
             "--output new",

@@ -14,6 +14,8 @@ from cyclopts import App
 import training.data.datasets as datasets
 import training.data.pipeline as pipeline
 import training.loop.model as models
+import training.loop.tensorboard as tensorboard
+import training.report as report
 from keras_cait.command_line import run
 from tests.helpers.run_training import TINY, build, noise, troubled
 from tests.helpers.runs import assert_bit_equal, read_state
@@ -27,6 +29,8 @@ def trouble(monkeypatch):
     """Small runs, and a function that lets something happen in the next."""
     monkeypatch.setattr(datasets, "load", noise)
     monkeypatch.setattr(models, "build", build)
+    monkeypatch.setattr(tensorboard, "PICTURES", 1)
+    monkeypatch.setattr(report, "write_report", lambda folder: folder)
     batches = pipeline.training_data
 
     def prepare(*trouble):

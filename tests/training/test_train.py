@@ -247,7 +247,7 @@ def test_a_run_shows_and_sums_up_what_it_did(
         return found
 
     monkeypatch.setattr(Trainer, "evaluate", evaluate)
-    program.train(recipe, tmp_path)
+    program.train(recipe, tmp_path, profile=(19, 30))
 
     with (tmp_path / "history.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -268,35 +268,59 @@ def test_a_run_shows_and_sums_up_what_it_did(
     restore_raw_weights(model, tmp_path)
     for ours, raw in zip(saved, model.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, raw)
-    assert "raw" in capsys.readouterr().out.splitlines()[-1]
     (best,) = (tmp_path / "checkpoints" / "best").glob("*.index")
     assert best.stem == "ckpt-20"
 
     shown = {
-        (event.step, value.tag)
-        for events in (tmp_path / "tensorboard" / "train").glob("*.v2")
-        for event in tf.compat.v1.train.summary_iterator(str(events))
-        for value in event.summary.value
+        run: {
+            (event.step, value.tag)
+            for events in (tmp_path / "tensorboard" / run).glob("*.v2")
+            for event in tf.compat.v1.train.summary_iterator(str(events))
+            for value in event.summary.value
+        }
+        for run in ("train", "validation", "validation_raw")
     }
     block = "self_attention_block_0"
-    assert {tag for step, tag in shown if step == 2} >= {
-        *("epoch_loss", "epoch_gradient_norm"),
-        *("training images", "class attention"),
-        *(f"gammas/{block}/layer_scale_{i}" for i in (1, 2)),
+    assert shown["train"] >= {
+        (0, "recipe"),
+        *((step, "loss/step") for step in range(1, 21)),
+        *((step, "accuracy/epoch") for step in (5, 10, 15, 20)),
+        *((20, f"optimizer/{x}") for x in ("learning_rate", "gradient_norm")),
+        *((20, f"gammas/{block}/layer_scale_{i}") for i in (1, 2)),
     }
-    assert {s for s, tag in shown if tag.startswith("gammas")} == {2, 3}
+    assert {s for s, tag in shown["train"] if "images_per" in tag} == {
+        *range(2, 21)  # the first step compiles
+    }
+    pictures = "training images", "predictions and attention"
+    assert shown["validation"] == {
+        (step, tag)
+        for step in (15, 20)
+        for tag in (
+            *("loss/epoch", "accuracy/epoch", "accuracy/epoch_top5"),
+            *("confusion matrix", *pictures),
+        )
+    }
+    assert (20, "loss/epoch") in shown["validation_raw"]
+    assert any((tmp_path / "tensorboard/plugins/profile").iterdir())
 
+    out = capsys.readouterr().out
+    assert len(re.findall(r"^Epoch \d/4: loss \d", out, re.MULTILINE)) == 4
+    *_, saved, last = out.splitlines()
+    assert "raw" in saved
+    assert last == f"The report is {tmp_path / 'report.html'}"
+    page = (tmp_path / "report.html").read_text()
+    assert "Exported files" not in page
     row = {"name": "small.tflite", "top1": 0.25, "agreement": 0.75}
     row |= {"max_difference": 1e-3, "milliseconds": 1.5, "megabytes": 0.1}
-    (tmp_path / "verify.json").write_text(
-        json.dumps([row | {"example": ["7", 0.5]}])
-    )
+    (tmp_path / "verify.json").write_text(json.dumps([row]))
     assert exit_status(report.main, tmp_path) == 0
-    text = (tmp_path / "report.md").read_text()
-    assert f"on 100 validation images: **{summary['top1']:.1%}**" in text
-    assert "| small.tflite | 25.0% | 75.0% | 1.0e-03 | 1.5 |" in text
-    for figure in re.findall(r"\((.*?\.png)\)", text):
-        assert (tmp_path / figure).read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "report.html").read_text()
+    assert f"<dd>{summary['top1']:.1%}</dd>" in page
+    assert f"--model {tmp_path} " in page
+    assert "small.tflite" in page and "75.0%" in page
+    # In one file, which loads nothing.
+    assert set(re.findall(r'src="([^,"]*)', page)) == {"data:image/png;base64"}
+    assert not re.search(r'url\((?!#)|href="(?!#|data:)|<script', page)
 
 
 def test_folds_are_summed_up_and_resumed(tmp_path, capsys):

@@ -1,6 +1,5 @@
 """The folder of a run: checked first, then claimed, filled at the end."""
 
-import csv
 import dataclasses
 import json
 import math
@@ -26,6 +25,7 @@ from keras_cait.models import CaiT
 from training.data.datasets import Examples, class_counts
 from training.data.pipeline import evaluation_batches, unreadable_images
 from training.loop.checkpoints import KEPT
+from training.loop.history import numbers, read_history
 from training.loop.strategies import best_precision
 from training.loop.trainer import Trainer
 from training.metrics import (
@@ -192,15 +192,6 @@ def claimed(output: Path, recipe: Recipe, is_chief: bool = True) -> Iterator:
         yield
 
 
-def forget_history(output: Path, epoch: int) -> None:
-    """Drops rows of `history.csv` from an epoch on, which is run again."""
-    path = output / "history.csv"
-    if path.exists():
-        lines = path.read_text().splitlines(keepends=True)
-        kept = [row for row in lines[1:] if int(row.split(",")[0]) < epoch]
-        write_text(path, "".join(lines[:1] + kept))
-
-
 def finish(
     trainer: Trainer, examples: Examples, validation: Examples, output: Path
 ) -> None:
@@ -216,8 +207,7 @@ def finish(
         output: folder of the run.
     """
     recipe = trainer.recipe
-    with (output / "history.csv").open(newline="") as file:
-        history = list(csv.DictReader(file))
+    history = read_history(output / "history.csv")
     ema_top1, raw_top1 = (
         float(history[-1][f"val_{name}"])
         for name in ("accuracy", "raw_accuracy")
@@ -230,9 +220,10 @@ def finish(
     model.set_weights(better.get_weights())
     accuracy = evaluate(model, validation)
     classes = by_class(accuracy["confusion"], examples)
-    speed = statistics.harmonic_mean(
-        float(row["images_per_second"]) for row in history
-    )
+    speeds = numbers(history, "images_per_second")
+    # That of a single step, which compiles, is not known.
+    known = [speed for speed in speeds if math.isfinite(speed)]
+    speed = statistics.harmonic_mean(known) if known else None
     images = trainer.step * recipe.global_batch_size
     summary = {
         **accuracy,
@@ -245,7 +236,7 @@ def finish(
         "steps": trainer.step,
         "devices": trainer.strategy.num_replicas_in_sync,
         "images_per_second": speed,
-        "training_hours": images / speed / 3600,
+        "training_hours": speed and images / speed / 3600,
         "unreadable": [
             examples.name(int(number)) for number in unreadable_images(output)
         ],
@@ -346,12 +337,20 @@ def write_summary(summary: dict[str, Any], output: Path) -> None:
 
 
 def write_images(examples: Examples, folder: Path) -> None:
-    """Writes up to 1000 examples as PNG files, one subfolder per class."""
+    """Writes up to 1000 examples as PNG files, one subfolder per class.
+
+    Their names are the examples' numbers, and those of the files they are from.
+    """
     for name in examples.class_names:
         (folder / name).mkdir(parents=True, exist_ok=True)
     for number in range(0, examples.count, -(-examples.count // 1000)):
         image, label = examples.read(number)
-        name = examples.class_names[int(label)]
+        source = Path(examples.name(number))
+        stem = f"_{source.stem[:100]}" if source.is_file() else ""
         keras.utils.save_img(
-            folder / name / f"{number:04}.png", image.numpy(), scale=False
+            folder
+            / examples.class_names[int(label)]
+            / f"{number:04}{stem}.png",
+            image.numpy(),
+            scale=False,
         )

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from training.loop.distillation import Loss
 from training.recipes import Recipe
 
 SUM = tf.distribute.ReduceOp.SUM
+MOST_CLASSES = 100  # whose confusion is counted while training
 
 
 class Trainer:
@@ -61,8 +63,18 @@ class Trainer:
             self._sums = counter([0.0] * 4, tf.float32)
             self.evaluation = [
                 keras.metrics.Mean(f"val_{name}")
-                for name in ("accuracy", "top5", "raw_accuracy")
+                for name in (
+                    *("accuracy", "top5", "loss"),
+                    *("raw_accuracy", "raw_loss"),
+                )
             ]
+            # Labels in rows, predictions in columns.
+            classes = model.output.shape[-1]
+            self._confusion = (
+                counter(np.zeros((classes, classes)), tf.float32)
+                if classes <= MOST_CLASSES
+                else None
+            )
         self.is_scaled = isinstance(
             optimizer, keras.optimizers.LossScaleOptimizer
         )
@@ -208,14 +220,16 @@ class Trainer:
         self._nonfinite.assign(tf.where(if_first, self._step, self._nonfinite))
         self._step.assign_add(1)
 
+    def totals(self) -> np.ndarray:
+        """Sums over the epoch's finite steps, of which `means_of` are made.
+
+        Waits for the device.
+        """
+        return self._sums.numpy().astype("float64")
+
     def means(self) -> dict[str, float]:
         """Mean loss, accuracy and gradient norm over the finite steps."""
-        *sums, count = self._sums.numpy().tolist()
-        names = ("loss", "accuracy", "gradient_norm")
-        return {
-            name: value / count if count else math.nan
-            for name, value in zip(names, sums, strict=True)
-        }
+        return means_of(self.totals())
 
     def reset_means(self) -> None:
         self._sums.assign(tf.zeros(4))
@@ -257,38 +271,82 @@ class Trainer:
     def _replica_evaluation(
         self, images: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor
     ) -> None:
-        logits, raw = self.predict(images)
-        for metric, hits in zip(
+        logits, raw = (
+            tf.cast(outputs, tf.float32) for outputs in self.predict(images)
+        )
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits
+        for metric, values in zip(
             self.evaluation,
             (
                 tf.math.in_top_k(labels, logits, 1),
                 tf.math.in_top_k(labels, logits, min(5, logits.shape[-1])),
+                losses(labels, logits),
                 tf.math.in_top_k(labels, raw, 1),
+                losses(labels, raw),
             ),
             strict=True,
         ):
-            metric.update_state(tf.cast(hits, tf.float32), weights)
+            metric.update_state(tf.cast(values, tf.float32), weights)
+        if self._confusion is not None:
+            counts = tf.math.confusion_matrix(
+                labels,
+                tf.argmax(logits, -1),
+                logits.shape[-1],
+                weights,
+                tf.float32,
+            )
+            replica = tf.distribute.get_replica_context()
+            self._confusion.assign_add(replica.all_reduce(SUM, counts))
 
     def evaluate(
         self, batches: Iterable[tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
     ) -> dict[str, float]:
-        """Accuracies of the EMA weights and of the raw ones, in 0...1.
+        """Accuracies, in 0...1, and losses of the EMA and of the raw weights.
+
+        The loss is the cross entropy, without smoothing and distillation.
 
         Args:
             batches: distributed `(images, labels, weights)`.
 
         Returns:
-            `val_accuracy` and `val_top5` of the EMA weights and
-            `val_raw_accuracy` of those of the last step.
+            `val_accuracy`, `val_top5` and `val_loss` of the EMA weights, and
+            `val_raw_accuracy` and `val_raw_loss` of those of the last step.
         """
         for metric in self.evaluation:
             metric.reset_state()
+        if self._confusion is not None:
+            self._confusion.assign(tf.zeros(self._confusion.shape))
         for batch in batches:
             self.evaluation_step(*batch)
         return {
             m.name: float(keras.ops.convert_to_numpy(m.result()))
             for m in self.evaluation
         }
+
+    @property
+    def confusion(self) -> np.ndarray | None:
+        """Counts of the last evaluation of the EMA weights, if classes are few.
+
+        Labels in rows, predictions in columns.
+        """
+        if self._confusion is None:
+            return None
+        return self._confusion.numpy().astype(int)
+
+
+def means_of(totals: np.ndarray) -> dict[str, float]:
+    """Mean loss, accuracy and gradient norm, of `Trainer.totals`.
+
+    Example:
+    >>> means_of(np.array([4.0, 1.0, 8.0, 2.0]))
+    {'loss': 2.0, 'accuracy': 0.5, 'gradient_norm': 4.0}
+    """
+    *sums, count = totals.tolist()
+    names = ("loss", "accuracy", "gradient_norm")
+    return {
+        name: value / count if count else math.nan
+        for name, value in zip(names, sums, strict=True)
+    }
 
 
 class Sums(NamedTuple):
@@ -300,7 +358,7 @@ class Sums(NamedTuple):
 
 
 def counter(
-    value: float | list[float] = 0, dtype: tf.DType = tf.int64
+    value: float | list[float] | np.ndarray = 0, dtype: tf.DType = tf.int64
 ) -> tf.Variable:
     """A variable that all replicas change alike."""
     return tf.Variable(
