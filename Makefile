@@ -9,7 +9,8 @@ RUN ?= runs/quickstart
 BIN := .venv/bin
 # Where Keras backends can differ; all tests of the library pass on both.
 NUMERICS := $(addprefix tests/keras_cait/test_,attention_maps.py \
-  fused_mixing.py layers.py optimizers.py reference.py) keras_cait/gradients.py
+  fit.py fused_mixing.py layers.py optimizers.py reference.py) \
+  keras_cait/gradients.py
 
 # Two files of tests at a time, in the order of setup.cfg.
 WORKERS := --numprocesses 2 --dist loadfile --no-loadscope-reorder

@@ -7,6 +7,7 @@ from keras_cait.attention_maps import (
     saliency_maps,
 )
 from keras_cait.blocks import ClassAttentionBlock, SelfAttentionBlock
+from keras_cait.distribution import layout_map
 from keras_cait.explanations import occlusion_maps, relevance_maps
 from keras_cait.layers import (
     MLP,

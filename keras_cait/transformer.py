@@ -78,6 +78,23 @@ class VisionTransformer(keras.Model):
             if isinstance(layer, ClassAttentionBlock)
         ]
 
+    def make_train_function(self, force: bool = False) -> Any:
+        # TensorFlow's; on a TPU, its step is compiled in any case.
+        strategy: Any = getattr(self, "distribute_strategy", None)
+        kind = type(strategy).__name__
+        if (
+            self.jit_compile
+            and kind.endswith("MirroredStrategy")
+            and strategy.num_replicas_in_sync > 1
+        ):
+            raise ValueError(
+                "TensorFlow cannot compile the step of several devices with "
+                f"XLA. Received: jit_compile=True under {kind}. Leave "
+                "jit_compile out, or use python -m training.train, which "
+                "compiles the step of each device."
+            )
+        return super().make_train_function(force)
+
     def get_config(self) -> dict[str, Any]:
         arguments = {name: getattr(self, name) for name in self.argument_names}
         serialize = keras.saving.serialize_keras_object
