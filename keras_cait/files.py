@@ -160,7 +160,9 @@ def locked(path: str | Path) -> Iterator[None]:
     output.parent.mkdir(parents=True, exist_ok=True)
     lock = SoftFileLock(output.with_name(f".{output.name}.lock"))
     try:
-        lock.acquire(timeout=0)
+        # Of filelock before 4, the first attempt removes the lock of a dead
+        # process, and the second, 0.05 s later, succeeds.
+        lock.acquire(timeout=0.1)
     except Timeout:
         raise ValueError(
             f"Process {lock.pid} is writing {str(path)!r}. Wait for it, or "

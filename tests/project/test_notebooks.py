@@ -34,12 +34,14 @@ socket.socket.connect = connect_here
 RESULTS = {
     "1_quickstart": (
         "[maps.shape, float(maps.sum((-2, -1)).max()), saliency.shape,"
-        " [[entry[2] for entry in best] for best in predictions]]",
-        lambda shape, largest, saliency, scores: (
-            shape == [3, 2, 4, 14, 14]
+        " [[entry[2] for entry in best] for best in predictions],"
+        " [list(values.shape) for _, _, values in columns]]",
+        lambda shape, largest, saliency, scores, of_classes: (
+            shape == [3, 2, 4, 4, 4]
             and 0 < largest < 1
-            and saliency == [3, 14, 14]
+            and saliency == [3, 4, 4]
             and all(best == sorted(best, reverse=True) for best in scores)
+            and of_classes == 3 * [[3, 4, 4]]
         ),
     ),
     "2_finetune": (
@@ -111,6 +113,12 @@ def test_is_committed_clean(path):
                 part.startswith("_") for part in (*module.split("."), name)
             )
             assert hasattr(importlib.import_module(module), name)
+
+
+def test_install_cells_are_the_same():
+    notebooks = [nbformat.read(path, as_version=4) for path in NOTEBOOKS]
+    assert len({notebook.cells[1].source for notebook in notebooks}) == 1
+    assert all(len(notebook.cells) <= 25 for notebook in notebooks)
 
 
 def imported(source):
