@@ -60,6 +60,7 @@ RANGES = {
         "min_learning_rate",
         "weight_decay",
         "clip_norm",
+        "patience",
         "mixup_alpha",
         "cutmix_alpha",
         "max_unreadable",
@@ -252,6 +253,10 @@ class Recipe:
 
     evaluation_epochs: int = 1
     """Epochs between evaluations on the validation images."""
+
+    patience: int = 0
+    """Evaluations without a better validation accuracy after which the run
+    stops, with the weights of its best epoch; 0 trains all epochs."""
 
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """Reaction to a loss or gradient that is not finite."""

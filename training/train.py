@@ -179,6 +179,8 @@ def train(
             profile,
         )
         for epoch in range(first_step // steps, recipe.epochs):
+            if trainer.is_out_of_patience:
+                break
             for i in range(trainer.step % steps, steps):
                 with monitor.waiting():
                     images, targets = next(batches)
@@ -218,9 +220,19 @@ def train(
         checkpoints.wait()
 
         # 8. Finish: the model, its accuracy, labels and images; a report.
+        # The other workers need no weights any more.
         if chief:
+            epoch = trained = trainer.step // steps
+            if recipe.patience:
+                epoch = checkpoints.restore_best(trainer.weights) // steps
+            if trained < recipe.epochs:
+                print(
+                    f"Stopped after epoch {trained}: no better accuracy in "
+                    f"{recipe.patience} evaluations. The best was epoch "
+                    f"{epoch}'s."
+                )
             validation = prepared(validation, recipe)
-            finish(trainer, examples, validation, output)
+            finish(trainer, examples, validation, output, epoch)
             print(f"The report is {write_report(output)}")
 
 

@@ -159,6 +159,7 @@ ROWS = [
         --clip-norm -1 | 1 | clip_norm must be at least 0.
         --evaluation-epochs 0 | 1 | evaluation_epochs must be at least 1.
         --max-unreadable -1 | 1 | max_unreadable must be at least 0.
+        --patience -1 | 1 | patience must be at least 0.
         --seed -1 | 1 | seed must be at least 0
         --seed 99999999999999999999 | 1 | at most 4294967295.
         --distillation-temperature 0 | 1 | positive and finite.

@@ -122,6 +122,26 @@ def test_the_best_is_copied_where_files_cannot_be_linked(
         assert not file.samefile(copy)
 
 
+def test_no_kill_loses_the_best(checkpoints, monkeypatch):
+    """Killed between the writing of a best checkpoint and that of its twin."""
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "link", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save(checkpoints, 3, is_best=True)
+    assert restored(checkpoints) == 3
+    assert checkpoints.restore_best(checkpoints.state) == 3
+
+
+def test_a_lost_best_checkpoint_is_told(checkpoints):
+    for file in (checkpoints.folder / "best").glob("*.data*"):
+        file.unlink()
+    with pytest.raises(ValueError, match=r"best checkpoint, in .* damaged"):
+        checkpoints.restore_best(checkpoints.state)
+
+
 def test_the_best_outlives_a_checkpoint_that_is_written_again(checkpoints):
     index = checkpoints.folder / "best" / "ckpt-1.index"
     before = index.read_bytes()

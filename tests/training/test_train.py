@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 import training.data.datasets as datasets
+import training.loop.run_folder as run_folder
 import training.loop.strategies as strategies
 import training.train as program
 from tests.helpers.commands import exit_status
@@ -321,6 +322,53 @@ def test_a_run_shows_and_sums_up_what_it_did(
     # In one file, which loads nothing.
     assert set(re.findall(r'src="([^,"]*)', page)) == {"data:image/png;base64"}
     assert not re.search(r'url\((?!#)|href="(?!#|data:)|<script', page)
+
+
+def test_a_run_out_of_patience_ends_with_its_best_weights(
+    tmp_path, few_digits, monkeypatch, capsys
+):
+    recipe = dataclasses.replace(
+        TINY, epochs=9, evaluation_epochs=1, patience=2
+    )
+    ema = [0.2, 0.3, 0.4, 0.5]  # by epoch
+    raw = [0.1, 0.5, 0.3, 0.2]
+    noted = []
+
+    def evaluate(self, batches, evaluate=Trainer.evaluate):
+        found = evaluate(self, batches)
+        epoch = self.step // 5
+        if epoch == 2:
+            noted.extend(self.model.get_weights())
+        found["val_accuracy"] = ema[epoch - 1]
+        return found | {"val_raw_accuracy": raw[epoch - 1]}
+
+    def killed(*_):
+        raise KeyboardInterrupt("killed")
+
+    # Interrupted with one evaluation left, and again when all is trained.
+    asked = iter([False] * 16 + [True])
+    monkeypatch.setattr(report, "write_report", lambda folder: folder)
+    monkeypatch.setattr(Trainer, "evaluate", evaluate)
+    monkeypatch.setattr(strategies, "any_worker", lambda *_: next(asked, False))
+    with pytest.raises(KeyboardInterrupt, match="step 17"):
+        program.train(recipe, tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(run_folder, "finish", killed)
+        program.train(recipe, tmp_path)
+    program.train(recipe, tmp_path)
+
+    said = (
+        "Stopped after epoch 4: no better accuracy in 2 evaluations. The best "
+        "was epoch 2's."
+    )
+    assert capsys.readouterr().out.count(said) == 2
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["epochs"] == 4 and summary["steps"] == 20
+    assert summary["best_epoch"] == 2 and summary["weights"] == "raw"
+    assert (summary["ema_top1"], summary["raw_top1"]) == (0.3, 0.5)
+    model = keras.models.load_model(tmp_path / "model.keras")
+    for ours, best in zip(model.get_weights(), noted, strict=True):
+        np.testing.assert_array_equal(ours, best)
 
 
 def test_folds_are_summed_up_and_resumed(tmp_path, capsys):

@@ -49,7 +49,7 @@ class Checkpoints:
         self.thread = ThreadPoolExecutor(max_workers=1)
         self.writing: Future[Path] | None = None
         if is_chief:
-            for unfinished in self.folder.glob("ckpt-*_temp"):  # by a kill
+            for unfinished in self.folder.rglob("ckpt-*_temp"):  # by a kill
                 shutil.rmtree(unfinished)
 
     def __enter__(self) -> "Checkpoints":
@@ -96,13 +96,15 @@ class Checkpoints:
         # A damaged one. TensorFlow would write into its file, which may be that
         # of the best one, too.
         delete(path)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with_values(self.state, values).write(str(path))
-        self._tidy(path, self.keep)
+        # A best one is written there first: no kill leaves the run ahead of it.
+        written = self.folder / "best" / path.name if is_best else path
+        delete(written)
+        written.parent.mkdir(parents=True, exist_ok=True)
+        with_values(self.state, values).write(str(written))
         if is_best:
-            best = self.folder / "best" / path.name
-            link(path, best)
-            self._tidy(best, 1)
+            link(written, path)
+            self._tidy(written, 1)
+        self._tidy(path, self.keep)
         return path
 
     def _tidy(self, path: Path, keep: int) -> None:
@@ -133,22 +135,48 @@ class Checkpoints:
         # Not by TensorFlow's list of them, which may be damaged itself.
         paths = checkpoints_in(self.folder / "best")
         paths += checkpoints_in(self.folder)  # the first of twins to be tried
-        for path in sorted(paths, key=step_of)[::-1]:
-            try:
-                # TensorFlow compares the checksum of every tensor it reads.
-                self.state.read(str(path)).assert_existing_objects_matched()
-            except Exception as error:  # of many kinds
-                reason = str(error).partition("\n")[0]
-                print(f"Skipping damaged checkpoint {path}: {reason}")
-            else:
-                self.newest = path
-                return path
-        if paths:
+        self.newest = restore_newest(self.state, sorted(paths, key=step_of))
+        if paths and not self.newest:
             raise ValueError(
                 f"All checkpoints in {self.folder} are damaged. Delete the "
                 "run's folder to start again."
             )
-        return None
+        return self.newest
+
+    def restore_best(self, part: tf.train.Checkpoint) -> int:
+        """Restores a part of the state from the best checkpoint.
+
+        Returns:
+            Its step.
+
+        Raises:
+            ValueError: it is damaged or missing.
+        """
+        folder = self.folder / "best"
+        path = restore_newest(part, checkpoints_in(folder))
+        if not path:
+            raise ValueError(
+                f"The best checkpoint, in {folder}, is damaged or missing. "
+                "Delete the run's folder to start again."
+            )
+        return step_of(path)
+
+
+def restore_newest(
+    state: tf.train.Checkpoint, paths: list[Path]
+) -> Path | None:
+    """Restores the last intact one of some checkpoints, and gives its path."""
+    for path in paths[::-1]:
+        try:
+            # TensorFlow compares the checksum of every tensor it reads.
+            status = state.read(str(path)).assert_existing_objects_matched()
+        except Exception as error:  # of many kinds
+            reason = str(error).partition("\n")[0]
+            print(f"Skipping damaged checkpoint {path}: {reason}")
+        else:
+            status.expect_partial()  # `state` may be a part of it
+            return path
+    return None
 
 
 def read(state: tf.train.Checkpoint) -> dict[int, tf.Tensor]:

@@ -193,23 +193,29 @@ def claimed(output: Path, recipe: Recipe, is_chief: bool = True) -> Iterator:
 
 
 def finish(
-    trainer: Trainer, examples: Examples, validation: Examples, output: Path
+    trainer: Trainer,
+    examples: Examples,
+    validation: Examples,
+    output: Path,
+    epoch: int,
 ) -> None:
     """Writes the trained model, its labels and summary; the model last.
 
-    The model has the EMA weights, or the raw ones if their last validation
-    accuracy is higher.
+    The model has the EMA weights, or the raw ones if their validation accuracy
+    is higher.
 
     Args:
         trainer: the trainer, after the last step.
         examples: training examples.
         validation: validation examples, ready for the model.
         output: folder of the run.
+        epoch: the evaluated epoch whose weights the trainer has, from 1.
     """
     recipe = trainer.recipe
     history = read_history(output / "history.csv")
+    rows = {int(row["epoch"]) + 1: row for row in history}
     ema_top1, raw_top1 = (
-        float(history[-1][f"val_{name}"])
+        float(rows[epoch][f"val_{name}"])
         for name in ("accuracy", "raw_accuracy")
     )
     kind = "raw" if raw_top1 > ema_top1 else "EMA"
@@ -233,6 +239,7 @@ def finish(
         "raw_top1": raw_top1,
         "parameters": model.count_params(),
         "epochs": len(history),
+        **({"best_epoch": epoch} if recipe.patience else {}),
         "steps": trainer.step,
         "devices": trainer.strategy.num_replicas_in_sync,
         "images_per_second": speed,

@@ -38,6 +38,7 @@ class Trainer:
         nonfinite: step of the first loss or gradient that was not finite; -1 if
             there was none.
         state: everything that a run needs to resume exactly.
+        weights: the part of it that a trained model is made of.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Trainer:
         with strategy.scope():
             self._step, self._nonfinite = counter(), counter(-1)
             self._best = counter(-1.0, tf.float32)
+            self._since_best = counter()  # evaluations
             # Loss, accuracy, gradient norm and their number. Not Keras'
             # metrics, which all workers would have to read together.
             self._sums = counter([0.0] * 4, tf.float32)
@@ -93,6 +95,9 @@ class Trainer:
             best=self._best,
             sums=self._sums,
         )
+        if recipe.patience:  # checkpoints of earlier versions lack it
+            self.state.since_best = self._since_best
+        self.weights = tf.train.Checkpoint(model=model, average=ema_model)
         # Without AutoGraph, which nothing here needs: it slows the tracing.
         # Under a strategy, XLA cannot see more than a micro-batch.
         is_alone = strategy is tf.distribute.get_strategy()
@@ -239,7 +244,15 @@ class Trainer:
         is_best = accuracy > float(self._best.numpy())
         if is_best:
             self._best.assign(accuracy)
+        before = int(self._since_best.numpy())
+        self._since_best.assign(0 if is_best else before + 1)
         return is_best
+
+    @property
+    def is_out_of_patience(self) -> bool:
+        """Whether the recipe stops a run whose accuracy no longer grows."""
+        patience = self.recipe.patience
+        return 0 < patience <= int(self._since_best.numpy())
 
     def check_finite(self, steps_per_epoch: int, newest: Path | None) -> None:
         """Stops a run with a non-finite loss, before it is saved.
