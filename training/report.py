@@ -31,6 +31,7 @@ from PIL import Image
 
 import keras_cait
 from keras_cait.attention_maps import overlay, saliency_maps
+from keras_cait.explanations import relevance_maps
 from keras_cait.files import image_files, locked, read_json, write_text
 from keras_cait.loading import load_model, read_labels
 from training.figures import calibration, confusion_matrix, curves
@@ -308,7 +309,7 @@ def mistakes(examples: Sequence[Example], labels: Sequence[str]) -> str:
 def looks(
     model: keras.Model, examples: Sequence[Example], labels: Sequence[str]
 ) -> str:
-    """The class attention on a few images, of as many classes as possible."""
+    """Where the model looks in a few images, of as many classes as possible."""
     place_in_class: dict[int, int] = {}
     places = []
     for each in examples:
@@ -318,9 +319,13 @@ def looks(
     order = sorted(range(len(examples)), key=lambda i: places[i])
     chosen = [examples[i] for i in order[:LOOKS]]
     images = np.stack([keras_cait.load_image(each.file) for each in chosen])
-    maps = saliency_maps(model, images)
+    maps = zip(
+        saliency_maps(model, images),
+        relevance_maps(model, images),
+        strict=True,
+    )
     figures = []
-    for each, image, map in zip(chosen, images, maps, strict=True):
+    for each, image, pair in zip(chosen, images, maps, strict=True):
         kind = "" if each.found == each.label else ' class="wrong"'
         caption = (
             f"<strong{kind}>{escape(labels[each.found])} {each.score:.0%}"
@@ -328,12 +333,14 @@ def looks(
         )
         if each.found != each.label:
             caption += f", is {escape(labels[each.label])}"
-        figures.append(figure([image, overlay(image, map)], caption))
+        shown = [image, *(overlay(image, map) for map in pair)]
+        figures.append(figure(shown, caption))
     return section(
         "What it looks at",
-        "The class attention of the first block, mean over its heads. Bright "
-        "patches contribute most.",
-        f'<div class="images pairs">{"".join(figures)}</div>',
+        "Each image, its class attention (the first block, mean over heads), "
+        "and what speaks for the predicted class (relevance). Bright patches "
+        "count most.",
+        f'<div class="images wide">{"".join(figures)}</div>',
     )
 
 

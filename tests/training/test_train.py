@@ -292,13 +292,13 @@ def test_a_run_shows_and_sums_up_what_it_did(
     assert {s for s, tag in shown["train"] if "images_per" in tag} == {
         *range(2, 21)  # the first step compiles
     }
-    pictures = "training images", "predictions and attention"
+    assert {(15, "training images"), (20, "training images")} < shown["train"]
     assert shown["validation"] == {
         (step, tag)
         for step in (15, 20)
         for tag in (
             *("loss/epoch", "accuracy/epoch", "accuracy/epoch_top5"),
-            *("confusion matrix", *pictures),
+            *("confusion matrix", "predictions and attention"),
         )
     }
     assert (20, "loss/epoch") in shown["validation_raw"]

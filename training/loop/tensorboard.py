@@ -8,7 +8,6 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from matplotlib.figure import Figure
 from tensorboard.compat.proto.event_pb2 import Event
 
 from keras_cait.attention_maps import overlay, saliency_maps
@@ -140,11 +139,9 @@ class TensorBoard:
             )
             for target in np.array(targets[:SHOWN])
         ]
-        self._add_figure(
-            "training images",
-            step,
-            gallery([as_uint8(images[:SHOWN])], titles),
-        )
+        shown = gallery([as_uint8(images[:SHOWN])], titles)
+        with self.train.as_default(step):
+            tf.summary.image("training images", pixels(shown)[None])
 
     def add_predictions(
         self, step: int, ema_model: keras.Model, validation: Examples
@@ -174,21 +171,17 @@ class TensorBoard:
         looks = np.stack(
             [overlay(*pair) for pair in zip(shown, maps, strict=True)]
         )
-        self._add_figure(
-            "predictions and attention", step, gallery([shown, looks], titles)
-        )
+        figure = gallery([shown, looks], titles)
+        with self.validation.as_default(step):
+            tf.summary.image("predictions and attention", pixels(figure)[None])
 
     def add_confusion(
         self, step: int, counts: np.ndarray, labels: Sequence[str]
     ) -> None:
         """The confusion matrix of the last evaluation."""
-        self._add_figure(
-            "confusion matrix", step, confusion_matrix(counts, labels)
-        )
-
-    def _add_figure(self, tag: str, step: int, figure: Figure) -> None:
+        figure = confusion_matrix(counts, labels)
         with self.validation.as_default(step):
-            tf.summary.image(tag, pixels(figure)[None])
+            tf.summary.image("confusion matrix", pixels(figure)[None])
 
 
 def drop_after(step: int, path: Path) -> None:
