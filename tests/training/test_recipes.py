@@ -198,23 +198,18 @@ def last_worker(recipe, devices, workers):
 def test_the_same_images_are_mixed_on_all_devices():
     recipe = RECIPES["finetune"]
     numbers, seeds = whole = last_worker(recipe, 1, 1)
-    assert len({*numbers.tolist()}) == 64
-    assert np.unique(seeds, return_counts=True)[1].tolist() == [8] * 8
+    assert len({*numbers.tolist()}) == 16
+    assert np.unique(seeds, return_counts=True)[1].tolist() == [2] * 8
     for devices, workers in SYSTEMS:
         images = last_worker(recipe, devices, workers)
-        assert images.shape == (2, 64 // workers)
-        np.testing.assert_array_equal(images, whole[:, -64 // workers :])
+        assert images.shape == (2, 16 // workers)
+        np.testing.assert_array_equal(images, whole[:, -16 // workers :])
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_runs_on_all_devices(name):
-    recipe = RECIPES[name]
     for system in SYSTEMS:
-        if (name, system) == ("quickstart", (8, 8)):
-            with pytest.raises(ValueError, match="--global-batch-size 48"):
-                recipe.check_devices(*system)
-        else:
-            recipe.check_devices(*system)
+        RECIPES[name].check_devices(*system)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +217,7 @@ def test_every_recipe_runs_on_all_devices(name):
     [
         ({"global_batch_size": 60}, (8, 1), 8),
         ({"accumulation_steps": 16}, (8, 1), 128),
-        ({"mixing_batch_size": 64}, (2, 2), 128),
+        ({"mixing_batch_size": 16}, (2, 2), 32),
         ({}, (3, 1), 12),
     ],
 )
