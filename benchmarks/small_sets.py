@@ -1,7 +1,8 @@
-"""Small sets: accuracy of models trained on a few hundred or thousand images.
+"""Small sets: accuracy after training on hundreds of images.
 
-keras-cait's `quickstart` recipe, and ViTs of the same size of KerasHub and timm with the
-defaults of their own training, all from random weights, on the same splits.
+The `quickstart` recipe beside ViTs of KerasHub and timm that have the same
+size, with the defaults of their own training: from random weights, on the same
+splits, for as many epochs.
 """
 
 import csv
@@ -21,6 +22,7 @@ from cyclopts import App, Parameter
 from PIL import Image
 
 from benchmarks.results import Count, Output, Rows, show, write
+from keras_cait.command_line import run
 
 # Blocks, width and heads of every model, as of the quickstart.
 BLOCKS, WIDTH, HEADS = 6, 96, 4
@@ -66,11 +68,9 @@ def digits(stamps: Path) -> Iterator[tuple[Image.Image, str]]:
 
     pixels, labels = mnist_data()
     images = pixels.reshape(-1, 28, 28).astype("uint8")
-    chosen = [np.flatnonzero(labels == digit)[:200] for digit in range(10)]
-    for image, label in zip(
-        images[np.concatenate(chosen)], labels[np.concatenate(chosen)]
-    ):
-        yield Image.fromarray(image).convert("RGB"), str(label)
+    for digit in range(10):
+        for image in images[labels == digit][:200]:
+            yield Image.fromarray(image).convert("RGB"), str(digit)
 
 
 def stamps(stamps: Path) -> Iterator[tuple[Image.Image, str]]:
@@ -307,11 +307,11 @@ def main(
                 print(name, f"seed {seed}", accuracies, flush=True)
                 for model, accuracy in accuracies.items():
                     found.setdefault(model, []).append(accuracy)
-        title = f"{name}: {len(images):,} images, {len(classes)} classes"
+        title = f"{len(images):,} {name}, {len(classes)} classes"
         tables[title] = {model: row(of) for model, of in found.items()}
         show(title, tables[title])
     write(tables, output)
 
 
 if __name__ == "__main__":
-    app()
+    run(app)
