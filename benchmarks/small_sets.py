@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from cyclopts import App, Parameter
@@ -239,7 +239,8 @@ def timm(
     return {"timm ViT": torch.cat(hits).mean().item()}
 
 
-CONTESTANTS = {
+Contestant = Literal["keras-cait", "keras-hub", "timm"]
+CONTESTANTS: dict[Contestant, Callable[..., dict[str, float]]] = {
     "keras-cait": keras_cait,
     "keras-hub": keras_hub,
     "timm": timm,
@@ -248,7 +249,9 @@ CONTESTANTS = {
 app = App(name="python -m benchmarks.small_sets", help=__doc__)
 
 
-def train(contestant: str, name: str, seed: int, images: Any, runs: Path) -> Any:
+def train(
+    contestant: Contestant, name: str, seed: int, images: Any, runs: Path
+) -> Any:
     """Accuracies of a contestant; read from the file of an earlier run."""
     record = runs / f"{contestant}, {name}, {seed}.json"
     if not record.exists():
@@ -256,7 +259,7 @@ def train(contestant: str, name: str, seed: int, images: Any, runs: Path) -> Any
             folder = Path(temporary) / "images"
             write_split(images, folder, seed)
             output = Path(temporary) / "run"
-            # In a process of its own: TensorFlow and PyTorch share none.
+            # TensorFlow and PyTorch crash in one process.
             with ProcessPoolExecutor(1, get_context("spawn")) as process:
                 accuracies = process.submit(
                     CONTESTANTS[contestant], folder, SETS[name], seed, output
@@ -280,9 +283,10 @@ def row(runs: list[float]) -> dict[str, float | int]:
 def main(
     *,
     stamps: Path,
-    contestants: Annotated[list[str], Parameter(consume_multiple=True)] = [
-        *CONTESTANTS
-    ],
+    contestants: Annotated[
+        tuple[Contestant, ...],
+        Parameter(consume_multiple=True, negative=()),
+    ] = tuple(CONTESTANTS),
     seeds: Count = 5,
     runs: Path = Path("runs/small-sets"),
     output: Output = None,
@@ -291,7 +295,7 @@ def main(
 
     Args:
         stamps: Folder `stamps` of Debian's package tuxpaint-stamps-default.
-        contestants: keras-cait, keras-hub or timm.
+        contestants: Which libraries to train.
         seeds: Splits and trainings of each.
         runs: Folder for the accuracy of each training.
     """
