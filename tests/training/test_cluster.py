@@ -39,7 +39,7 @@ def pod_of(name):
 def test_manifest_trains_into_a_volume(name, monkeypatch):
     _, pod = pod_of(name)
     (container,) = pod["containers"]
-    recipe, output, data_dir, strategy, _ = started(
+    recipe, output, data_dir, strategy, *_ = started(
         container["command"], monkeypatch
     )
     assert recipe == RECIPES["s24-224"]

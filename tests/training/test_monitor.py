@@ -21,7 +21,9 @@ from training.loop.tensorboard import TensorBoard
 from training.recipes import FINETUNE, QUICKSTART
 from training.train import make_command
 
-RECIPE = dataclasses.replace(QUICKSTART, epochs=10, evaluation_epochs=1)
+RECIPE = dataclasses.replace(
+    QUICKSTART, global_batch_size=50, epochs=10, evaluation_epochs=1
+)
 
 
 @pytest.fixture
