@@ -23,24 +23,11 @@ def measure(variant: str, rounds: int) -> tuple[float, Rows]:
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     import numpy as np
 
+    from benchmarks.training import make_trainer
     from training.loop.checkpoints import Checkpoints, read
-    from training.loop.distillation import make_loss
-    from training.loop.model import build
-    from training.loop.optimizers import make_optimizer
-    from training.loop.strategies import make_strategy
-    from training.loop.trainer import Trainer
     from training.recipes import RECIPES
 
-    recipe = RECIPES[f"{variant.lower()}-224"].resolved()
-    model, ema_model = build(recipe, 1000), build(recipe, 1000)
-    state = Trainer(
-        recipe,
-        make_strategy("one"),
-        model,
-        ema_model,
-        make_optimizer(recipe, model, 1000),
-        make_loss(recipe, 1000),
-    ).state
+    state = make_trainer(RECIPES[f"{variant.lower()}-224"].resolved()).state
     held: dict[str, list[float]] = {}
     written: dict[str, list[float]] = {}
     with (

@@ -18,9 +18,28 @@ from cyclopts import App
 from benchmarks.inference import Run
 from benchmarks.interleave import Runner, Timing, interleave, relative
 from benchmarks.results import Count, Output, Rounds, Rows, show, write
-from training.recipes import Variant
+from training.recipes import Recipe, Variant
 
 CLASSES = 1000
+
+
+def make_trainer(recipe: Recipe) -> Any:
+    """The `Trainer` of a resolved recipe on one device, with random weights."""
+    from training.loop.distillation import make_loss
+    from training.loop.model import build
+    from training.loop.optimizers import make_optimizer
+    from training.loop.strategies import make_strategy
+    from training.loop.trainer import Trainer
+
+    model, ema_model = build(recipe, CLASSES), build(recipe, CLASSES)
+    return Trainer(
+        recipe,
+        make_strategy("one"),
+        model,
+        ema_model,
+        make_optimizer(recipe, model, 1000),
+        make_loss(recipe, CLASSES),
+    )
 
 
 def keras_cait_runner(
@@ -32,13 +51,8 @@ def keras_cait_runner(
 
     from training.data.datasets import Examples
     from training.data.mixup import smooth_one_hot
-    from training.loop.distillation import make_loss
-    from training.loop.model import build
     from training.loop.monitor import Monitor
-    from training.loop.optimizers import make_optimizer
     from training.loop.progress import ProgressLine
-    from training.loop.strategies import make_strategy
-    from training.loop.trainer import Trainer
     from training.recipes import RECIPES
 
     recipe = replace(
@@ -48,15 +62,7 @@ def keras_cait_runner(
         **changes,
     ).resolved()
     keras.config.set_dtype_policy(recipe.precision)
-    model, ema_model = build(recipe, CLASSES), build(recipe, CLASSES)
-    trainer = Trainer(
-        recipe,
-        make_strategy("one"),
-        model,
-        ema_model,
-        make_optimizer(recipe, model, 1000),
-        make_loss(recipe, CLASSES),
-    )
+    trainer = make_trainer(recipe)
     size = recipe.image_size
     images = tf.random.uniform((batch_size, size, size, 3), maxval=255.0)
     labels = tf.range(batch_size, dtype=tf.int64)

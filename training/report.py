@@ -3,14 +3,10 @@
 python -m training.report runs/digits
 """
 
-import base64
-import io
 import json
-import math
 import os
-import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
@@ -23,11 +19,8 @@ from keras_cait.command_line import run
 
 # isort: split
 import keras
-import matplotlib
 import numpy as np
 from cyclopts import App, Parameter
-from matplotlib.figure import Figure
-from PIL import Image
 
 import keras_cait
 from keras_cait.attention_maps import overlay, saliency_maps
@@ -37,13 +30,18 @@ from keras_cait.loading import load_model, read_labels
 from training.figures import calibration, confusion_matrix, curves
 from training.loop.history import numbers, read_history
 from training.loop.progress import duration
-from training.metrics import calibration_error, predictions
+from training.metrics import (
+    balanced_accuracy,
+    calibration_error,
+    class_accuracies,
+    predictions,
+)
+from training.page import figure, section, svg, table
 
 PAGE = "report.html"
 MISTAKES, LOOKS, WORST = 12, 10, 10
 MOST_CLASSES = 100  # of a confusion matrix
 BATCH = 32
-SMALL = 100  # pixels; narrower images are shown with visible pixels
 CONTINUED = " \\\n    "
 
 app = App(name="python -m training.report", help=__doc__, version_flags=[])
@@ -167,10 +165,9 @@ def heading(
     """What was trained, and how good it is."""
     variant = f"-{recipe['variant']}" if recipe.get("variant") else ""
     height, width = model.input.shape[1:3]
-    per_class = shares(np.diag(counts), counts.sum(axis=1))
     facts = {
         "Top-1 accuracy": f"{summary['top1']:.1%}",
-        "Mean over classes": f"{np.nanmean(per_class):.1%}",
+        "Mean over classes": f"{balanced_accuracy(counts):.1%}",
         "Top-5 accuracy": (
             f"{summary['top5']:.1%}"
             if "top5" in summary and len(counts) > 5
@@ -247,7 +244,7 @@ def learning_curves(history: list[dict[str, str]]) -> str:
 def classes(counts: np.ndarray, labels: Sequence[str]) -> str:
     """The confusion matrix if classes are few; the weakest classes; mix-ups."""
     images = counts.sum(axis=1)
-    right = shares(np.diag(counts), images)
+    right = class_accuracies(counts)
     order = np.argsort(np.where(images, right, np.inf), kind="stable")
     weakest = table(
         ("class", "images", "right"),
@@ -495,75 +492,6 @@ def settings(recipe: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
             0, f"<p>Images that could not be read were left out: {names}</p>"
         )
     return section("Settings", "", "\n".join(parts))
-
-
-def shares(parts: np.ndarray, wholes: np.ndarray) -> np.ndarray:
-    """Parts over wholes; not a number where there is no whole."""
-    return np.where(wholes, parts / np.maximum(wholes, 1), math.nan)
-
-
-def section(title: str, text: str, body: str) -> str:
-    words = f"<p>{text}</p>\n" if text else ""
-    return f"<section>\n<h2>{title}</h2>\n{words}{body}\n</section>"
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """An HTML table. Columns that begin with a number are right-aligned."""
-    rows = list(rows)
-
-    kinds = [
-        "number"
-        if column and all(re.match(r"\d", cells[column]) for cells in rows)
-        else "text"
-        for column in range(len(head))
-    ]
-
-    def row(name: str, cells: Sequence[str]) -> str:
-        return "".join(
-            f'<{name} class="{kind}">{escape(cell)}</{name}>'
-            for kind, cell in zip(kinds, cells, strict=True)
-        )
-
-    body = "".join(f"<tr>{row('td', cells)}</tr>\n" for cells in rows)
-    top = f"<tr>{row('th', head)}</tr>\n" if any(head) else ""
-    return f'<div class="scroll"><table>\n{top}{body}</table></div>'
-
-
-def figure(images: Sequence[np.ndarray], caption: str) -> str:
-    """Images beside each other, with a caption in HTML."""
-    row = "".join(
-        f'<img class="{"small" if image.shape[1] < SMALL else "photo"}" '
-        f'src="{data_uri(image)}" alt="">'
-        for image in images
-    )
-    return (
-        f"<figure><div>{row}</div><figcaption>{caption}</figcaption></figure>"
-    )
-
-
-def data_uri(image: np.ndarray) -> str:
-    """A uint8 image `(height, width, 3)` as an address that holds it."""
-    kind = "png" if image.shape[1] < SMALL else "jpeg"
-    content = io.BytesIO()
-    Image.fromarray(image).save(content, kind, quality=85)
-    text = base64.b64encode(content.getvalue()).decode()
-    return f"data:image/{kind};base64,{text}"
-
-
-def svg(drawing: Figure) -> str:
-    """A figure in the page's own font, and in its color where it is black."""
-    content = io.StringIO()
-    with matplotlib.rc_context(
-        {"svg.fonttype": "none", "svg.hashsalt": "cait"}
-    ):
-        drawing.savefig(
-            content,
-            format="svg",
-            transparent=True,
-            metadata=dict.fromkeys(["Creator", "Date", "Format", "Type"]),
-        )
-    text = content.getvalue()
-    return text[text.index("<svg") :].replace("#000000", "currentColor")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
