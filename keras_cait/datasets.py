@@ -4,16 +4,18 @@ Every command that takes `--data` reads it here.
 """
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from keras_cait.files import GRAPH_SUFFIXES, is_image_file, read_json, sha256
+from keras_cait.files import GRAPH_SUFFIXES, read_json, sha256
+from keras_cait.folders import ImagePaths, list_images
 
 SPLITS = ("train", "validation")
 # Subfolders of `folder:PATH` that hold the validation images.
@@ -48,7 +50,7 @@ class Dataset:
     count: int
     read: Callable[[int], tuple[bytes | np.ndarray, int | np.ndarray]]
     name: Callable[[int], str] = str
-    files: tuple[Path, ...] = ()
+    files: ImagePaths = field(default_factory=ImagePaths)
     labels: tuple[int, ...] = ()
     unreadable: tuple[str, ...] = ()
 
@@ -209,15 +211,12 @@ def _folder(path: Path, split: str, fraction: float, fold: int) -> Dataset:
             f"{str(root)!r} has classes that {str(labeled)!r} lacks: "
             f"{', '.join(sorted(unknown))}. Give both the same subfolders."
         )
-    classes = [_images(root / name) for name in class_names]
+    files, labels = list_images(root, class_names)
     if not is_split:
-        held_out = _held_out(classes, root, fraction, fold)
-        classes = [
-            [f for f in images if (f in held_out) == (split == "validation")]
-            for images in classes
-        ]
-    files = [file for images in classes for file in images]
-    labels = [label for label, images in enumerate(classes) for _ in images]
+        held_out = _held_out(files, labels, fraction, fold)
+        chosen = np.flatnonzero(held_out == (split == "validation"))
+        files = files.select(chosen)
+        labels = tuple(labels[index] for index in chosen)
     if not files:
         raise ValueError(
             f"{str(root)!r} has no images for {split}. Expected one subfolder "
@@ -228,8 +227,8 @@ def _folder(path: Path, split: str, fraction: float, fold: int) -> Dataset:
         len(files),
         lambda index: (files[index].read_bytes(), labels[index]),
         lambda index: str(files[index]),
-        tuple(files),
-        tuple(labels),
+        files,
+        labels,
     )
 
 
@@ -247,52 +246,44 @@ def _subfolders(path: Path) -> list[str]:
     )
 
 
-def _images(folder: Path) -> list[Path]:
-    """The images of a class, which may be missing, without hidden ones."""
-    return [
-        file
-        for file in sorted(folder.rglob("*"))
-        if is_image_file(file, GRAPH_SUFFIXES)
-        and not any(
-            part.startswith(".") for part in file.relative_to(folder).parts
-        )
-    ]
-
-
 def _held_out(
-    classes: Sequence[Sequence[Path]], root: Path, fraction: float, fold: int
-) -> set[Path]:
-    """The validation images of a folder that does not name them.
+    files: ImagePaths, labels: Sequence[int], fraction: float, fold: int
+) -> np.ndarray:
+    """Whether each image is for validation, in a folder that does not say so.
 
-    An image that is found in two classes has no true label: it is not among
-    them.
+    An image that is found in two classes has no true label: it is not.
     """
-    label_of = {
-        file: label for label, files in enumerate(classes) for file in files
-    }
-
-    def place(file: Path) -> str:
-        name = file.relative_to(root).as_posix()
-        return hashlib.sha256(name.encode()).hexdigest()
-
-    groups = {file: (file,) for file in label_of}
-    for group in copies(label_of):
-        groups |= dict.fromkeys(group, group)
-    held_out: set[Path] = set()
-    for label, files in enumerate(classes):
-        places = {
-            min(map(place, group)): group
-            for group in map(groups.__getitem__, files)
-            if all(label_of[file] == label for file in group)
+    # Images are ordered by the hashes of their names; copies of one have the
+    # same place, that of the first of them.
+    places: dict[int, bytes | None] = {}
+    number_of: dict[Path, int] = {}
+    for group in copies(files):
+        number_of = number_of or {file: i for i, file in enumerate(files)}
+        numbers = [number_of[file] for file in group]
+        is_doubtful = len({labels[number] for number in numbers}) > 1
+        first = min(_place(files, number) for number in numbers)
+        places |= dict.fromkeys(numbers, None if is_doubtful else first)
+    held_out = np.zeros(len(files), bool)
+    for _, group in groupby(range(len(files)), labels.__getitem__):
+        place_of = {
+            number: places[number]
+            if number in places
+            else _place(files, number)
+            for number in group
         }
-        order = sorted(places)
+        order = sorted({place for place in place_of.values() if place})
         start, stop = (
             _boundary(len(order), fraction, number)
             for number in (fold, fold + 1)
         )
-        for key in order[start:stop]:
-            held_out.update(places[key])
+        chosen = {*order[start:stop]}
+        for number, place in place_of.items():
+            held_out[number] = place in chosen
     return held_out
+
+
+def _place(files: ImagePaths, number: int) -> bytes:
+    return hashlib.sha256(files.name(number)).digest()
 
 
 def _boundary(count: int, fraction: float, fold: int) -> int:
@@ -307,7 +298,7 @@ def _boundary(count: int, fraction: float, fold: int) -> int:
     return min(boundary, count - 1) if fold == 1 else boundary
 
 
-def copies(files: Iterable[Path]) -> list[tuple[Path, ...]]:
+def copies(files: Sequence[Path]) -> list[tuple[Path, ...]]:
     """Groups of files with the same content, each sorted.
 
     Only files of equal size are read, and none if there are more than
@@ -319,12 +310,11 @@ def copies(files: Iterable[Path]) -> list[tuple[Path, ...]]:
     >>> copies([Path("c.jpg"), Path("b.jpg"), Path("a.jpg")])
     [(PosixPath('a.jpg'), PosixPath('c.jpg'))]
     """
-    files = sorted(files)
     if len(files) > MAX_COMPARED:
         return []
     return [
         tuple(same)
-        for equal in _alike(files, lambda file: file.stat().st_size)
+        for equal in _alike(sorted(files), lambda file: file.stat().st_size)
         for same in _alike(equal, sha256)
     ]
 

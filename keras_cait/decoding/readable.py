@@ -64,7 +64,7 @@ def readable(dataset: Dataset, max_unreadable: int) -> Dataset:
         count=len(good),
         read=lambda index: dataset.read(good[index]),
         name=lambda index: dataset.name(good[index]),
-        files=tuple(dataset.files[i] for i in good if dataset.files),
+        files=dataset.files.select(good if dataset.files else []),
         labels=tuple(dataset.labels[i] for i in good if dataset.labels),
         unreadable=tuple(bad),
     )

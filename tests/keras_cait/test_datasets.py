@@ -1,11 +1,12 @@
 """Folders of images: their split, copies and classes."""
 
 import json
+import os
 import shutil
 
 import pytest
 
-from keras_cait import datasets
+from keras_cait import datasets, folders
 from keras_cait.datasets import SPLITS, open_dataset, split_of
 
 SIZES = {"ant": 1, "bee": 2, "cat": 4, "dog": 7, "elk": 60}
@@ -137,3 +138,83 @@ def test_a_run_is_measured_on_its_own_split(tmp_path):
         part = split_of(model, "folder:photos")
         assert part == {"validation_fraction": 0.25, "fold": 3}
         assert split_of(model, "digits") == {}
+
+
+@pytest.fixture
+def listed(monkeypatch):
+    """The folders that are listed, of a set large enough for an index."""
+    monkeypatch.setattr(folders, "MIN_INDEXED", 1)
+    found = []
+    list_folder = os.scandir
+
+    def scandir(path):
+        found.append(str(path))
+        return list_folder(path)
+
+    monkeypatch.setattr(folders.os, "scandir", scandir)
+    return found
+
+
+def settle(folder):
+    """Makes a folder and its subfolders old, so that an index is kept."""
+    for path in (folder, *folder.rglob("*")):
+        if path.is_dir():
+            changed = path.stat().st_mtime_ns - 3600 * 10**9
+            os.utime(path, ns=(changed, changed))
+
+
+def test_a_large_folder_is_listed_once(tmp_path, listed):
+    write(tmp_path)
+    (tmp_path / "elk/young").mkdir()
+    (tmp_path / "elk/young/0.JPG").write_text("young")
+    (tmp_path / "elk/.hidden.jpg").touch()
+    new = split(tmp_path)
+    assert not (tmp_path / folders.INDEX).exists()  # they have just changed
+    settle(tmp_path)
+    assert split(tmp_path) == new
+    listed.clear()
+    assert split(tmp_path) == new
+    assert not listed
+    # Whatever changes the set of files changes a folder.
+    for change in (
+        lambda: (tmp_path / "elk/young/1.jpg").write_text("second"),
+        lambda: (tmp_path / "cat/0.jpg").rename(tmp_path / "cat/new.jpg"),
+        lambda: (tmp_path / "bee/0.jpg").unlink(),
+        lambda: write(tmp_path, {"fox": 2}),
+        lambda: shutil.rmtree(tmp_path / "dog"),
+    ):
+        before = split(tmp_path)
+        change()
+        after = split(tmp_path)
+        assert after != before
+        settle(tmp_path)
+        assert split(tmp_path) == after
+
+
+def test_an_incomplete_index_is_written_again(tmp_path, listed):
+    write(tmp_path)
+    settle(tmp_path)
+    whole = split(tmp_path)
+    index = tmp_path / folders.INDEX
+    content = index.read_bytes()
+    for part in (b"", b"[]\n", b"{}\n", content[:200], content[:-2]):
+        index.write_bytes(part)
+        assert split(tmp_path) == whole
+        assert index.read_bytes() == content
+
+
+def test_the_index_of_a_read_only_folder_is_cached(
+    tmp_path, listed, monkeypatch
+):
+    data = write(tmp_path / "data")
+    (data / folders.INDEX / "in the way").mkdir(parents=True)
+    settle(data)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    first = split(data)
+    listed.clear()
+    assert split(data) == first
+    assert not listed
+    # Where there is no cache, either, it works without.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(data / "elk/0.jpg"))
+    assert split(data) == first
+    assert listed

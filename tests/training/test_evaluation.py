@@ -145,7 +145,7 @@ def test_unreadable_images_are_named(kinds, tmp_path, capsys):
     for label in "0123456789":
         write_photos(tmp_path / "photos" / label)
     photos = f"folder:{tmp_path / 'photos'}"
-    first, second = open_dataset(photos, "validation").files[6:8]
+    first, second = [*open_dataset(photos, "validation").files][6:8]
     first.write_bytes(b"damaged")
     options = ("--data", photos)
     options += ("--output", tmp_path / "out")

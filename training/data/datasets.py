@@ -1,15 +1,17 @@
 """Datasets as TensorFlow functions of an example's number."""
 
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from keras_cait.datasets import copies, open_dataset
+from keras_cait.datasets import MAX_COMPARED, copies, open_dataset
 from keras_cait.decoding.readable import readable
+from keras_cait.folders import ImagePaths
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Examples:
     name: Callable[[int], str] = str
     unreadable: tuple[str, ...] = ()
     labels: tuple[int, ...] = ()
-    files: tuple[Path, ...] = ()
+    files: ImagePaths = field(default_factory=ImagePaths)
 
     def without(self, numbers: set[int]) -> "Examples":
         """A copy with the given examples replaced by the next other one.
@@ -100,12 +102,12 @@ def load(
         open_dataset(data, split, data_dir, **part), max_unreadable
     )
     if dataset.files:
-        paths = tf.constant([str(file) for file in dataset.files])
-        labels = tf.constant(dataset.labels, tf.int64)
+        path_at = paths_in_graph(dataset.files)
+        labels = tf.constant(np.array(dataset.labels))
         return Examples(
             len(dataset),
             dataset.class_names,
-            lambda index: (tf.io.read_file(paths[index]), labels[index]),
+            lambda index: (tf.io.read_file(path_at(index)), labels[index]),
             dataset.name,
             dataset.unreadable,
             dataset.labels,
@@ -143,6 +145,19 @@ def load(
         read,
         dataset.name,
         dataset.unreadable,
+    )
+
+
+def paths_in_graph(files: ImagePaths) -> Callable[[tf.Tensor], tf.Tensor]:
+    """A function of an int64 scalar tensor to the path of that file."""
+    # A tensor of a million paths would take ten times as much memory.
+    names = tf.constant(files.text)
+    starts, lengths = map(tf.constant, (files.starts, files.lengths))
+    return lambda index: tf.strings.join(
+        [
+            os.path.join(files.folder, ""),
+            tf.strings.substr(names, starts[index], lengths[index]),
+        ]
     )
 
 
@@ -246,6 +261,8 @@ def notes_on_split(examples: Examples, validation: Examples) -> list[str]:
             f"({most}) training images. With --balance-classes, all count the "
             "same."
         )
+    if len(examples.files) + len(validation.files) > MAX_COMPARED:
+        return notes
     train = set(examples.files)
     groups = copies([*examples.files, *validation.files])
     if not groups:
