@@ -12,6 +12,7 @@ from ai_edge_litert.interpreter import OpResolverType
 
 import keras_cait
 from export.folding import center
+from export.gpu import run_on_gpu
 from keras_cait import intermediate_features
 from keras_cait.litert import LiteRTModel, open_interpreter
 
@@ -27,6 +28,23 @@ class BlockDifference(TypedDict):
 
 
 @dataclass(frozen=True)
+class OnGpu:
+    """How LiteRT's GPU engine runs a file.
+
+    Attributes:
+        device: the GPU, or the software that acts as one.
+        left_out: ops that the engine leaves to the CPU.
+        max_difference: largest difference of any score from XNNPACK's, on one
+            batch, computed in float16 where the device can; `None` if the
+            device failed.
+    """
+
+    device: str
+    left_out: int
+    max_difference: float | None
+
+
+@dataclass(frozen=True)
 class Report:
     """Facts about one `.tflite` file.
 
@@ -38,6 +56,7 @@ class Report:
         milliseconds: median time of one call, by number of threads.
         blocks: difference of the residual stream after each block from the
             Keras model's, by name of the block.
+        gpu: of LiteRT's GPU engine; `None` if there is no GPU.
     """
 
     operations: int
@@ -45,6 +64,7 @@ class Report:
     partitions: int
     milliseconds: dict[int, float]
     blocks: dict[str, BlockDifference]
+    gpu: OnGpu | None
 
 
 def report(
@@ -80,7 +100,20 @@ def report(
         *operations(path),
         {n: 1e3 * runner.seconds() for n, runner in runners.items()},
         compare_blocks(path, model, images),
+        on_gpu(runner, images[:batch]),
     )
+
+
+def on_gpu(runner: LiteRTModel, images: np.ndarray) -> OnGpu | None:
+    """Runs a batch on this computer's GPU, and compares it with XNNPACK."""
+    run = run_on_gpu(runner.path, images)
+    if run is None:
+        return None
+    difference = None
+    if run.scores is not None:
+        scores = runner.runner(images=images.astype(runner.dtype))
+        difference = float(np.abs(run.scores - scores[runner.output]).max())
+    return OnGpu(run.device, run.left_out, difference)
 
 
 def operations(path: str | Path) -> tuple[int, int, int]:
@@ -209,11 +242,21 @@ def snr(found: np.ndarray, expected: np.ndarray) -> float:
 def run_lines(reports: Mapping[str, Report]) -> Iterator[list[str]]:
     """Cells of a table of how each file runs; the head comes first."""
     times = [f"ms, {n} thread{'s' * (n > 1)}" for n in THREADS]
-    yield ["", "ops", "not on XNNPACK", "partitions", *times]
+    gpu = ["not on GPU", "GPU difference"]
+    yield ["", "ops", "not on XNNPACK", "partitions", *gpu, *times]
     for name, one in reports.items():
         counts = [one.operations, one.left_out, one.partitions]
         times = [f"{one.milliseconds[n]:.2f}" for n in THREADS]
-        yield [name, *map(str, counts), *times]
+        yield [name, *map(str, counts), *gpu_cells(one.gpu), *times]
+
+
+def gpu_cells(gpu: OnGpu | None) -> list[str]:
+    """Operations that are not on the GPU, and the difference of scores."""
+    if gpu is None:
+        return ["no GPU", ""]
+    if gpu.max_difference is None:
+        return [str(gpu.left_out), "failed"]
+    return [str(gpu.left_out), f"{gpu.max_difference:.1e}"]
 
 
 def block_lines(reports: Mapping[str, Report]) -> Iterator[list[str]]:

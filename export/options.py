@@ -10,6 +10,7 @@ from keras_cait.command_line import Count
 
 Precision = Literal["float32", "bfloat16"]
 Gelu = Literal["erf", "tanh"]
+GpuPrecision = Literal["float32", "float16"]
 Scheme = Literal[
     "float32", "float16", "dynamic-int8", "static-int8", "static-int8-int16"
 ]

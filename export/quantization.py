@@ -12,8 +12,11 @@ only in the dense layers of self-attention blocks, which do nearly all the work;
 other layers compute their ranges at run time.
 """
 
+import io
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, get_args
 
@@ -32,6 +35,7 @@ SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 LAYERS = (TFLOperationName.FULLY_CONNECTED, TFLOperationName.CONV_2D)
 # All but the mixing of heads, a convolution of activations with a tiny matrix.
 DENSE_LAYERS = r"^(?!.*/proj_(logits|weights)/)"
+CALIBRATED_TOGETHER = 10  # images between two lines of progress
 STATIC_LAYERS = r"self_attention_block_\d+/.*"  # names in the graph
 
 
@@ -90,17 +94,51 @@ def quantize(
     quantizer = Quantizer(bytearray(tflite), manager.get_quantization_recipe())
     ranges = None
     if quantizer.need_calibration:
-        interpreter = Interpreter(model_content=tflite)
-        (details,) = interpreter.get_input_details()
+        ranges = calibrate(quantizer, tflite, scheme, calibration)
+    with quiet():
+        return bytes(quantizer.quantize(ranges).quantized_model)
+
+
+def calibrate(
+    quantizer: Quantizer,
+    tflite: bytes,
+    scheme: Scheme,
+    images: Sequence[np.ndarray],
+) -> dict[str, Any] | None:
+    """Ranges of the activations on images, with a line of progress."""
+    interpreter = Interpreter(model_content=tflite)
+    (details,) = interpreter.get_input_details()
+    signatures = interpreter.get_signature_list()
+    ranges = None
+    for start in range(0, len(images), CALIBRATED_TOGETHER):
+        part = images[start : start + CALIBRATED_TOGETHER]
+        done = start + len(part)
         batches = [
             {"images": np.broadcast_to(image, details["shape"])}
-            for image in calibration
+            for image in part
         ]
-        signatures = interpreter.get_signature_list()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about memory
-            ranges = quantizer.calibrate(dict.fromkeys(signatures, batches))
-    return bytes(quantizer.quantize(ranges).quantized_model)
+        with quiet():
+            ranges = quantizer.calibrate(
+                dict.fromkeys(signatures, batches), ranges
+            )
+        print(
+            f"Calibrated {scheme} on {done} of {len(images)} images",
+            end="\n" if done == len(images) else "\r",
+            file=sys.stderr,
+        )
+    return ranges
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Drops what the quantizer prints: bars, sizes, and advice on memory."""
+    with (
+        redirect_stdout(io.StringIO()),
+        redirect_stderr(io.StringIO()),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        yield
 
 
 def check_schemes(schemes: Sequence[str], is_calibrated: bool) -> None:
@@ -153,7 +191,7 @@ def calibration_images(
 
     Raises:
         ValueError: there is no such dataset, it has no images, or too many
-            cannot be read; the message names one.
+            cannot be read; the message names one and counts the others.
     """
     folder = Path(data.removeprefix("folder:"))
     if data.startswith("folder:") and is_flat(folder):
@@ -166,18 +204,19 @@ def calibration_images(
             (dataset[index][0], dataset.name(index))
             for index in spread(range(len(dataset)), count)
         )
-    prepared = []
-    unreadable = 0
+    prepared, unreadable = [], []
     for image, name in named:
         try:
             prepared.append(prepare(image, name, image_size))
         except ValueError as error:
-            unreadable += 1
-            if unreadable > max_unreadable:
-                raise
-            print(f"Skipping an unreadable image: {error}", flush=True)
+            unreadable.append(str(error))
+    if len(unreadable) > max_unreadable:
+        more = f" {len(unreadable) - 1} more cannot be used, either."
+        raise ValueError(unreadable[0] + more * (len(unreadable) > 1))
     if not prepared:
-        raise ValueError(f"None of the {unreadable} images can be read.")
+        raise ValueError(f"None of the {len(unreadable)} images can be read.")
+    for message in unreadable:
+        print(f"Skipping an unreadable image: {message}", flush=True)
     return prepared
 
 

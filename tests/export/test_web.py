@@ -21,7 +21,6 @@ from tests.helpers.commands import exit_status
 from tests.helpers.models import randomise
 from tests.helpers.oracle_weights import make_input
 
-BROWSER = Path(__file__).parent.parent / "browser"
 LABELS = ["plain", "Löwe", "<b>bold</b>", "a long one, with a comma", "0"]
 KERNEL = make_input((3, 5), seed=1)
 SIZES = {"wide_one": (75, 140), "small": (20, 30), "plain/tall": (300, 90)}
@@ -68,7 +67,7 @@ def site(model, examples, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def seen(model, examples, site, tmp_path_factory):
+def seen(model, examples, site, browser, tmp_path_factory):
     """What visitors see, in the browser that npm brings."""
     folder = tmp_path_factory.mktemp("visit")
     options = ("--input", "uint8", "--logits")
@@ -84,13 +83,11 @@ def seen(model, examples, site, tmp_path_factory):
         (files(served) / f"{name}.tflite").write_bytes(content)
     link = folder / "link"
     link.symlink_to(served)
-    if not (BROWSER / "node_modules").exists():
-        subprocess.run(["npm", "ci"], cwd=BROWSER, check=True)
     with site_server(link, port=0) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
         url = f"http://localhost:{running.server_port}/"
         ended = subprocess.run(
-            ["node", BROWSER / "visit.mjs", url, link, folder / "next"],
+            ["node", browser / "visit.mjs", url, link, folder / "next"],
             capture_output=True,
             text=True,
             timeout=300,
