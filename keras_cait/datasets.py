@@ -16,6 +16,7 @@ import numpy as np
 
 from keras_cait.files import GRAPH_SUFFIXES, read_json, sha256
 from keras_cait.folders import ImagePaths, list_images
+from keras_cait.records import Records, find_records
 
 SPLITS = ("train", "validation")
 # Subfolders of `folder:PATH` that hold the validation images.
@@ -42,6 +43,8 @@ class Dataset:
         name: function of an index to the example's name in messages.
         files: the image files of a folder, otherwise empty.
         labels: the labels of the files.
+        records: records with the features `image` and `label`, of a dataset
+            that is read from TFRecord files.
         unreadable: names of the images that were left out because they cannot
             be read.
     """
@@ -52,6 +55,7 @@ class Dataset:
     name: Callable[[int], str] = str
     files: ImagePaths = field(default_factory=ImagePaths)
     labels: tuple[int, ...] = ()
+    records: Records | None = None
     unreadable: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -343,15 +347,13 @@ def _tensorflow_datasets(
         ) from None
 
     try:
-        builder = tfds.builder(
-            name, data_dir=data_dir, file_format="array_record"
-        )
+        builder = tfds.builder(name, data_dir=data_dir)
     except (tfds.core.DatasetNotFoundError, ValueError, AssertionError):
         raise ValueError(
             "The dataset must be digits, folder:PATH or a name of TensorFlow "
             f"Datasets. Got {name!r}."
         ) from None
-    features = builder.info.features or {}
+    features: Any = builder.info.features or {}
     label_name = "real_label" if "real_label" in features else "label"
     if not {"image", label_name} <= set(features):
         raise ValueError(
@@ -370,14 +372,31 @@ def _tensorflow_datasets(
             f"{name!r} has no {' or '.join(splits)} split, but "
             f"{sorted(builder.info.splits)}."
         )
-    source = builder.as_data_source(
-        found, decoders={"image": tfds.decode.SkipDecoding()}
-    )
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    records = None
+    if builder.info.file_format == tfds.core.FileFormat.TFRECORD:
+        records = find_records(
+            builder.info.splits[found].filepaths,
+            Path(builder.data_path) / f".{found}.keras-cait-index",
+        )
+        example_at = lambda index: features.deserialize_example_np(  # noqa: E731
+            records[index], decoders=decoders
+        )
+        count = len(records)
+    else:
+        source = builder.as_data_source(found, decoders=decoders)
+        example_at, count = source.__getitem__, len(source)
+    expected = builder.info.splits[found].num_examples
+    if count != expected:
+        raise ValueError(
+            f"{found} of {name!r} has {count} records, expected {expected}. "
+            "Prepare the dataset again."
+        )
     labels = features[label_name]
     names = labels.feature.names if label_name == "real_label" else labels.names
 
     def read(index: int) -> tuple[bytes, int | np.ndarray]:
-        example = source[int(index)]
+        example = example_at(int(index))
         label = example[label_name]
         if label_name == "real_label":
             label = np.isin(np.arange(len(names)), label).astype(np.int64)
@@ -385,7 +404,8 @@ def _tensorflow_datasets(
 
     return Dataset(
         tuple(names),
-        len(source),
+        count,
         read,
         lambda index: f"{builder.info.full_name}/{found} example {index}",
+        records=records if label_name == "label" else None,
     )

@@ -1,4 +1,4 @@
-"""Prepares a dataset of TensorFlow Datasets for random access.
+"""Prepares a dataset of TensorFlow Datasets: its TFRecord files.
 
 python -m training.prepare imagenet2012 --data-dir DIR --manual-dir DIR
 
@@ -47,7 +47,7 @@ def prepare(
         Parameter(help="Folder of archives that cannot be downloaded."),
     ] = None,
 ) -> None:
-    """Writes a dataset as array records.
+    """Writes a dataset as TFRecord files.
 
     Args:
         name: name in TensorFlow Datasets.
@@ -64,9 +64,7 @@ def prepare(
     if name == "imagenet2012":
         check_archives(manual_dir)
     try:
-        builder = tfds.builder(
-            name, data_dir=data_dir, file_format="array_record"
-        )
+        builder = tfds.builder(name, data_dir=data_dir)
     except (tfds.core.DatasetNotFoundError, ValueError, AssertionError):
         raise ValueError(
             f"TensorFlow Datasets has no dataset {name!r}. See "

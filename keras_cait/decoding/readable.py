@@ -66,5 +66,6 @@ def readable(dataset: Dataset, max_unreadable: int) -> Dataset:
         name=lambda index: dataset.name(good[index]),
         files=dataset.files.select(good if dataset.files else []),
         labels=tuple(dataset.labels[i] for i in good if dataset.labels),
+        records=dataset.records and dataset.records.select(good),
         unreadable=tuple(bad),
     )

@@ -364,9 +364,7 @@ def test_images_with_many_labels_come_from_tensorflow_datasets(tmp_path):
                     },
                 )
 
-    tfds.builder(
-        "many_labels", data_dir=tmp_path, file_format="array_record"
-    ).download_and_prepare()
+    tfds.builder("many_labels", data_dir=tmp_path).download_and_prepare()
     examples = load("many_labels", "validation", tmp_path)
     assert examples.class_names == ("a", "b", "c")
     decode = lambda image: tf.io.decode_png(image)[0, 0, 0]  # noqa: E731

@@ -392,7 +392,11 @@ def naming_unreadable(
     """
     try:
         yield
-    except (tf.errors.InvalidArgumentError, tf.errors.NotFoundError):
+    except (
+        tf.errors.InvalidArgumentError,
+        tf.errors.NotFoundError,
+        tf.errors.DataLossError,  # a record with a wrong checksum
+    ):
         names = [
             examples.name(number)
             for number in range(examples.count)

@@ -1,0 +1,246 @@
+"""Reading: records per second, and what each stage costs an image.
+
+A dataset of 110 kB JPEGs of 500 x 375 pixels, like ImageNet's, is read in
+random order from the page cache: as image files, and as TFRecord and array
+record files of TensorFlow Datasets; beside them, TFRecord files in their order
+through tf.data's own reader. The stages are those of `s24-224`. Times are
+processor times of all threads, which other work on the machine hardly changes;
+records per second are not.
+"""
+
+import io
+import itertools
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from cyclopts import App
+from PIL import Image
+
+from benchmarks.results import Count, Output, Rounds, Rows, show, write
+from keras_cait.command_line import run
+from training.data.augmentation import random_resized_crop
+from training.data.datasets import Examples, load
+from training.data.pipeline import (
+    index_at,
+    mixing,
+    training_batches,
+    training_transform,
+)
+from training.recipes import RECIPES, override
+
+CLASSES = 10
+DISTINCT = 200  # images, which the records repeat
+THREADS = (1, 2, 8, 16)
+BATCH = 64
+RECIPE = override(RECIPES["s24-224"], global_batch_size=BATCH).resolved()
+
+
+def jpegs() -> Iterator[bytes]:
+    """Images as detailed as photos, without end: smooth shapes and noise."""
+    random = np.random.default_rng(0)
+    files = []
+    for _ in range(DISTINCT):
+        coarse = Image.fromarray(random.integers(0, 256, (12, 16, 3), "uint8"))
+        smooth = np.asarray(coarse.resize((500, 375), Image.Resampling.BICUBIC))
+        noise = random.normal(0, 20, smooth.shape)
+        encoded = io.BytesIO()
+        Image.fromarray(np.clip(smooth + noise, 0, 255).astype("uint8")).save(
+            encoded, "JPEG", quality=90
+        )
+        files.append(encoded.getvalue())
+    return itertools.cycle(files)
+
+
+def write_datasets(folder: Path, count: int) -> None:
+    """Writes the dataset as files and in both formats of records."""
+    for i, image in zip(range(count), jpegs(), strict=False):
+        path = folder / "files/train" / f"{i % CLASSES}" / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(image)
+    (folder / "files/validation").mkdir()  # so that all are for training
+    for file_format in ("tfrecord", "array_record"):
+        tfds.dataset_builders.store_as_tfds_dataset(
+            "made",
+            "1.0.0",
+            tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(encoding_format="jpeg"),
+                    "label": tfds.features.ClassLabel(num_classes=CLASSES),
+                }
+            ),
+            {
+                "train": (
+                    (i, {"image": io.BytesIO(image), "label": i % CLASSES})
+                    for i, image in zip(range(count), jpegs(), strict=False)
+                )
+            },
+            data_dir=folder / file_format,
+            file_format=file_format,
+        )
+
+
+def by_position(
+    examples: Examples, change: Callable[[Any, Any], Any], threads: int
+) -> tf.data.Dataset:
+    """Batches of one number for each image, in the order of training."""
+
+    def example(place: tf.Tensor) -> tf.Tensor:
+        image, _ = examples.read(index_at(place, examples, RECIPE))
+        return change(image, tf.stack([tf.constant(0, tf.int64), place]))
+
+    return (
+        tf.data.Dataset.range(2**62)
+        .map(example, threads, deterministic=True)
+        .batch(BATCH)
+    )
+
+
+def size(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    return tf.strings.length(image)
+
+
+def in_order(folder: Path, threads: int) -> tf.data.Dataset:
+    """The sizes of the images of TFRecord files in their order."""
+    files = sorted(map(str, folder.rglob("*.tfrecord-*")))
+    features = {"image": tf.io.FixedLenFeature((), tf.string)}
+    return (
+        tf.data.TFRecordDataset(files, num_parallel_reads=threads)
+        .map(
+            lambda record: size(
+                tf.io.parse_single_example(record, features)["image"], record
+            ),
+            threads,
+        )
+        .repeat()
+        .batch(BATCH)
+    )
+
+
+def measured(
+    dataset: tf.data.Dataset, images: int, threads: int, rounds: int
+) -> tuple[float, float]:
+    """Fewest seconds and processor seconds for an image."""
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = threads
+    iterator = iter(dataset.with_options(options))
+    batches = max(1, images // BATCH)
+    found = []
+    for _ in range(rounds + 1):  # the first is a warm-up
+        start, processor = time.perf_counter(), time.process_time()
+        for _ in range(batches):
+            next(iterator)
+        found.append(
+            (time.perf_counter() - start, time.process_time() - processor)
+        )
+    wall, processor = map(min, zip(*found[1:], strict=True))
+    return wall / batches / BATCH, processor / batches / BATCH
+
+
+def record_rows(folder: Path, images: int, rounds: int) -> Rows:
+    """Records per second in each form, by threads."""
+    sets = {
+        name: load(data, "train", data_dir)
+        for name, data, data_dir in (
+            ("image files", f"folder:{folder}/files", None),
+            ("TFRecord", "made", folder / "tfrecord"),
+            ("array record, in Python", "made", folder / "array_record"),
+        )
+    }
+    forms: dict[str, Callable[[int], tf.data.Dataset]] = {
+        name: lambda threads, examples=examples: by_position(
+            examples, size, threads
+        )
+        for name, examples in sets.items()
+    }
+    forms["TFRecord, in order"] = lambda threads: in_order(
+        folder / "tfrecord", threads
+    )
+    rows: dict[str, dict[str, float]] = {}
+    for name, make in forms.items():
+        rows[name] = {}
+        for threads in THREADS:
+            wall, processor = measured(make(threads), images, threads, rounds)
+            rows[name][f"records/s, {threads} threads"] = 1 / wall
+        rows[name]["core µs per record"] = 1e6 * processor
+    return rows
+
+
+def stage_rows(folder: Path, images: int, rounds: int) -> Rows:
+    """What each stage of `s24-224` adds to the time of an image."""
+    examples = load("made", "train", folder / "tfrecord")
+    augment = training_transform(RECIPE)
+    cores = os.cpu_count() or 1
+
+    def crop(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        return random_resized_crop(image, seed, RECIPE.image_size)
+
+    def corner(change: Callable[[Any, Any], Any]) -> tf.data.Dataset:
+        # Of an image, nothing is copied into a batch.
+        return by_position(
+            examples, lambda image, seed: change(image, seed)[0, 0, 0], cores
+        )
+
+    stages = {
+        "read": by_position(examples, size, cores),
+        "decode, crop, resize": corner(crop),
+        "flip, RandAugment, erase": corner(augment),
+        "copy to a batch": by_position(examples, augment, cores),
+        "mix, copy to a device's batch": training_batches(
+            examples, augment, mixing(RECIPE, CLASSES), RECIPE
+        ),
+    }
+    rows: dict[str, dict[str, float]] = {}
+    before = 0.0
+    for name, dataset in stages.items():
+        _, processor = measured(dataset, images, cores, rounds)
+        rows[name] = {"core ms per image": 1e3 * (processor - before)}
+        before = processor
+    rows["all"] = {"core ms per image": 1e3 * before}
+    return rows
+
+
+app = App(name="python -m benchmarks.reading", help=__doc__)
+
+
+@app.default
+def main(
+    *,
+    records: Count = 20_000,
+    images: Count = 1024,
+    folder: Path | None = None,
+    rounds: Rounds = 3,
+    output: Output = None,
+) -> None:
+    """Measures reading and the stages of the input pipeline.
+
+    Args:
+        records: Records of the dataset, of 110 kB, which is written twice
+            over, and as files.
+        images: Images per round; ten times as many where they are only read.
+        folder: Where the dataset is written, and kept; by default, a temporary
+            folder.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        place = folder or Path(temporary)
+        if not (place / "array_record").exists():
+            write_datasets(place, records)
+        tables = {
+            "Records of 110 kB": record_rows(place, 10 * images, rounds),
+            "Stages of s24-224": stage_rows(place, images, rounds),
+        }
+    for title, rows in tables.items():
+        show(title, rows)
+    write(tables, output)
+
+
+if __name__ == "__main__":
+    run(app)
