@@ -246,6 +246,7 @@ def versions() -> str:
         "LiteRT quantizer": "litert-quantizer",
         "MediaPipe": "mediapipe",
         "TF Serving API": "tensorflow-serving-api",
+        "Ray": "ray",
     }
     rows: Rows = {
         name: {

@@ -1,1 +1,1 @@
-"""Exports a trained CaiT to TensorFlow Serving, phones and browsers."""
+"""Exports a trained CaiT to servers, phones, browsers and batch jobs."""

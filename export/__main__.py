@@ -10,6 +10,7 @@ from cyclopts import App, Parameter
 
 from export.commands.classify import classify
 from export.commands.litert import litert
+from export.commands.predict import predict
 from export.commands.saved_model import saved_model
 from export.commands.verify import verify
 from export.commands.web import web
@@ -21,7 +22,7 @@ app = App(
     version_flags=[],
     default_parameter=Parameter(negative=()),
 )
-for command in (saved_model, litert, verify, web, classify):
+for command in (saved_model, litert, verify, web, classify, predict):
     app.command(command)
 
 

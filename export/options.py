@@ -17,6 +17,8 @@ Scheme = Literal[
 Megapixels = Annotated[float, Parameter(validator=Number(gt=0, lt=math.inf))]
 InputType = Literal["float32", "uint8"]
 ExtraSignature = Literal["embedding", "attention"]
+PredictionFormat = Literal["parquet", "jsonl"]
+Device = Literal["cpu", "gpu"]
 
 # Options that take several words, such as `--batch-sizes 1 8`.
 _SEVERAL = Parameter(
@@ -25,6 +27,9 @@ _SEVERAL = Parameter(
 )
 Schemes = Annotated[tuple[Scheme, ...], _SEVERAL]
 BatchSizes = Annotated[tuple[Count, ...], _SEVERAL]
+Inputs = Annotated[
+    tuple[str, ...], Parameter(consume_multiple=True, show_default=False)
+]
 ExtraSignatures = Annotated[
     tuple[ExtraSignature, ...],
     Parameter(consume_multiple=True, show_default=False),

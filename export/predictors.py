@@ -1,19 +1,31 @@
 """Models of any kind as functions of encoded images."""
 
 from collections.abc import Callable, Sequence
+from copy import copy
+from functools import partial
 from pathlib import Path
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 import keras_cait
 from export.exportable import image_size
-from keras_cait.litert import LiteRTModel
-from keras_cait.loading import find_labels
+from keras_cait.litert import LiteRTModel, open_interpreter
+from keras_cait.loading import (
+    Classifier,
+    find_labels,
+    load_classifier,
+    saved_model_folder,
+)
 from keras_cait.preprocessing import load_image, resize_and_crop
 
 # A function of encoded images to probabilities `(images, classes)`.
 Predict = Callable[[Sequence[bytes]], np.ndarray]
+
+# A function of uint8 pixels `(images, height, width, 3)` to `probabilities`,
+# and `embedding` if it is asked for.
+PredictPixels = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 # A SavedModel only returns its top classes; the others get this score.
 UNKNOWN = -1.0
@@ -73,3 +85,102 @@ def to_pixels(
     """Encoded images as a float32 batch `(images, height, width, 3)`."""
     images = [resize_and_crop(load_image(one), image_size) for one in encoded]
     return np.stack(images).astype("float32")
+
+
+def load_pixel_predictor(
+    source: str,
+    variant: str | None = None,
+    image_size: int | None = None,
+    classes: int | None = None,
+    embedding: bool = False,
+    threads: int | None = None,
+) -> PredictPixels:
+    """A model of any kind as a function of pixels.
+
+    Args:
+        source, variant, image_size, classes: as of `load_classifier`.
+        embedding: whether to compute embeddings, which takes another run of
+            the model.
+        threads: CPU threads; `None` is TensorFlow's default, and 2 of LiteRT.
+
+    Raises:
+        ValueError: as of `load_classifier`; or the model has no embedding.
+    """
+    if threads:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+    loaded = load_classifier(
+        source,
+        variant=variant,
+        image_size=image_size,
+        classes=classes,
+        threads=threads or 2,
+    )
+    classify: Callable = loaded.predict
+    if not isinstance(classify, LiteRTModel):
+        classify = tf.function(classify)
+    embed = embedder(source, loaded, threads or 2) if embedding else None
+
+    def predict(pixels):
+        images = pixels.astype("float32")
+        found = {"probabilities": np.asarray(classify(images))}
+        return found | {"embedding": embed(images)} if embed else found
+
+    return predict
+
+
+def embedder(
+    source: str, loaded: Classifier, threads: int = 2
+) -> Callable[[np.ndarray], np.ndarray]:
+    """The embedding of a model as a function of float32 pixels.
+
+    It is the class token after the last norm.
+
+    Args:
+        source: where the model was loaded from.
+        loaded: the model.
+        threads: CPU threads of a `.tflite` file.
+
+    Raises:
+        ValueError: the model has no embedding.
+    """
+    model = loaded.model
+    if isinstance(model, keras_cait.CaiT):
+        head = model.get_layer("head")
+        embed = tf.function(keras.Model(model.input, head.input))
+        return lambda images: np.asarray(embed(images))
+    if isinstance(loaded.predict, LiteRTModel):
+        return _litert_embedder(loaded.predict, threads)
+    folder = saved_model_folder(source)
+    if folder is None:
+        raise ValueError(
+            f"{source!r} has no embedding. Omit --embedding, or give a CaiT."
+        )
+    exported = tf.saved_model.load(str(folder))
+
+    @tf.function
+    def embed_encoded(images):
+        # The signature takes files. A PNG of the right size keeps the pixels.
+        encoded = tf.map_fn(
+            partial(tf.io.encode_png, compression=0),
+            tf.cast(images, tf.uint8),
+            fn_output_signature=tf.string,
+        )
+        signature = exported.signatures["embedding"]
+        return signature(image_bytes=encoded)["embedding"]
+
+    return lambda images: embed_encoded(images).numpy()
+
+
+def _litert_embedder(
+    model: LiteRTModel, threads: int
+) -> Callable[[np.ndarray], np.ndarray]:
+    interpreter = open_interpreter(model.path, num_threads=threads)
+    if "embedding" not in interpreter.get_signature_list():
+        raise ValueError(
+            f"{str(model.path)!r} has no embedding. Export it with "
+            "--signatures embedding, or omit --embedding."
+        )
+    embed = copy(model)  # the same images and batches, another signature
+    embed.runner = interpreter.get_signature_runner("embedding")
+    embed.output = "embedding"
+    return embed

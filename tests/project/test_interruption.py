@@ -24,10 +24,12 @@ COMMANDS = {
     "--output new",
     "saved-model": "export saved-model --model small.keras --labels five.txt "
     "--output new",
+    "predict": "export predict --model small.keras --labels five.txt "
+    "--input photos --output new --part-size 5 --resume",
     "litert": "export litert --model small.keras --labels five.txt "
     "--output new.tflite",
 }
-RESUMABLE = {"train", "evaluate"}
+RESUMABLE = {"train", "evaluate", "predict"}
 
 
 @pytest.fixture
@@ -102,6 +104,7 @@ def outputs(folder):
         *("new.tflite", "new/1/manifest.json", "new/compose.yaml"),
         *("new/model.keras", "new/summary.json", "new/table.md"),
         "new/folder_photos_small_keras_float32.json",
+        *(f"new/part-{number:05d}.parquet" for number in range(5)),
     )
     return {name for name in names if (folder / name).exists()}
 

@@ -423,6 +423,39 @@ ROWS = [
         "" | 1 | must be HOST:PORT
         """,
     ),
+    ("export predict --model small.keras --output new", 1, "Give --input PATH"),
+    *rows(
+        "export predict --model small.keras --labels five.txt --output new",
+        """
+        --input nowhere.png | 1 | There is no file or folder 'nowhere.png'.
+        --input '*.webp' | 1 | No images, Parquet or TFRecord files in
+        --input empty | 1 | No images, Parquet or TFRecord files in 'empty'.
+        --input "" | 1 | An input is empty.
+        --input pipe | 1 | 'pipe' is neither a file nor a folder.
+        --input file:///nowhere.png | 1 | There is no file or folder 'file://
+        --input s4://bucket/photos | 1 | not a file system that PyArrow knows.
+        --input photo.png --column image | 1 | --column needs
+        --input photo.png --data digits | 1 | Give --input PATH
+        --data folder:nowhere | 1 | There is no folder
+        --input photo.png --format csv | 2 | Invalid value "csv" for --format.
+        --input photo.png --device tpu | 2 | Invalid value "tpu" for --device.
+        --input photo.png --part-size 0 | 2 | Must be >= 1.
+        --input photo.png --workers 0 | 2 | Must be >= 1.
+        --input photo.png --top 0 | 2 | Must be >= 1.
+        """,
+    ),
+    *rows(
+        "export predict --input photo.png --model",
+        """
+        nowhere.keras --output new | 1 | There is no model 'nowhere.keras'.
+        small.keras --output new | 1 | 5 classes and no labels.
+        small.keras --labels two.txt --output new | 1 | Got 2 labels for the 5
+        dense.keras --output new | 1 | is not an image classifier.
+        small.keras --labels five.txt --output file | 1 | is not a folder.
+        small.keras --labels five.txt --output empty | 1 | Add --resume
+        small.keras --labels five.txt --output photos --resume | 1 | no predict
+        """,
+    ),
     *rows(
         "benchmarks.inference",
         """
@@ -532,6 +565,11 @@ def test_missing_package(package, line, workspace, capsys, monkeypatch):
             "new",
         ),
         ("export web --model text.tflite --output new", "new"),
+        (
+            "export predict --model small.keras --labels five.txt --output new "
+            "--input photo.png",
+            "new",
+        ),
     ],
 )
 def test_output_of_another_process(
@@ -554,6 +592,7 @@ def test_output_of_another_process(
         "training.studies depth --output new",
         "export saved-model --model small.keras --output new",
         "export verify text.tflite --model small.keras --data digits",
+        "export predict --model small.keras --input photo.png --output new",
     ],
 )
 def test_other_backend(line, workspace, capsys, monkeypatch):

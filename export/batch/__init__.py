@@ -1,0 +1,1 @@
+"""Batch prediction: millions of images through a model, on Ray Data."""

@@ -1,0 +1,313 @@
+"""Batch prediction: every image one row, whatever its kind and what happens."""
+
+import json
+import os
+import struct
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from itertools import cycle
+from pathlib import Path
+
+import keras
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+import keras_cait
+from export.__main__ import main
+from export.batch.images import count, parts_of_dataset, parts_of_input
+from export.batch.job import open_job
+from export.batch.pipeline import Classify, decode, describe, gather
+from export.inference_graph import InferenceModel
+from export.litert import convert
+from export.serving.model_folder import write_version
+from keras_cait.loading import load_classifier
+from keras_cait.preprocessing import load_image, resize_and_crop
+from tests.helpers.commands import exit_status
+from tests.helpers.models import randomise
+
+ROOT = Path(__file__).parents[2]
+LABELS = [f"class {i}" for i in range(5)]
+COUNT = 20
+BAD = {4: b"no image", 11: b""}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A folder of JPEGs of several sizes, two of them damaged."""
+    folder = tmp_path_factory.mktemp("images")
+    noise = np.random.default_rng(0)
+    for i in range(COUNT):
+        pixels = noise.integers(0, 256, (30 + i, 50 - i, 3), "uint8")
+        Image.fromarray(pixels).save(folder / f"{i:02d}.jpg")
+    for i, content in BAD.items():
+        (folder / f"{i:02d}.jpg").write_bytes(content)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """The same model as Keras file, SavedModel and .tflite file."""
+    folder = tmp_path_factory.mktemp("models")
+    model = randomise(
+        keras_cait.CaiT(
+            24, 1, 2, patch_size=8, input_shape=(32, 32, 3), classes=5
+        )
+    )
+    model.save(folder / "model.keras")
+    (folder / "labels.txt").write_text("\n".join(LABELS))
+    write_version(model, LABELS, folder / "served", batch_sizes=(1,))
+    tflite = convert(
+        InferenceModel(model), batch_size=2, signatures=("embedding",)
+    )
+    (folder / "model.tflite").write_bytes(tflite)
+    return folder
+
+
+def read(parts):
+    return [image for part in parts for image in part.read()]
+
+
+def parts_of(*inputs, part_size=8, column=None, folder=""):
+    return parts_of_input(map(str, inputs), part_size, column, str(folder))
+
+
+def described(source, **options):
+    options = {"top": 3, "embedding": False, "batch_size": 8} | options
+    return describe(str(source), None, None, None, **options)
+
+
+def predict_here(parts, model):
+    """The rows of all parts, without Ray."""
+    classify = Classify(model, None)
+    blocks = [
+        classify(block)
+        for number, part in enumerate(parts)
+        for block in decode(
+            {"number": np.array([number]), "part": np.array([part])},
+            model.size,
+            model.batch_size,
+        )
+    ]
+    np.random.default_rng(0).shuffle(blocks)
+    tables = dict(gather([*blocks, blocks[0]], dict(enumerate(parts))))
+    return pa.concat_tables(tables[i] for i in range(len(parts))).to_pylist()
+
+
+def files_of_every_kind(images, folder):
+    """The same images in other containers, each as the input to give."""
+    files = sorted(images.iterdir())
+    contents = [file.read_bytes() for file in files]
+    paths = [str(file) for file in files]
+    table = {"id": range(COUNT), "bytes": contents}
+    pq.write_table(pa.table(table), folder / "bytes.parquet", row_group_size=3)
+    pq.write_table(pa.table({"path": paths}), folder / "path.parquet")
+    structs = [{"bytes": content} for content in contents]
+    pq.write_table(pa.table({"image": structs}), folder / "struct.parquet")
+    with tf.io.TFRecordWriter(str(folder / "a.tfrecord")) as writer:
+        for content in contents:
+            value = tf.train.Feature(
+                bytes_list=tf.train.BytesList(value=[content])
+            )
+            features = tf.train.Features(feature={"image/encoded": value})
+            example = tf.train.Example(features=features)
+            writer.write(example.SerializeToString())
+    return [
+        *(images, images / "*.jpg", images / "**" / "??.jpg"),
+        *(f"file://{images}", f"file://{images}/*.jpg"),
+        *sorted(folder.iterdir()),
+    ]
+
+
+def test_every_container_has_the_same_images(images, tmp_path):
+    expected = [file.read_bytes() for file in sorted(images.iterdir())]
+    for given in files_of_every_kind(images, tmp_path):
+        parts = parts_of(given)
+        found = read(parts)
+        assert [image.content for image in found] == expected, given
+        assert len({image.name for image in found}) == COUNT, given
+        assert count(parts) in (COUNT, None)
+        sizes = [part.count for part in parts]
+        assert sizes in ([8, 8, 4], [9, 9, 2], [COUNT], [None]), given
+
+
+def test_a_dataset_has_labels():
+    parts = parts_of_dataset("digits", "validation", None, 256)
+    found = read(parts)
+    assert len(found) == count(parts) == 1000
+    assert [image.label for image in found[99:101]] == ["0", "1"]
+
+
+CUT = struct.pack("<Q", 9) + b"crc." + b"short"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.tfrecord", CUT, "The file is cut within this record."),
+        ("a.tfrecord", b"text", "The file is no TFRecord file, or is cut."),
+        ("a.parquet", pa.table({"x": [None, b"x"]}), "The row has no image."),
+    ],
+)
+def test_what_cannot_be_read_says_why(name, content, message, tmp_path):
+    if isinstance(content, pa.Table):
+        pq.write_table(content, tmp_path / name)
+    else:
+        (tmp_path / name).write_bytes(content)
+    first = read(parts_of(tmp_path))[0]
+    assert first.name.endswith(f"{name}#0")
+    assert str(first.content) == message
+
+
+def test_a_broken_link_is_an_image_with_an_error(tmp_path):
+    (tmp_path / "a.jpg").symlink_to("nowhere.jpg")
+    (image,) = read(parts_of(tmp_path))
+    assert isinstance(image.content, FileNotFoundError)
+
+
+@pytest.mark.parametrize("name", ["model.keras", "served", "model.tflite"])
+def test_a_row_is_what_the_model_says(name, models, images):
+    rows = predict_here(
+        parts_of(images), described(models / name, embedding=True)
+    )
+    files = sorted(map(str, images.iterdir()))
+    assert [row["image"] for row in rows] == files
+    for i in BAD:
+        assert "is not an image, or is damaged." in rows[i]["error"]
+        assert rows[i]["classes"] is rows[i]["scores"] is None
+    good = [i for i in range(COUNT) if i not in BAD]
+    pixels = np.stack(
+        [resize_and_crop(load_image(files[i]), 32) for i in good]
+    ).astype("float32")
+    expected = np.asarray(load_classifier(models / name).predict(pixels))
+    model = load_classifier(models / "model.keras").model
+    embed = keras.Model(model.input, model.get_layer("head").input)
+    for i, scores, embedding in zip(
+        good, expected, embed.predict_on_batch(pixels), strict=True
+    ):
+        best = np.argsort(-scores)[:3]
+        assert rows[i]["classes"] == [LABELS[j] for j in best]
+        np.testing.assert_allclose(rows[i]["scores"], scores[best], atol=1e-5)
+        np.testing.assert_allclose(rows[i]["embedding"], embedding, atol=2e-3)
+        assert rows[i]["error"] is None
+
+
+def test_a_lost_block_is_noticed(images):
+    parts = dict(enumerate(parts_of(images)))
+    row = pa.table({"part": [0], "index": [0], "last": [False]})
+    with pytest.raises(OSError, match="lost images of 3 parts"):
+        dict(gather([row], parts))
+
+
+def test_a_job_is_continued_only_by_itself(tmp_path):
+    output = str(tmp_path / "new")
+    with (
+        pytest.raises(RuntimeError),
+        open_job(output, {"model": "S24"}, "jsonl", False) as job,
+    ):
+        job.write(1, pa.table({"image": ["ä.jpg"], "error": [None]}))
+        raise RuntimeError
+    (tmp_path / "new" / ".part-00002.jsonl").touch()  # of a process killed
+    with open_job(output, {"model": "S24"}, "jsonl", True) as job:
+        assert job.finished == {1}
+    line = (tmp_path / "new" / "part-00001.jsonl").read_text()
+    assert json.loads(line) == {"image": "ä.jpg", "error": None}
+    for settings, resume, message in (
+        ({"model": "S24"}, False, "already exists. Add --resume"),
+        ({"model": "M48"}, True, r"model 'S24' \(now 'M48'\)"),
+    ):
+        with (
+            pytest.raises(ValueError, match=message),
+            open_job(output, settings, "jsonl", resume),
+        ):
+            pass
+
+
+def test_the_command_writes_every_row_and_leaves_no_process(
+    models, images, tmp_path, capfd, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    source = models / "model.tflite"
+    command = (
+        *("predict", "--model", source, "--input", images, "--top", 3),
+        *("--output", "predictions", "--part-size", 16),
+    )
+    assert exit_status(main, *command) == 0
+    assert "Wrote predictions" in capfd.readouterr().out
+    assert not living_processes(tmp_path)
+    expected = predict_here(parts_of(images), described(source))
+    rows = pq.read_table("predictions").to_pylist()
+    assert [row["image"] for row in rows] == [r["image"] for r in expected]
+    assert [row["classes"] for row in rows] == [r["classes"] for r in expected]
+    assert exit_status(main, *command, "--resume") == 0
+    assert "All predictions are in" in capfd.readouterr().out
+
+
+def processes_in(folder):
+    """Other processes with a current folder, which Ray's inherit."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):  # it has ended
+            is_there = process.cwd() == str(folder)
+            if is_there and process.pid != os.getpid():
+                yield process
+
+
+def living_processes(folder, seconds=60):
+    """What is left in a folder after the time that it takes to end."""
+    deadline = time.monotonic() + seconds
+    while found := list(processes_in(folder)):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.1)
+    return found
+
+
+@pytest.mark.large
+@pytest.mark.parametrize("victim", ["driver", "worker"])
+def test_a_killed_job_loses_and_repeats_nothing(
+    victim, models, images, tmp_path
+):
+    """Ray restarts a worker; the command is repeated."""
+    (tmp_path / "many").mkdir()
+    names = [f"{i:04d}.jpg" for i in range(2000)]
+    for name, file in zip(names, cycle(sorted(images.iterdir())), strict=False):
+        os.link(file, tmp_path / "many" / name)
+    source, output = models / "model.tflite", tmp_path / "predictions"
+    command = (
+        *(sys.executable, "-m", "export", "predict", "--model", str(source)),
+        *("--input", "many", "--output", "predictions", "--resume"),
+        *("--part-size", "16", "--batch-size", "4", "--top", "3"),
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=environment, cwd=tmp_path)
+    while len(list(output.glob("part-*"))) < 10:
+        assert process.poll() is None
+        time.sleep(0.05)
+    if victim == "driver":
+        process.kill()
+        process.wait()
+        assert not living_processes(tmp_path)
+        done = {file: file.stat() for file in output.glob("part-*")}
+        assert len(done) < 125
+        subprocess.run(command, env=environment, cwd=tmp_path, check=True)
+        assert all(file.stat() == stat for file, stat in done.items())
+    else:
+        (model,) = (
+            one
+            for one in processes_in(tmp_path)
+            if "Classify" in " ".join(one.cmdline())
+        )
+        model.kill()
+        assert process.wait(600) == 0
+    rows = pq.read_table(output).to_pylist()
+    assert [row["image"] for row in rows] == [f"many/{name}" for name in names]
+    assert not list(output.glob(".*"))
+    expected = predict_here(parts_of(images), described(source))
+    for row, right in zip(rows, cycle(expected), strict=False):
+        assert row["classes"] == right["classes"]
