@@ -34,6 +34,7 @@ endif
 test: .venv/test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/hadolint Dockerfile
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	KERAS_BACKEND=tensorflow $(BIN)/python -m pytest $(WORKERS)
 	KERAS_BACKEND=jax $(BIN)/python -m pytest $(WORKERS) $(NUMERICS)

@@ -5,8 +5,10 @@ models/cait_s24/
     assets.extra/                  labels and warm-up requests
     manifest.json                  what this version is made of
   models.config                    the served versions and their labels
-  batching_parameters.txt, monitoring.config, prometheus.yaml,
-  compose.yaml, kubernetes.yaml
+  batching_parameters.txt, monitoring.config
+  compose.yaml, prometheus.yaml    Docker
+  kubernetes.yaml, autoscaling.yaml, kserve.yaml
+  alerts.yaml, dashboard.json      for Prometheus and Grafana
 """
 
 import json

@@ -1,15 +1,21 @@
 """Configuration of TensorFlow Serving, Docker Compose and Kubernetes."""
 
+import json
 import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import kubernetes_validate
 import pytest
 import yaml
 
+import export
+from export.__main__ import app
 from export.serving.configuration import configuration, stable_version
 from export.serving.memory import Memory
+from tests.helpers import crds
 
 MEMORY = Memory(request=1500, limit=12000)
 
@@ -48,6 +54,87 @@ def test_kubernetes_accepts_the_manifests(manifests):
     }
     for manifest in manifests.values():
         kubernetes_validate.validate(manifest, "1.37", strict=True)
+
+
+def test_kubernetes_accepts_autoscaling_by_the_queue(files, manifests):
+    scaler, metrics = yaml.safe_load_all(files["autoscaling.yaml"])
+    for manifest in (scaler, metrics):
+        kubernetes_validate.validate(manifest, "1.37", strict=True)
+    old = manifests["HorizontalPodAutoscaler"]  # which it replaces
+    assert scaler["metadata"] == old["metadata"]
+    assert scaler["spec"]["scaleTargetRef"] == old["spec"]["scaleTargetRef"]
+    (rule,) = yaml.safe_load(metrics["data"]["config.yaml"])["rules"]
+    pods, _ = scaler["spec"]["metrics"]
+    assert pods["pods"]["metric"] == {"name": rule["name"]["as"]}
+
+
+def test_kserve_accepts_its_service(files, pod):
+    (service,) = yaml.safe_load_all(files["kserve.yaml"])
+    crds.check(service)
+    model = service["spec"]["predictor"]["model"]
+    (container,) = pod["spec"]["containers"]
+    assert model["resources"] == container["resources"]
+    for argument in model["args"]:
+        name, _, value = argument.partition("=")
+        assert any(name in other for other in container["args"])
+        if value.startswith("/mnt/models/"):
+            assert value.removeprefix("/mnt/models/") in files
+
+
+def test_a_cluster_of_ray_accepts_its_job():
+    path = Path(export.__file__).parent / "cluster/rayjob.yaml"
+    job = yaml.safe_load(path.read_text())
+    crds.check(job)
+    for pod in crds.pod_templates(job):
+        (container,) = pod["spec"]["containers"]
+        mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
+        assert mounts == {"/storage", "/tmp"}
+    words = shlex.split(job["spec"]["entrypoint"])
+    assert words[:3] == ["python", "-m", "export"]
+    command, options, _ = app.parse_args(words[3:], exit_on_error=False)
+    assert command.__name__ == "predict"
+    assert options.arguments["address"] == "auto"
+    assert options.arguments["resume"]
+    constraints = (path.parents[2] / "constraints.txt").read_text()
+    cluster = job["spec"]["rayClusterSpec"]
+    assert f"ray=={cluster['rayVersion']}\n" in constraints
+    (workers,) = cluster["workerGroupSpecs"]
+    assert options.arguments["workers"] == workers["replicas"]
+
+
+# Of TensorFlow Serving 2.21, with their labels: tensorflow_serving/servables/
+# tensorflow/util.cc and batching/batching_session.cc. Its exporter,
+# util/prometheus_exporter.cc, turns / into :.
+METRICS = {
+    ":tensorflow:serving:request_count": {"model_name", "status"},
+    ":tensorflow:serving:request_latency_bucket": {"model_name"},
+    ":tensorflow:serving:runtime_latency_bucket": {"model_name"},
+    ":tensorflow:serving:batching_session:queuing_latency_bucket": set(),
+    ":tensorflow:serving:batching_session:wrapped_run_count": set(),
+    "up": set(),
+}
+
+
+def test_alerts_and_dashboard_ask_for_metrics_that_the_server_has(files):
+    (job,) = yaml.safe_load(files["prometheus.yaml"])["scrape_configs"]
+    (group,) = yaml.safe_load(files["alerts.yaml"])["groups"]
+    dashboard = json.loads(files["dashboard.json"])
+    targets = [t for panel in dashboard["panels"] for t in panel["targets"]]
+    queries = [rule["expr"] for rule in group["rules"]]
+    queries += [target["expr"] for target in targets]
+    asked = set()
+    for query in queries:
+        selectors = re.findall(r"([a-z_:]+)\{(.*?)\}", query)
+        assert selectors and query.count("{") == len(selectors)
+        assert query.count("(") == query.count(")")
+        for metric, labels in selectors:
+            known = METRICS[metric] | {"job"}
+            found = dict(re.findall(r'(\w+)[=!~]+"(.*?)"', labels))
+            assert set(found) <= known
+            assert found.get("job", job["job_name"]) == job["job_name"]
+            assert found.get("model_name", "cait_tiny") == "cait_tiny"
+            asked.add(metric)
+    assert asked == set(METRICS)
 
 
 def test_compose_accepts_its_file(files, tmp_path):

@@ -72,7 +72,8 @@ def test_versions_are_numbered_and_stay(model, served, tmp_path):
     assert {path.name for path in served.iterdir()} == {
         *("1", "2", "models.config", "batching_parameters.txt"),
         *("monitoring.config", "prometheus.yaml"),
-        *("compose.yaml", "kubernetes.yaml"),
+        *("compose.yaml", "kubernetes.yaml", "kserve.yaml"),
+        *("autoscaling.yaml", "alerts.yaml", "dashboard.json"),
     }
     assert not [p for p in served.parent.iterdir() if p != served]
 

@@ -2,13 +2,16 @@
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 
 import training.train as program
+from tests.helpers import crds
 from training.recipes import RECIPES
 
 CLUSTER = Path(program.__file__).parent / "cluster"
@@ -24,18 +27,46 @@ def started(command, monkeypatch):
     return calls[0]
 
 
+MANIFESTS = sorted(path.name for path in CLUSTER.glob("*.yaml"))
+
+
+def manifests(name):
+    """The manifests of a file, by kind."""
+    documents = yaml.safe_load_all((CLUSTER / name).read_text())
+    return {document["kind"]: document for document in documents}
+
+
 def pod_of(name):
-    manifest = yaml.safe_load((CLUSTER / name).read_text())
-    if manifest["kind"] == "JobSet":
-        (job,) = manifest["spec"]["replicatedJobs"]
-        job = job["template"]["spec"]
-        assert job["completionMode"] == "Indexed"
+    """The job of a manifest, and the specification of its pod."""
+    found = manifests(name)
+    if tfjob := found.get("TFJob"):
+        job = tfjob["spec"]["tfReplicaSpecs"]["Worker"]
         return job, job["template"]["spec"]
-    job = manifest["spec"]["tfReplicaSpecs"]["Worker"]
+    if runtime := found.get("TrainingRuntime"):
+        (job,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+        job = job["template"]["spec"]
+        # What Trainer adds to the container of the runtime.
+        trainer = found["TrainJob"]["spec"]["trainer"]
+        pod = job["template"]["spec"]
+        pod["containers"][0]["command"] = trainer["command"]
+        job["parallelism"] = job["completions"] = trainer["numNodes"]
+        return job, pod
+    (job,) = found["JobSet"]["spec"]["replicatedJobs"]
+    job = job["template"]["spec"]
+    assert job["completionMode"] == "Indexed"
     return job, job["template"]["spec"]
 
 
-@pytest.mark.parametrize("name", ["jobset.yaml", "tfjob.yaml"])
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_kubernetes_accepts_the_manifests(name):
+    for manifest in manifests(name).values():
+        crds.check(manifest)
+        manifest["spec"]["suspended"] = True
+        with pytest.raises(jsonschema.ValidationError, match="suspended"):
+            crds.check(manifest)
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
 def test_manifest_trains_into_a_volume(name, monkeypatch):
     _, pod = pod_of(name)
     (container,) = pod["containers"]
@@ -43,7 +74,7 @@ def test_manifest_trains_into_a_volume(name, monkeypatch):
         container["command"], monkeypatch
     )
     assert recipe == RECIPES["s24-224"]
-    assert strategy == "workers"
+    assert strategy == ("tpu" if name == "jobset-tpu.yaml" else "workers")
     (mount,) = container["volumeMounts"]
     (volume,) = pod["volumes"]
     assert mount["name"] == volume["name"]
@@ -52,23 +83,56 @@ def test_manifest_trains_into_a_volume(name, monkeypatch):
         assert path.is_relative_to(mount["mountPath"])
 
 
-def test_jobset_starts_all_again_and_names_its_workers():
-    job, pod = pod_of("jobset.yaml")
-    manifest = yaml.safe_load((CLUSTER / "jobset.yaml").read_text())
-    assert manifest["spec"]["failurePolicy"]["maxRestarts"] > 0
+@pytest.mark.parametrize("name", ["jobset.yaml", "trainjob.yaml"])
+def test_jobset_starts_all_again_and_names_its_workers(name):
+    job, pod = pod_of(name)
+    found = manifests(name)
+    if "JobSet" in found:
+        jobset = owner = found["JobSet"]
+    else:
+        # Trainer makes a JobSet with the name of the TrainJob.
+        jobset = found["TrainingRuntime"]["spec"]["template"]
+        owner = found["TrainJob"]
+        reference = owner["spec"]["runtimeRef"]
+        runtime = found["TrainingRuntime"]
+        assert reference["kind"] == runtime["kind"]
+        assert reference["name"] == runtime["metadata"]["name"]
+        assert runtime["spec"]["mlPolicy"]["numNodes"] == job["completions"]
+    assert jobset["spec"]["failurePolicy"]["maxRestarts"] > 0
     assert (pod["restartPolicy"], job["backoffLimit"]) == ("Never", 0)
-    name = manifest["metadata"]["name"]
-    (replicated,) = manifest["spec"]["replicatedJobs"]
+    owner = owner["metadata"]["name"]
+    (replicated,) = jobset["spec"]["replicatedJobs"]
     command = pod["containers"][0]["command"]
     assert command[1:3] == [
         "$(JOB_COMPLETION_INDEX)",
         ",".join(
-            f"{name}-{replicated['name']}-0-{index}.{name}:2222"
+            f"{owner}-{replicated['name']}-0-{index}.{owner}:2222"
             for index in range(job["completions"])
         ),
     ]
     assert command[0] == "training/cluster/worker.sh"
     assert job["parallelism"] == job["completions"]
+
+
+def test_images_of_the_manifests_are_built_from_what_exists():
+    root = CLUSTER.parent.parent
+    text = (root / "Dockerfile").read_text()
+    for line in re.findall(r"^COPY (.*)$", text, re.M):
+        for source in line.split()[:-1]:
+            assert (root / source).exists()
+    # Every target ends as another user than root.
+    _, *targets = re.split(r"^FROM base AS ", text, flags=re.M)
+    for target in targets:
+        assert re.findall(r"^USER (.*)$", target, re.M) == ["65534:65534"]
+    built = dict(re.findall(r"--target (\w+) --tag ([\w-]+)", text))
+    assert set(built) == {target.split()[0] for target in targets}
+    manifests = [*root.glob("*/cluster/*.yaml")]
+    images = {
+        image
+        for path in manifests
+        for image in re.findall(r"image: (\S+)", path.read_text())
+    }
+    assert images == set(built.values())
 
 
 def test_tfjob_starts_failed_workers_again():
