@@ -125,24 +125,43 @@ def in_order(folder: Path, threads: int) -> tf.data.Dataset:
     )
 
 
+def when_idle() -> float:
+    """Processor time so far, once no thread fills a buffer any more."""
+    before = -1.0
+    while (now := time.process_time()) - before > 0.002:
+        before = now
+        time.sleep(0.1)
+    return now
+
+
 def measured(
-    dataset: tf.data.Dataset, images: int, threads: int, rounds: int
-) -> tuple[float, float]:
-    """Fewest seconds and processor seconds for an image."""
+    datasets: dict[str, tf.data.Dataset], images: int, threads: int, rounds: int
+) -> dict[str, tuple[float, float]]:
+    """Fewest seconds and processor seconds for an image, in turns."""
     options = tf.data.Options()
     options.threading.private_threadpool_size = threads
-    iterator = iter(dataset.with_options(options))
+    iterators = {
+        name: iter(dataset.with_options(options))
+        for name, dataset in datasets.items()
+    }
     batches = max(1, images // BATCH)
-    found = []
+    found: dict[str, list[tuple[float, float]]] = {
+        name: [] for name in datasets
+    }
     for _ in range(rounds + 1):  # the first is a warm-up
-        start, processor = time.perf_counter(), time.process_time()
-        for _ in range(batches):
-            next(iterator)
-        found.append(
-            (time.perf_counter() - start, time.process_time() - processor)
+        for name, iterator in iterators.items():
+            # Buffers are full before and after.
+            processor, start = when_idle(), time.perf_counter()
+            for _ in range(batches):
+                next(iterator)
+            wall = time.perf_counter() - start
+            found[name].append((wall, when_idle() - processor))
+    return {
+        name: tuple(
+            min(t) / batches / BATCH for t in zip(*runs[1:], strict=True)
         )
-    wall, processor = map(min, zip(*found[1:], strict=True))
-    return wall / batches / BATCH, processor / batches / BATCH
+        for name, runs in found.items()
+    }
 
 
 def record_rows(folder: Path, images: int, rounds: int) -> Rows:
@@ -164,13 +183,14 @@ def record_rows(folder: Path, images: int, rounds: int) -> Rows:
     forms["TFRecord, in order"] = lambda threads: in_order(
         folder / "tfrecord", threads
     )
-    rows: dict[str, dict[str, float]] = {}
-    for name, make in forms.items():
-        rows[name] = {}
-        for threads in THREADS:
-            wall, processor = measured(make(threads), images, threads, rounds)
+    rows: dict[str, dict[str, float]] = {name: {} for name in forms}
+    for threads in THREADS:
+        datasets = {name: make(threads) for name, make in forms.items()}
+        times = measured(datasets, images, threads, rounds)
+        for name, (wall, processor) in times.items():
             rows[name][f"records/s, {threads} threads"] = 1 / wall
-        rows[name]["core µs per record"] = 1e6 * processor
+            if threads == THREADS[-1]:
+                rows[name]["core µs per record"] = 1e6 * processor
     return rows
 
 
@@ -200,8 +220,8 @@ def stage_rows(folder: Path, images: int, rounds: int) -> Rows:
     }
     rows: dict[str, dict[str, float]] = {}
     before = 0.0
-    for name, dataset in stages.items():
-        _, processor = measured(dataset, images, cores, rounds)
+    times = measured(stages, images, cores, rounds)
+    for name, (_, processor) in times.items():
         rows[name] = {"core ms per image": 1e3 * (processor - before)}
         before = processor
     rows["all"] = {"core ms per image": 1e3 * before}

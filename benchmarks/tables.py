@@ -468,3 +468,27 @@ def own_options() -> str:
             ]
         rows[f"`{name}`"] = {"Further options": ", ".join(own) or "none"}
     return markdown(rows, "Command")
+
+
+def scale(rows: str) -> str:
+    """A table of `benchmarks/scale.py`."""
+    from benchmarks import scale as computed
+
+    return markdown(getattr(computed, f"{rows}_rows")(), rows.capitalize())
+
+
+def reading() -> str:
+    """Both tables of `benchmarks/reading.py`."""
+    tables = read("reading")["tables"]
+    return "\n\n".join(
+        [
+            markdown(tables["Records of 110 kB"], "Form"),
+            markdown(tables["Stages of s24-224"], "Stage"),
+        ]
+    )
+
+
+def pipeline_milliseconds() -> str:
+    """Time of a core for an image in the benchmark of the pipeline."""
+    (rows,) = read("pipeline")["tables"].values()
+    return f"{1000 / rows['keras-cait']['images/s and core']:.1f} ms"

@@ -2,12 +2,21 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from benchmarks import gpu, inference, report, results, rewrites, tables
+from benchmarks import (
+    gpu,
+    inference,
+    report,
+    results,
+    rewrites,
+    scale,
+    tables,
+)
 from benchmarks.interleave import Timing, interleave
 from training.recipes import SUMMARIES
 
@@ -104,6 +113,23 @@ def test_graphs_without_a_rewrite_compute_the_same(small_model, images):
         np.testing.assert_allclose(
             function(images), expected, rtol=1e-4, atol=1e-5, err_msg=name
         )
+
+
+def test_a_training_is_computed_from_its_parts():
+    system = scale.System(4, 2, 1e15, 40e9, 100e9, 50e9, 64, 10.0)
+    found = scale.estimate("s24-224", system)
+    weights, macs = 46_916_200, 9.35e9  # published
+    speed = 4 * 1e15 * scale.utilization() / (6 * macs)
+    reducing = 1.5 * 4 * weights / 100e9 + 4 * weights / 50e9
+    assert found.step == pytest.approx(1024 / speed + reducing, rel=1e-3)
+    assert found.hours == pytest.approx(
+        400 * 1_281_167 / (1024 / found.step) / 3600
+    )
+    assert found.price == pytest.approx(10 * found.hours)
+    assert not found.rematerialize
+    tight = replace(system, memory=20e9)
+    assert scale.estimate("m48-448", tight).rematerialize
+    assert scale.pods(1, pod=100) == 2
 
 
 def test_help_of_the_quickstart_shows_the_measured_accuracy():
