@@ -6,6 +6,7 @@
 
 PYTHON ?= python3
 RUN ?= runs/quickstart
+CONSTRAINTS ?= constraints.txt
 BIN := .venv/bin
 # Where Keras backends can differ; all tests of the library pass on both.
 NUMERICS := $(addprefix tests/keras_cait/test_,attention_maps.py \
@@ -53,12 +54,12 @@ constraints:
 quickstart: $(RUN)/report.html
 	@echo "To start afresh, delete $(RUN)"
 
-.venv/%: setup.cfg constraints.txt $(wildcard requirements/*.txt)
+.venv/%: setup.cfg $(CONSTRAINTS) $(wildcard requirements/*.txt)
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and \
 	  f'Python 3.11 or later is needed. Got {sys.version.split()[0]}; \
 	try make PYTHON=python3.12')"
 	test -d .venv || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt \
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) \
 	  -r requirements/$*.txt
 	touch $@
 
