@@ -15,8 +15,8 @@ from cyclopts.validators import Number
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = (
-    *("keras", "tensorflow", "jax", "timm", "torch", "onnxruntime"),
-    *("openvino", "ai-edge-litert"),
+    *("keras", "keras-hub", "tensorflow", "jax", "timm", "torch"),
+    *("onnxruntime", "openvino", "ai-edge-litert"),
 )
 
 # Numbers by row and column; a string says why there is no number.

@@ -220,11 +220,10 @@ def training_cost() -> str:
 
 
 def versions() -> str:
-    """Tested versions (constraints.txt) and the oldest accepted ones."""
-    tested = dict(
-        line.split("==")
-        for line in (ROOT / "constraints.txt").read_text().split()
-        if "==" in line
+    """Tested versions, newest and oldest, and the oldest accepted ones."""
+    newest, oldest = (
+        dict(re.findall(r"^([\w-]+)==(\S+)", (ROOT / file).read_text(), re.M))
+        for file in ("constraints.txt", "requirements/colab.txt")
     )
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
@@ -242,6 +241,8 @@ def versions() -> str:
         "Keras": "keras",
         "TensorFlow": "tensorflow",
         "JAX": "jax",
+        "NumPy": "numpy",
+        "Pillow": "pillow",
         "LiteRT": "ai-edge-litert",
         "LiteRT quantizer": "litert-quantizer",
         "MediaPipe": "mediapipe",
@@ -251,7 +252,11 @@ def versions() -> str:
     rows: Rows = {
         name: {
             "Package": f"`{package}`",
-            "Tested": tested[package],
+            "Tested": ", ".join(
+                tested[package]
+                for tested in (newest, oldest)
+                if package in tested
+            ),
             "At least": least[package],
         }
         for name, package in packages.items()
@@ -262,13 +267,23 @@ def versions() -> str:
 def python_versions() -> str:
     """The versions of Python in the test workflow."""
     workflow = (ROOT / ".github/workflows/test.yml").read_text()
-    found = re.findall(r'"(3\.\d+)"', workflow)
+    found = sorted(set(re.findall(r'"(3\.\d+)"', workflow)))
     return f"{', '.join(found[:-1])} and {found[-1]}"
 
 
 def version_of(package: str) -> str:
     """The version of a package in the benchmark of inference."""
     return read("inference")["versions"][package]
+
+
+def small_sets() -> str:
+    """Accuracy of the models on small sets, over seeds."""
+    rows: dict[str, dict[str, str]] = {}
+    for title, table in read("small_sets")["tables"].items():
+        for model, row in table.items():
+            cell = f"{row['mean']:.1f} ± {row['deviation']:.1f}"
+            rows.setdefault(model, {})[title] = cell
+    return markdown(rows, "Model")
 
 
 def quickstart_top_1() -> str:

@@ -179,7 +179,7 @@ ROWS = [
         --data folder:empty | 1 | 'empty' has no images for train.
         --data folder:single | 1 | The class of folder:single would be one.
         --data folder:hollow | 1 | no training images of three.
-        --data folder:pair | 1 | fewer than global_batch_size=32.
+        --data folder:pair | 1 | fewer than global_batch_size=16.
         --validation-fraction 0 | 1 | more than 0 and less than 1.
         --validation-fraction nan | 1 | more than 0 and less than 1.
         --fold 5 | 1 | at most 1 / validation_fraction - 1.
