@@ -139,16 +139,22 @@ def check_saved_model(
 
 
 def run_signatures(
-    version: Path, encoded: Sequence[bytes]
+    version: Path, encoded: Sequence[bytes], python: str = sys.executable
 ) -> dict[str, np.ndarray]:
-    """Runs `export/run_signatures.py`, and reads the arrays it writes."""
+    """Runs `export/run_signatures.py`, and reads the arrays it writes.
+
+    Args:
+        version: folder of the SavedModel, with its `manifest.json`.
+        encoded: encoded images, as many as the largest batch.
+        python: the interpreter that runs it.
+    """
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / str(i) for i in range(len(encoded))]
         for file, image in zip(files, encoded, strict=True):
             file.write_bytes(image)
         program = Path(__file__).with_name("run_signatures.py")
         output = Path(folder) / "outputs.npz"
-        command = [sys.executable, "-P", "-c", WITHOUT_KERAS, program, version]
+        command = [python, "-P", "-c", WITHOUT_KERAS, program, version]
         process = subprocess.run(
             [*command, output, *files],
             capture_output=True,

@@ -1,7 +1,7 @@
 """Types of the export's options, importable without TensorFlow."""
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
@@ -19,6 +19,10 @@ InputType = Literal["float32", "uint8"]
 ExtraSignature = Literal["embedding", "attention"]
 PredictionFormat = Literal["parquet", "jsonl"]
 Device = Literal["cpu", "gpu"]
+ServedSignature = Literal[
+    "serving_default", "pixels", "embedding", "attention", "classify"
+]
+SERVED_SIGNATURES: tuple[ServedSignature, ...] = get_args(ServedSignature)
 
 # Options that take several words, such as `--batch-sizes 1 8`.
 _SEVERAL = Parameter(
@@ -30,6 +34,7 @@ BatchSizes = Annotated[tuple[Count, ...], _SEVERAL]
 Inputs = Annotated[
     tuple[str, ...], Parameter(consume_multiple=True, show_default=False)
 ]
+ServedSignatures = Annotated[tuple[ServedSignature, ...], _SEVERAL]
 ExtraSignatures = Annotated[
     tuple[ExtraSignature, ...],
     Parameter(consume_multiple=True, show_default=False),

@@ -1,9 +1,10 @@
 """Models of any kind as functions of encoded images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -49,13 +50,19 @@ def load_predictor(path: Path, labels: Sequence[str]) -> Predict:
 
 
 def saved_model_predictor(path: Path, labels: Sequence[str]) -> Predict:
-    """Calls `serving_default`, and orders its scores by class."""
+    """Calls `serving_default`, and orders its scores by class.
+
+    A version without it has `pixels`, which needs decoded images.
+    """
     if find_labels(path) != list(labels):
         raise ValueError(
             f"{str(path)!r} has other labels than the model. Give the labels "
             "it was exported with: --labels FILE."
         )
-    signature = tf.saved_model.load(str(path)).signatures["serving_default"]
+    signatures = tf.saved_model.load(str(path)).signatures
+    if "serving_default" not in signatures:
+        return pixels_predictor(path, signatures)
+    signature = signatures["serving_default"]
     index = {label.encode(): i for i, label in enumerate(labels)}
 
     def predict(encoded):
@@ -64,6 +71,24 @@ def saved_model_predictor(path: Path, labels: Sequence[str]) -> Predict:
         scores = np.full((len(encoded), len(labels)), UNKNOWN, np.float32)
         np.put_along_axis(scores, classes, outputs["scores"].numpy(), axis=1)
         return scores
+
+    return predict
+
+
+def pixels_predictor(path: Path, signatures: Mapping[str, Any]) -> Predict:
+    """Decodes images, and calls `pixels`."""
+    if "pixels" not in signatures:
+        raise ValueError(
+            f"{str(path)!r} has neither serving_default nor pixels. Export it "
+            "with one of these signatures."
+        )
+    signature = signatures["pixels"]
+    (images,) = signature.structured_input_signature[1].values()
+    _, height, width, _ = images.shape
+
+    def predict(encoded):
+        pixels = to_pixels(encoded, (height, width)).astype("uint8")
+        return signature(images=tf.constant(pixels))["probabilities"].numpy()
 
     return predict
 

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from export.exportable import check_labels
 from export.inference_graph import InferenceModel
+from export.options import SERVED_SIGNATURES, ServedSignature
 from keras_cait.decoding import decode_batch
 from keras_cait.preprocessing import MAX_MEGAPIXELS
 
@@ -20,8 +21,9 @@ def write_saved_model(
     xla: bool = False,
     max_megapixels: float = MAX_MEGAPIXELS,
     fast_jpeg: bool = False,
+    signatures: Sequence[ServedSignature] = SERVED_SIGNATURES,
 ) -> None:
-    """Writes a SavedModel with all its signatures.
+    """Writes a SavedModel with its signatures.
 
     | signature | input | outputs |
     |---|---|---|
@@ -43,23 +45,36 @@ def write_saved_model(
         xla: whether XLA compiles the model, once per batch size.
         max_megapixels: encoded images of more pixels are refused.
         fast_jpeg: as of `keras_cait.decoding.decode_batch`.
+        signatures: those to write. With `pixels` alone, the graph decodes no
+            images, and engines other than TensorFlow take it, too.
 
     Raises:
-        ValueError: `labels` or `top` do not fit the model.
+        ValueError: `labels` or `top` do not fit the model, or there are no
+            signatures.
     """
-    signatures = Signatures(model, labels, top, xla, max_megapixels, fast_jpeg)
-    functions = signatures.concrete_functions()
-    tf.saved_model.save(signatures, str(path), signatures=functions)
-    # TensorFlow Serving accepts Classify requests only for this method name.
+    if not signatures:
+        raise ValueError(
+            f"Give at least one signature: {', '.join(SERVED_SIGNATURES)}."
+        )
+    served = Signatures(model, labels, top, xla, max_megapixels, fast_jpeg)
+    functions = served.concrete_functions(signatures)
+    # Only the model, so that no function is saved that no signature needs.
+    tf.saved_model.save(model, str(path), signatures=functions)
+    if "classify" in signatures:
+        accept_classify_requests(path)
+    extra = Path(path) / "assets.extra"
+    extra.mkdir()
+    text = "\n".join(labels) + "\n"
+    (extra / "labels.txt").write_text(text, encoding="utf-8")
+
+
+def accept_classify_requests(path: str | Path) -> None:
+    """Sets the only method name for which the server accepts them."""
     updater = tf.compat.v1.saved_model.signature_def_utils.MethodNameUpdater(
         str(path)
     )
     updater.replace_method_name("classify", "tensorflow/serving/classify")
     updater.save()
-    extra = Path(path) / "assets.extra"
-    extra.mkdir()
-    text = "\n".join(labels) + "\n"
-    (extra / "labels.txt").write_text(text, encoding="utf-8")
 
 
 class Signatures(tf.Module):
@@ -94,8 +109,10 @@ class Signatures(tf.Module):
         self.max_megapixels = max_megapixels
         self.fast_jpeg = fast_jpeg
 
-    def concrete_functions(self) -> dict[str, Callable]:
-        """All signatures by name."""
+    def concrete_functions(
+        self, names: Sequence[ServedSignature] = SERVED_SIGNATURES
+    ) -> dict[str, Callable]:
+        """Signatures by name."""
         image_bytes = tf.TensorSpec((None,), tf.string, "image_bytes")
         images = tf.TensorSpec((None, *self.image_size, 3), tf.uint8, "images")
         inputs = tf.TensorSpec((None,), tf.string, "inputs")
@@ -108,6 +125,7 @@ class Signatures(tf.Module):
                 ("attention", self.attend, image_bytes),
                 ("classify", self.classify_examples, inputs),
             )
+            if name in names
         }
 
     # Traced once, for all signatures.

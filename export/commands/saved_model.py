@@ -2,7 +2,13 @@
 
 from pathlib import Path
 
-from export.options import BatchSizes, Megapixels, Precision
+from export.options import (
+    SERVED_SIGNATURES,
+    BatchSizes,
+    Megapixels,
+    Precision,
+    ServedSignatures,
+)
 from keras_cait.command_line import (
     Count,
     ImageSize,
@@ -25,6 +31,7 @@ def saved_model(
     batch_sizes: BatchSizes = (1, 2, 4, 8),
     max_megapixels: Megapixels = 50.0,
     fast_jpeg: bool = False,
+    signatures: ServedSignatures = SERVED_SIGNATURES,
 ) -> None:
     """Write the next version of a model for TensorFlow Serving.
 
@@ -39,6 +46,8 @@ def saved_model(
             server's memory limit grows with it.
         fast_jpeg: Decode a JPEG at 1/2, 1/4 or 1/8 of its size where that
             leaves twice the model's. Scores change slightly.
+        signatures: Signatures to write. Without those of encoded images, that
+            is with pixels alone, OpenVINO takes the version, too.
     """
     from export.check_saved_model import check_saved_model
     from export.exportable import load_exportable
@@ -62,6 +71,7 @@ def saved_model(
         measured_accuracy(model, trained),
         max_megapixels=max_megapixels,
         fast_jpeg=fast_jpeg,
+        signatures=signatures,
         check=lambda path: check_saved_model(path, trained, images),
     )
     print(f"Wrote {version}")

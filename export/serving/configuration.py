@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 
-import tensorflow as tf
-
 from export.serving.memory import BATCH_THREADS, Memory
 
 TEMPLATES = Path(__file__).parent / "templates"
+# Its image is known to exist: the newest that tensorflow/serving announced.
+SERVER = "2.20.0"
 CPUS = 4  # that one server may use
 
 
@@ -54,7 +54,7 @@ def configuration(
             f"allowed_batch_sizes: {size}" for size in sorted(batch_sizes)
         ),
         "xla": str(xla).lower(),
-        "tensorflow": tf.__version__,
+        "server": SERVER,
         "cpus": CPUS,
         "memory_request": memory.request,
         "memory_limit": memory.limit,

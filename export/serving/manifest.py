@@ -1,6 +1,7 @@
 """`manifest.json`: what a version of a served model is made of."""
 
 import hashlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,12 @@ from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef, TensorInfo
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 import keras_cait
+from export.exportable import image_size
 from keras_cait.conversion import to_reference
 from keras_cait.files import sha256
+
+# The oldest that has all operations of the graph and runs it; tested.
+OLDEST_TENSORFLOW = "2.18.1"
 
 
 def describe_version(model: keras_cait.CaiT, folder: Path) -> dict[str, Any]:
@@ -37,7 +42,13 @@ def describe_version(model: keras_cait.CaiT, folder: Path) -> dict[str, Any]:
         "image_size": model.image_shape[:2],
         "classes": model.classes,
         "parameters": model.count_params(),
+        "patches": math.prod(
+            side // model.patch_size for side in image_size(model)
+        ),
+        "heads": model.num_heads,
+        "width": model.embed_dim,
         "weights_sha256": weights_hash(model),
+        "oldest_tensorflow": OLDEST_TENSORFLOW,
         "versions": {
             "tensorflow": tf.__version__,
             "keras": keras.__version__,

@@ -43,16 +43,12 @@ def server_memory(
         batch_size: largest batch.
 
     Example:
-    >>> outputs = {"attention": {"shape": [None, 2, 4, 14, 14]}}
     >>> manifest = {
     ...     "max_megapixels": 50,
     ...     "bytes": {"variables/variables.data-00000-of-00001": 48_000_000},
-    ...     "signatures": {
-    ...         "attention": {"outputs": outputs},
-    ...         "embedding": {
-    ...             "outputs": {"embedding": {"shape": [None, 192]}}
-    ...         },
-    ...     },
+    ...     "heads": 4,
+    ...     "width": 192,
+    ...     "patches": 196,
     ... }
     >>> server_memory([manifest], batch_size=8)
     Memory(request=1446, limit=2686)
@@ -80,13 +76,15 @@ def _variable_bytes(manifest: dict[str, Any]) -> int:
 
 def _image_bytes(manifest: dict[str, Any]) -> int:
     """Bytes of activations per image: attention scores and hidden layers."""
-    outputs = {
-        name: signature["outputs"]
-        for name, signature in manifest["signatures"].items()
-    }
-    *_, heads, rows, columns = outputs["attention"]["attention"]["shape"]
-    _, width = outputs["embedding"]["embedding"]["shape"]
-    patches = rows * columns
+    if "width" in manifest:
+        heads, width = manifest["heads"], manifest["width"]
+        patches = manifest["patches"]
+    else:  # written before versions had a choice of signatures
+        found = manifest["signatures"]
+        maps = found["attention"]["outputs"]["attention"]["shape"]
+        *_, heads, rows, columns = maps
+        _, width = found["embedding"]["outputs"]["embedding"]["shape"]
+        patches = rows * columns
     return FLOAT32 * (4 * heads * patches**2 + 16 * patches * width)
 
 

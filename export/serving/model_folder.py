@@ -24,7 +24,7 @@ import tensorflow as tf
 import keras_cait
 from export.inference_graph import InferenceModel
 from export.model_card import Accuracy
-from export.options import Precision
+from export.options import SERVED_SIGNATURES, Precision, ServedSignature
 from export.saved_model import write_saved_model
 from export.serving.configuration import configuration, stable_version
 from export.serving.manifest import describe_version
@@ -49,6 +49,7 @@ def write_version(
     accuracy: Accuracy | None = None,
     max_megapixels: float = MAX_MEGAPIXELS,
     fast_jpeg: bool = False,
+    signatures: Sequence[ServedSignature] = SERVED_SIGNATURES,
     check: Callable[[Path], object] = lambda version: None,
 ) -> Path:
     """Writes the next version of a served model, whole or not at all.
@@ -68,6 +69,7 @@ def write_version(
         max_megapixels: the server refuses encoded images of more pixels.
         fast_jpeg: whether the server decodes large JPEGs at a part of their
             size.
+        signatures: those to write, as of `export.saved_model`.
         check: called with the path of the finished version before it appears.
             If it raises, nothing is written.
 
@@ -111,9 +113,17 @@ def write_version(
         try:
             inference = InferenceModel(model, precision)
             write_saved_model(
-                inference, labels, folder, top, xla, max_megapixels, fast_jpeg
+                inference,
+                labels,
+                folder,
+                top,
+                xla,
+                max_megapixels,
+                fast_jpeg,
+                signatures,
             )
-            write_warmup(folder, output.name, inference.image_size, batch_sizes)
+            size = inference.image_size
+            write_warmup(folder, output.name, size, batch_sizes, signatures)
         except tf.errors.OpError as error:
             raise OSError(
                 f"Cannot write {str(output)!r}: {error.message}"

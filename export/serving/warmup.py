@@ -14,6 +14,7 @@ from tensorflow_serving.apis.prediction_log_pb2 import (
     PredictLog,
 )
 
+from export.options import SERVED_SIGNATURES, ServedSignature
 from keras_cait.preprocessing import load_image, resize_and_crop
 
 # The input of each signature that is called with Predict.
@@ -30,6 +31,7 @@ def write_warmup(
     name: str,
     image_size: tuple[int, int],
     batch_sizes: Sequence[int],
+    signatures: Sequence[ServedSignature] = SERVED_SIGNATURES,
 ) -> None:
     """Writes one request for each signature and batch size.
 
@@ -39,6 +41,7 @@ def write_warmup(
         name: name of the served model.
         image_size: height and width of the model's images in pixels.
         batch_sizes: numbers of images per request.
+        signatures: those of the version.
     """
     encoded = example_image()
     pixels = resize_and_crop(load_image(encoded), image_size)
@@ -50,13 +53,16 @@ def write_warmup(
     with tf.io.TFRecordWriter(str(path)) as writer:
         for batch_size in batch_sizes:
             for signature, key in INPUTS.items():
+                if signature not in signatures:
+                    continue
                 batch = tf.stack(batch_size * [examples[key]])
                 request = predict_request(name, signature, key, batch)
                 log = PredictionLog(predict_log=PredictLog(request=request))
                 writer.write(log.SerializeToString())
-            request = classification_request(name, batch_size * [encoded])
-            log = PredictionLog(classify_log=ClassifyLog(request=request))
-            writer.write(log.SerializeToString())
+            if "classify" in signatures:
+                request = classification_request(name, batch_size * [encoded])
+                log = PredictionLog(classify_log=ClassifyLog(request=request))
+                writer.write(log.SerializeToString())
 
 
 def example_image(seed: int = 0) -> bytes:

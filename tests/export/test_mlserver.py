@@ -1,0 +1,84 @@
+"""MLServer runs the two files of docs/serving.md."""
+
+import json
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from export.serving.model_folder import write_version
+
+DOCUMENT = Path(__file__).parents[2] / "docs/serving.md"
+LABELS = [f"class {i}" for i in range(5)]
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def answer(url, body=None):
+    """The response of a server that may still be starting."""
+    headers = {"Content-Type": "application/json"}
+    data = body and json.dumps(body).encode()
+    request = urllib.request.Request(url, data, headers)
+    with urllib.request.urlopen(request, timeout=60) as response:
+        return response.read()
+
+
+@pytest.mark.large
+def test_mlserver_serves_pixels(small_model, images, tmp_path):
+    make = [sys.executable, "-m", "venv", tmp_path / "venv"]
+    subprocess.run(make, check=True)
+    install = [tmp_path / "venv/bin/pip", "install", "--quiet"]
+    packages = ["mlserver>=1.7", "tensorflow-cpu"]
+    subprocess.run([*install, *packages], check=True)
+
+    folder = tmp_path / "served"
+    text = DOCUMENT.read_text()
+    (program,) = re.findall(r"```python\n(.*?class Pixels.*?)```", text, re.S)
+    (settings,) = re.findall(r"```json\n(.*?pixels\.Pixels.*?)```", text, re.S)
+    folder.mkdir()
+    (folder / "pixels.py").write_text(program)
+    (folder / "model-settings.json").write_text(settings)
+    kinds = ("http", "grpc", "metrics")
+    ports = {f"{kind}_port": free_port() for kind in kinds}
+    (folder / "settings.json").write_text(
+        json.dumps({"host": "127.0.0.1", "parallel_workers": 0, **ports})
+    )
+    write_version(
+        small_model, LABELS, folder / "digits_pixels", signatures=["pixels"]
+    )
+    model = f"http://127.0.0.1:{ports['http_port']}/v2/models/digits"
+    server = subprocess.Popen([tmp_path / "venv/bin/mlserver", "start", folder])
+    try:
+        for _ in range(120):
+            try:
+                answer(f"{model}/ready")
+                break
+            except OSError:
+                assert server.poll() is None, "MLServer has ended"
+                time.sleep(1)
+        given = {
+            "name": "images",
+            "datatype": "UINT8",
+            "shape": images.shape,
+            "data": images.ravel().tolist(),
+        }
+        response = json.loads(answer(f"{model}/infer", {"inputs": [given]}))
+    finally:
+        server.terminate()
+        server.wait()
+    (found,) = (
+        np.reshape(output["data"], output["shape"])
+        for output in response["outputs"]
+        if output["name"] == "probabilities"
+    )
+    expected = small_model.predict(images, verbose=0)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
