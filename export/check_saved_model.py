@@ -91,6 +91,14 @@ def check_saved_model(
     expected_of_bytes = keras_outputs(model, decoded)
     expected_of_pixels = keras_outputs(model, outputs.pop("pixels"))
 
+    for key in [key for key in outputs if "/error/" in key]:
+        errors = outputs.pop(key)
+        if any(errors):
+            raise ValueError(
+                f"{str(version)!r} refuses an image that the Keras model "
+                f"takes: {max(errors).decode()}"
+            )
+
     checks = []
     for key, found in outputs.items():
         signature, output, batch_size = key.split("/")

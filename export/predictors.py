@@ -67,6 +67,9 @@ def saved_model_predictor(path: Path, labels: Sequence[str]) -> Predict:
 
     def predict(encoded):
         outputs = signature(image_bytes=tf.constant(encoded))
+        errors = outputs.get("error", tf.constant([""])).numpy()
+        if any(errors):
+            raise ValueError(max(errors).decode())
         classes = np.vectorize(index.__getitem__)(outputs["classes"].numpy())
         scores = np.full((len(encoded), len(labels)), UNKNOWN, np.float32)
         np.put_along_axis(scores, classes, outputs["scores"].numpy(), axis=1)

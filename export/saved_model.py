@@ -1,5 +1,6 @@
 """Writes a SavedModel for TensorFlow Serving."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import tensorflow as tf
 from export.exportable import check_labels
 from export.inference_graph import InferenceModel
 from export.options import SERVED_SIGNATURES, ServedSignature
-from keras_cait.decoding import decode_batch
+from keras_cait.decoding import decode_batch, decode_each, each
 from keras_cait.preprocessing import MAX_MEGAPIXELS
 
 
@@ -22,20 +23,26 @@ def write_saved_model(
     max_megapixels: float = MAX_MEGAPIXELS,
     fast_jpeg: bool = False,
     signatures: Sequence[ServedSignature] = SERVED_SIGNATURES,
+    strict: bool = False,
 ) -> None:
     """Writes a SavedModel with its signatures.
 
     | signature | input | outputs |
     |---|---|---|
-    | `serving_default` | `image_bytes` | `classes`, `scores` |
+    | `serving_default` | `image_bytes` | `classes`, `scores`, `error` |
     | `pixels` | `images` | `logits`, `probabilities` |
-    | `embedding` | `image_bytes` | `embedding` |
-    | `attention` | `image_bytes` | `attention`, `classes`, `scores` |
+    | `embedding` | `image_bytes` | `embedding`, `error` |
+    | `attention` | `image_bytes` | `attention`, and as `serving_default` |
     | `classify` | `inputs`, serialized `tf.Example`s | `classes`, `scores` |
 
     `image_bytes` are encoded images `(batch,)` and `images` uint8
     `(batch, height, width, 3)`. `classes` are strings and `scores` float32,
     both `(batch, top)`. Loading the SavedModel needs only TensorFlow.
+
+    Each encoded image is answered for itself. If one is refused, its `error`,
+    a string of `(batch,)`, says why, its numbers are NaN and its classes
+    empty. (The Classify API has no room for `error`.) For an image that is
+    not refused, `error` is empty.
 
     Args:
         model: the inference graph to write.
@@ -44,9 +51,11 @@ def write_saved_model(
         top: int > 0. Number of classes in `classes` and `scores`.
         xla: whether XLA compiles the model, once per batch size.
         max_megapixels: encoded images of more pixels are refused.
-        fast_jpeg: as of `keras_cait.decoding.decode_batch`.
+        fast_jpeg: as of `keras_cait.decoding.decode_each`.
         signatures: those to write. With `pixels` alone, the graph decodes no
             images, and engines other than TensorFlow take it, too.
+        strict: whether a call fails if any of its images is refused. There is
+            no output `error` then.
 
     Raises:
         ValueError: `labels` or `top` do not fit the model, or there are no
@@ -56,7 +65,9 @@ def write_saved_model(
         raise ValueError(
             f"Give at least one signature: {', '.join(SERVED_SIGNATURES)}."
         )
-    served = Signatures(model, labels, top, xla, max_megapixels, fast_jpeg)
+    served = Signatures(
+        model, labels, top, xla, max_megapixels, fast_jpeg, strict
+    )
     functions = served.concrete_functions(signatures)
     # Only the model, so that no function is saved that no signature needs.
     tf.saved_model.save(model, str(path), signatures=functions)
@@ -81,7 +92,7 @@ class Signatures(tf.Module):
     """The functions behind the signatures of a SavedModel.
 
     Args:
-        model, labels, top, xla, max_megapixels, fast_jpeg: as of
+        model, labels, top, xla, max_megapixels, fast_jpeg, strict: as of
             `write_saved_model`.
 
     Raises:
@@ -96,6 +107,7 @@ class Signatures(tf.Module):
         xla: bool = False,
         max_megapixels: float = MAX_MEGAPIXELS,
         fast_jpeg: bool = False,
+        strict: bool = False,
     ):
         super().__init__()
         check_labels(labels, model.classes)
@@ -108,6 +120,7 @@ class Signatures(tf.Module):
         self.image_size = model.image_size
         self.max_megapixels = max_megapixels
         self.fast_jpeg = fast_jpeg
+        self.strict = strict
 
     def concrete_functions(
         self, names: Sequence[ServedSignature] = SERVED_SIGNATURES
@@ -130,19 +143,19 @@ class Signatures(tf.Module):
 
     # Traced once, for all signatures.
     @tf.function(input_signature=[tf.TensorSpec((None,), tf.string)])
-    def decode(self, image_bytes: tf.Tensor) -> tf.Tensor:
-        """The model's input from encoded images."""
-        return decode_batch(
-            image_bytes,
-            self.image_size,
-            max_megapixels=self.max_megapixels,
-            fast_jpeg=self.fast_jpeg,
-        )
+    def decode(self, image_bytes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The model's input from encoded images, and why one is refused."""
+        size, limit = self.image_size, self.max_megapixels
+        if self.strict:
+            images = decode_batch(image_bytes, size, 1, limit, self.fast_jpeg)
+            return images, tf.zeros_like(image_bytes)
+        return decode_each(image_bytes, size, 1, limit, self.fast_jpeg)
 
     def classify_bytes(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         """Top classes of encoded images."""
-        images = self.decode(image_bytes)
-        return self.best(self.run(images, "probabilities")["probabilities"])
+        images, errors = self.decode(image_bytes)
+        outputs = self.run(images, "probabilities")
+        return self.answers(self.best(outputs["probabilities"]), errors)
 
     def classify_pixels(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
         """Logits and probabilities of RGB images in 0...255."""
@@ -150,24 +163,44 @@ class Signatures(tf.Module):
 
     def embed(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         """Class token after the last norm, of encoded images."""
-        images = self.decode(image_bytes)
-        return self.run(images, "embedding")
+        images, errors = self.decode(image_bytes)
+        return self.answers(self.run(images, "embedding"), errors)
 
     def attend(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         """Class attention and top classes of encoded images."""
-        images = self.decode(image_bytes)
+        images, errors = self.decode(image_bytes)
         outputs = self.run(images, "attention", "probabilities")
-        return {
-            "attention": outputs["attention"],
-            **self.best(outputs["probabilities"]),
-        }
+        best = self.best(outputs.pop("probabilities"))
+        return self.answers(outputs | best, errors)
 
     def classify_examples(self, inputs: tf.Tensor) -> dict[str, tf.Tensor]:
         """Top classes of serialized `tf.Example`s with `image/encoded`."""
         feature = {"image/encoded": tf.io.FixedLenFeature((), tf.string)}
-        examples = tf.io.parse_example(inputs, feature)
-        encoded: Any = examples["image/encoded"]
-        return self.classify_bytes(encoded)
+
+        def encoded(examples: tf.Tensor) -> Any:
+            return tf.io.parse_example(examples, feature)["image/encoded"]
+
+        if self.strict:
+            return self.classify_bytes(encoded(inputs))
+        image_bytes, _ = each(inputs, encoded, (), tf.string)
+        outputs = self.classify_bytes(image_bytes)
+        # The server refuses to classify with a third output.
+        return {name: outputs[name] for name in ("classes", "scores")}
+
+    def answers(
+        self, outputs: dict[str, tf.Tensor], errors: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        """The outputs, blank where an image is refused, and the reasons."""
+        if self.strict:
+            return outputs
+
+        def blank(output: tf.Tensor) -> tf.Tensor:
+            refused = tf.reshape(errors != "", [-1] + [1] * (output.ndim - 1))
+            nothing = "" if output.dtype == tf.string else math.nan
+            return tf.where(refused, tf.cast(nothing, output.dtype), output)
+
+        blanked = {name: blank(output) for name, output in outputs.items()}
+        return blanked | {"error": errors}
 
     def run(self, images: tf.Tensor, *names: str) -> dict[str, tf.Tensor]:
         """The named outputs of the model."""

@@ -32,6 +32,7 @@ def saved_model(
     max_megapixels: Megapixels = 50.0,
     fast_jpeg: bool = False,
     signatures: ServedSignatures = SERVED_SIGNATURES,
+    strict: bool = False,
 ) -> None:
     """Write the next version of a model for TensorFlow Serving.
 
@@ -48,6 +49,8 @@ def saved_model(
             leaves twice the model's. Scores change slightly.
         signatures: Signatures to write. Without those of encoded images, that
             is with pixels alone, OpenVINO takes the version, too.
+        strict: A call fails if any of its images is refused. By default each
+            image has its own answer or error.
     """
     from export.check_saved_model import check_saved_model
     from export.exportable import load_exportable
@@ -72,6 +75,7 @@ def saved_model(
         max_megapixels=max_megapixels,
         fast_jpeg=fast_jpeg,
         signatures=signatures,
+        strict=strict,
         check=lambda path: check_saved_model(path, trained, images),
     )
     print(f"Wrote {version}")

@@ -3,6 +3,8 @@
 client = GrpcClient("localhost:8500", "cait_s24", label="stable")
 client.classify([Path("photo.jpg").read_bytes()])
 # [[("goldfish", 0.93), ("tench", 0.02), ...]]
+
+For an image that the server refuses, the list has a `ServingError`.
 """
 
 import base64
@@ -88,22 +90,22 @@ class Client(ABC):
         self.timeout = timeout
         self.attempts = attempts
 
-    def classify(self, images: Sequence[bytes]) -> list[Best]:
+    def classify(self, images: Sequence[bytes]) -> list[Best | ServingError]:
         """Classifies encoded images in one request.
 
         Args:
             images: JPEG, PNG, GIF or BMP files.
 
         Returns:
-            The best classes of each image, best first.
+            The best classes of each image, best first, or the `ServingError`
+            that tells why the image was refused.
 
         Raises:
-            ServingError: the request failed; `code` says how.
+            ServingError: the request failed as a whole; `code` says how.
         """
         for attempt in range(1, self.attempts + 1):
             try:
-                classes, scores = self.predict(images)
-                return check_predictions(classes, scores, len(images))
+                return check_predictions(*self.predict(images), len(images))
             except ServingError as error:
                 if error.code != "UNAVAILABLE" or attempt == self.attempts:
                     raise
@@ -112,8 +114,13 @@ class Client(ABC):
         raise AssertionError("unreachable")
 
     @abstractmethod
-    def predict(self, images: Sequence[bytes]) -> tuple[Any, Any]:
-        """Sends one request; returns labels and scores as the server does."""
+    def predict(self, images: Sequence[bytes]) -> tuple[Any, Any, Any]:
+        """Sends one request; returns what the server does.
+
+        Returns:
+            Labels, scores, and the errors of the images, which servers of a
+            strict model do not send: empty strings then.
+        """
 
 
 class GrpcClient(Client):
@@ -129,7 +136,7 @@ class GrpcClient(Client):
         channel = grpc.insecure_channel(self.address, [limit])
         self.stub = PredictionServiceStub(channel)
 
-    def predict(self, images: Sequence[bytes]) -> tuple[Any, Any]:
+    def predict(self, images: Sequence[bytes]) -> tuple[Any, Any, Any]:
         """Calls Predict."""
         import tensorflow as tf
         from tensorflow_serving.apis.predict_pb2 import PredictRequest
@@ -160,9 +167,13 @@ class GrpcClient(Client):
         try:
             classes, scores = map(tf.make_ndarray, tensors)
             labels = [[name.decode() for name in row] for row in classes]
+            errors = len(images) * [""]
+            if "error" in response.outputs:
+                texts = response.outputs["error"].string_val
+                errors = [text.decode() for text in texts]
         except (TypeError, ValueError, AttributeError) as error:
             raise invalid(f"{error}") from None
-        return labels, scores.tolist()
+        return labels, scores.tolist(), errors
 
 
 # HTTP status codes for the codes of gRPC, as the server translates them.
@@ -180,7 +191,7 @@ CODES = {
 class RestClient(Client):
     """A client for REST. The default port is 8501."""
 
-    def predict(self, images: Sequence[bytes]) -> tuple[Any, Any]:
+    def predict(self, images: Sequence[bytes]) -> tuple[Any, Any, Any]:
         """Calls `:predict`."""
         path = f"/v1/models/{self.model}"
         if self.version is not None:
@@ -195,8 +206,9 @@ class RestClient(Client):
         )
         try:
             outputs = response["outputs"]
-            return outputs["classes"], outputs["scores"]
-        except (TypeError, KeyError):
+            errors = outputs.get("error", len(images) * [""])
+            return outputs["classes"], outputs["scores"], errors
+        except (TypeError, KeyError, AttributeError):
             raise invalid("it has no outputs classes and scores") from None
 
     def post(self, path: str, body: Any) -> Any:
@@ -276,7 +288,8 @@ def classify_all(
 ) -> Iterator[Best | OSError]:
     """Classifies any number of image files in batches.
 
-    If a batch contains an invalid image, its images are retried one by one.
+    If a batch fails for an invalid image, as on a server of a strict model, its
+    images are retried one by one.
 
     Args:
         client: `GrpcClient` or `RestClient`.
@@ -340,30 +353,38 @@ def check_address(address: str) -> None:
         )
 
 
-def check_predictions(classes: Any, scores: Any, count: int) -> list[Best]:
+def check_predictions(
+    classes: Any, scores: Any, errors: Any, count: int
+) -> list[Best | ServingError]:
     """Pairs the labels and scores of a response.
 
     Args:
         classes: lists of labels, one per image.
         scores: lists of numbers, one per image.
+        errors: why each image was refused, empty if it was not.
         count: number of images.
 
     Raises:
         ServingError: they have another form, or a score is not finite.
 
     Example:
-    >>> check_predictions([["cat"]], [[0.9]], 1)
+    >>> check_predictions([["cat"]], [[0.9]], [""], 1)
     [[('cat', 0.9)]]
     """
-    if not (isinstance(classes, list) and isinstance(scores, list)):
-        raise invalid("classes and scores must be lists")
-    if not len(classes) == len(scores) == count:
+    if not all(isinstance(one, list) for one in (classes, scores, errors)):
+        raise invalid("classes, scores and errors must be lists")
+    if not len(classes) == len(scores) == len(errors) == count:
         raise invalid(
-            f"it has {len(classes)} lists of classes and {len(scores)} of "
-            f"scores for {count} images"
+            f"it has {len(classes)} lists of classes, {len(scores)} of scores "
+            f"and {len(errors)} errors for {count} images"
         )
-    best = []
-    for names, values in zip(classes, scores, strict=True):
+    if not all(isinstance(error, str) for error in errors):
+        raise invalid("an error must be text")
+    best: list[Best | ServingError] = []
+    for names, values, error in zip(classes, scores, errors, strict=True):
+        if error:
+            best.append(ServingError("INVALID_ARGUMENT", error))
+            continue
         if not (
             isinstance(names, list)
             and isinstance(values, list)

@@ -50,6 +50,7 @@ def write_version(
     max_megapixels: float = MAX_MEGAPIXELS,
     fast_jpeg: bool = False,
     signatures: Sequence[ServedSignature] = SERVED_SIGNATURES,
+    strict: bool = False,
     check: Callable[[Path], object] = lambda version: None,
 ) -> Path:
     """Writes the next version of a served model, whole or not at all.
@@ -70,6 +71,8 @@ def write_version(
         fast_jpeg: whether the server decodes large JPEGs at a part of their
             size.
         signatures: those to write, as of `export.saved_model`.
+        strict: whether a call fails if any of its images is refused; as of
+            `write_saved_model`.
         check: called with the path of the finished version before it appears.
             If it raises, nothing is written.
 
@@ -121,6 +124,7 @@ def write_version(
                 max_megapixels,
                 fast_jpeg,
                 signatures,
+                strict,
             )
             size = inference.image_size
             write_warmup(folder, output.name, size, batch_sizes, signatures)
@@ -135,6 +139,7 @@ def write_version(
             "top": top,
             "max_megapixels": max_megapixels,
             "fast_jpeg": fast_jpeg,
+            "strict": strict,
         }
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=2))
         manifests.append(manifest)

@@ -10,19 +10,25 @@ import it.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import tensorflow as tf
 
 from keras_cait.decoding import bmp, gif, jpeg, png
 from keras_cait.decoding.orientation import turn
 from keras_cait.decoding.reading import part
+from keras_cait.decoding.refusals import (
+    JPEG,
+    NO_PIXELS,
+    SIGNATURES,
+    TOO_LARGE,
+    UNKNOWN,
+    has_pixels,
+    is_too_large,
+    reasons,
+)
 from keras_cait.decoding.resizing import resize_and_crop_in_graph
 from keras_cait.preprocessing import MAX_MEGAPIXELS, check_size
-
-# TensorFlow's decoders detect the format by themselves and also run on WebP,
-# where an animation corrupts the heap. Only these formats may reach them.
-JPEG, PNG, GIF, BMP = range(4)
-SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM")
 
 # A JPEG is decoded at one of these parts of its size, as cheaply as smaller.
 JPEG_PARTS = (1, 2, 4, 8)
@@ -82,7 +88,10 @@ def image_size(encoded: tf.Tensor) -> tf.Tensor:
     >>> image_size(encoded).numpy().tolist()
     [48, 64]
     """
-    return _header(encoded)[1:3]
+    header = _header(encoded)
+    check = tf.debugging.Assert(has_pixels(header), [NO_PIXELS])
+    with tf.control_dependencies([check]):
+        return header[1:3]
 
 
 def decode_crop(
@@ -150,17 +159,18 @@ def decode_crop(
     return tf.ensure_shape(image, (None, None, 3))
 
 
-def decode_batch(
+def decode_each(
     image_bytes: tf.Tensor,
     size: int | tuple[int, int],
     crop_ratio: float = 1.0,
     max_megapixels: float = MAX_MEGAPIXELS,
     fast_jpeg: bool = False,
-) -> tf.Tensor:
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Decodes a batch of images in parallel and crops each to one size.
 
-    All images that are decoded at the same time have at most `max_megapixels`
-    together, so that memory does not grow with the batch.
+    An image that is refused leaves the others as they are. All images that are
+    decoded at the same time have at most `max_megapixels` together, so that
+    memory does not grow with the batch.
 
     Args:
         image_bytes: string tensor `(batch,)`, contents of files, as for
@@ -173,70 +183,118 @@ def decode_batch(
             They then differ by some levels from those of `load_image`.
 
     Returns:
+        float32 tensor `(batch, height, width, 3)`, whole numbers in 0...255,
+        all 0 if the image is refused; and string tensor `(batch,)`, why it is
+        refused, empty if it is not.
+
+    Example:
+    >>> good = tf.io.encode_png(tf.zeros((48, 64, 3), tf.uint8))
+    >>> images, errors = decode_each(tf.stack([good, "<svg/>"]), 32)
+    >>> errors.numpy()[1]
+    b'Not a JPEG, PNG, GIF or BMP image, but text such as SVG or HTML.'
+    """
+    size = check_size(size)
+    count = tf.size(image_bytes, tf.int64)
+    headers, read = each(image_bytes, _header, (4,), tf.int64)
+    good = has_pixels(headers) & ~is_too_large(headers, max_megapixels)
+    pixels = tf.where(good, headers[:, 1] * headers[:, 2], 0)
+    largest = tf.maximum(tf.reduce_max(tf.pad(pixels, [[0, 1]])), 1)
+
+    def decode(element: tuple[tf.Tensor, tf.Tensor, tf.Tensor]) -> tf.Tensor:
+        encoded, header, is_good = element
+        place = FULL_SIZE
+        if fast_jpeg:
+            place = _smallest_part(header, size, crop_ratio)
+        check = tf.debugging.Assert(is_good, ["Refused by its header."])
+        with tf.control_dependencies([check]):
+            image = _decode(encoded, tf.identity(header), place)
+        return resize_and_crop_in_graph(image, size, crop_ratio)
+
+    images, decoded = each(
+        (image_bytes, headers, good),
+        decode,
+        (*size, 3),
+        tf.float32,
+        int(max_megapixels * 1e6) // largest,
+    )
+    errors = tf.cond(
+        tf.reduce_all(decoded),
+        lambda: tf.fill([count], ""),
+        lambda: tf.where(
+            decoded, "", reasons(image_bytes, headers, read, max_megapixels)
+        ),
+    )
+    return images, errors
+
+
+def decode_batch(
+    image_bytes: tf.Tensor,
+    size: int | tuple[int, int],
+    crop_ratio: float = 1.0,
+    max_megapixels: float = MAX_MEGAPIXELS,
+    fast_jpeg: bool = False,
+) -> tf.Tensor:
+    """Decodes a batch of images as `decode_each` does, all or none.
+
+    Args:
+        image_bytes, size, crop_ratio, max_megapixels, fast_jpeg: as of
+            `decode_each`.
+
+    Returns:
         float32 tensor `(batch, height, width, 3)`, whole numbers in 0...255.
 
     Raises:
         tf.errors.InvalidArgumentError: an image is too large or cannot be
-            decoded; the message lists the index of each such image.
+            decoded; the message lists the index of each such image, and why.
 
     Example:
     >>> encoded = tf.io.encode_png(tf.zeros((48, 64, 3), tf.uint8))
     >>> tuple(decode_batch(encoded[None], 32).shape)
     (1, 32, 32, 3)
     """
-    size = check_size(size)
-    limit = int(max_megapixels * 1e6)
-    count = tf.size(image_bytes, tf.int64)
-    headers, read = _successes(image_bytes, _header, (4,), tf.int64, count)
-    pixels = headers[:, 1] * headers[:, 2]
-    too_large = tf.where(pixels > limit)[:, 0]
-    message = f"More than {max_megapixels:g} megapixels: image_bytes at"
+    images, errors = decode_each(
+        image_bytes, size, crop_ratio, max_megapixels, fast_jpeg
+    )
+    refused = tf.where(errors != "")[:, 0]
     check = tf.debugging.Assert(
-        tf.size(too_large) == 0,
-        [
-            message,
-            too_large,
-            "of (height, width)",
-            tf.gather(headers[:, 1:3], too_large),
-        ],
+        tf.size(refused) == 0,
+        ["Refused image_bytes at", refused, tf.gather(errors, refused)],
         summarize=1000,
-    )
-    with tf.control_dependencies([check]):
-        largest = tf.maximum(tf.reduce_max(tf.pad(pixels, [[0, 1]])), 1)
-
-    def decode(element: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
-        encoded, header = element
-        readable = tf.debugging.Assert(header[1] > 0, ["No header."])
-        place = FULL_SIZE
-        if fast_jpeg:
-            place = _smallest_part(header, size, crop_ratio)
-        with tf.control_dependencies([readable]):
-            image = _decode(encoded, tf.identity(header), place)
-        return resize_and_crop_in_graph(image, size, crop_ratio)
-
-    images, decoded = _successes(
-        (image_bytes, headers),
-        decode,
-        (*size, 3),
-        tf.float32,
-        tf.minimum(limit // largest, count),
-    )
-    broken = tf.where(~(read & decoded))[:, 0]
-    message = "Not a JPEG, PNG, GIF or BMP that can be decoded: image_bytes at"
-    check = tf.debugging.Assert(
-        tf.size(broken) == 0, [message, broken], summarize=1000
     )
     with tf.control_dependencies([check]):
         return tf.identity(images)
 
 
-def _successes(inputs, function, shape, dtype, parallel):
-    """Maps a function over a batch; an element that fails becomes zeros.
+def each(
+    inputs: Any,
+    function: Callable[[Any], tf.Tensor],
+    shape: tuple[int, ...],
+    dtype: tf.DType,
+    parallel: tf.Tensor | None = None,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Maps a function over a batch; where it fails, its result is zeros.
+
+    Args:
+        inputs: tensor `(batch, ...)`, or a tuple of them.
+        function: function of one element to a tensor.
+        shape, dtype: of that tensor.
+        parallel: number of elements at the same time; `None` is all.
 
     Returns:
-        Tensor `(batch, *shape)`, and bool `(batch,)`: which have succeeded.
+        Tensor `(batch, *shape)`, and bool `(batch,)`: where it has succeeded.
+
+    Example:
+    >>> results, good = each(
+    ...     tf.constant(["a", ""]),
+    ...     lambda text: tf.strings.substr(text, 1, 0),
+    ...     (),
+    ...     tf.string,
+    ... )
+    >>> good.numpy().tolist()
+    [True, False]
     """
     count = tf.shape(tf.nest.flatten(inputs)[0], tf.int64)[0]
+    parallel = count if parallel is None else tf.minimum(parallel, count)
     mapped = (
         tf.data.Dataset.from_tensor_slices(inputs)
         .enumerate()
@@ -261,14 +319,12 @@ def _successes(inputs, function, shape, dtype, parallel):
 
 
 def _check_pixels(header, max_megapixels):
-    height, width = header[1], header[2]
-    return tf.debugging.Assert(
-        height * width <= int(max_megapixels * 1e6),
-        [
-            f"The image has more than {max_megapixels:g} megapixels "
-            "(height, width):",
-            header[1:3],
-        ],
+    return tf.group(
+        tf.debugging.Assert(has_pixels(header), [NO_PIXELS]),
+        tf.debugging.Assert(
+            ~is_too_large(header, max_megapixels),
+            [TOO_LARGE.format(max_megapixels), header[1:3]],
+        ),
     )
 
 
@@ -282,9 +338,7 @@ def _header(encoded):
             for signature in SIGNATURES
         ]
     )
-    check = tf.debugging.Assert(
-        tf.reduce_any(matches), ["Not a JPEG, PNG, GIF or BMP image."]
-    )
+    check = tf.debugging.Assert(tf.reduce_any(matches), [f"{UNKNOWN}."])
     with tf.control_dependencies([check]):
         image_format = tf.argmax(matches, output_type=tf.int32)
     header = tf.switch_case(
@@ -296,11 +350,7 @@ def _header(encoded):
             lambda: bmp.read_header(encoded),
         ],
     )
-    check = tf.debugging.Assert(
-        tf.reduce_all(header[:2] > 0), ["The image has no pixels."]
-    )
-    with tf.control_dependencies([check]):
-        return tf.concat([[tf.cast(image_format, tf.int64)], header], axis=0)
+    return tf.concat([[tf.cast(image_format, tf.int64)], header], axis=0)
 
 
 @tf.function(

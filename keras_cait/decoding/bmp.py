@@ -11,6 +11,7 @@ from keras_cait.decoding.reading import numbers, part
 BMP_HEADERS = (40, 52, 56, 108, 124)  # lengths: version 3, 2 extensions, 4, 5
 BITFIELDS = 3
 BGR_MASKS = (0xFF0000, 0xFF00, 0xFF)
+REFUSED = "A BMP that is not whole, or of a kind that is not supported."
 
 
 def read_header(encoded: tf.Tensor) -> tf.Tensor:
@@ -18,7 +19,10 @@ def read_header(encoded: tf.Tensor) -> tf.Tensor:
     width, height = tf.unstack(
         tf.cast(numbers(encoded, 18, 2, tf.int32, True), tf.int64)
     )
-    return tf.stack([tf.abs(height), width, 1])
+    length = numbers(encoded, 14, 1, tf.int32, True)[0]
+    check = tf.debugging.Assert(tf.reduce_any(length == BMP_HEADERS), [REFUSED])
+    with tf.control_dependencies([check]):
+        return tf.stack([tf.abs(height), width, 1])
 
 
 def decode(encoded: tf.Tensor) -> tf.Tensor:
@@ -48,8 +52,8 @@ def decode(encoded: tf.Tensor) -> tf.Tensor:
         offset >= 14 + header + 4 * colors
     )
     check = tf.debugging.Assert(
-        tf.reduce_any(header == BMP_HEADERS) & (offset >= 54) & good,
-        ["A BMP of a kind that is not supported."],
+        (offset >= 54) & good,
+        [REFUSED],
     )
     with tf.control_dependencies([check]):
         # The decoder wants pixels right behind the smallest header.

@@ -14,6 +14,7 @@ FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended and progressive Huffman
 SCAN, APP1, APP14, FILL = 0xDA, 0xE1, 0xEE, 0xFF
 # Tables, comments and application data may stand between them.
 SEGMENTS = (*FRAMES, 0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0), FILL)
+REFUSED = "A JPEG of a kind that is not supported, or with a damaged header."
 
 
 def read_header(encoded: tf.Tensor) -> tf.Tensor:
@@ -75,9 +76,7 @@ def read_header(encoded: tf.Tensor) -> tf.Tensor:
         lambda: _count_scans(part(encoded, scan, 2**31 - 1)),
         lambda: tf.constant(1, tf.int64),
     )
-    check = tf.debugging.Assert(
-        good & (scans <= MAX_SCANS), ["A JPEG of a kind that is not supported."]
-    )
+    check = tf.debugging.Assert(good & (scans <= MAX_SCANS), [REFUSED])
 
     def orientation():
         length = tf.cast(numbers(encoded, exif + 2, 1, tf.uint16)[0], tf.int64)

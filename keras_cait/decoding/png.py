@@ -9,13 +9,15 @@ import tensorflow as tf
 from keras_cait.decoding.orientation import EXIF, read_orientation, turn
 from keras_cait.decoding.reading import MAX_BLOCKS, numbers, part
 
+REFUSED = "A PNG without a header."
+
 
 def read_header(encoded: tf.Tensor) -> tf.Tensor:
     """Reads int64 `[height, width, orientation]`, as they are stored."""
     size = tf.cast(numbers(encoded, 16, 2, tf.int32), tf.int64)
     check = tf.debugging.Assert(
         part(encoded, 8, 8) == b"\0\0\0\rIHDR",
-        ["A PNG without a header."],
+        [REFUSED],
     )
     with tf.control_dependencies([check]):
         return tf.concat([size[::-1], [1]], axis=0)

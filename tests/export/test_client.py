@@ -3,14 +3,17 @@
 import json
 import math
 import os
+import random
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 import export.serving.client
 import keras_cait
+from benchmarks import image_files
 from export.__main__ import main
 from export.serving.client import (
     GrpcClient,
@@ -19,6 +22,7 @@ from export.serving.client import (
     classify_all,
 )
 from export.serving.model_folder import write_version
+from keras_cait.decoding.refusals import UNKNOWN
 from tests.helpers.commands import exit_status
 from tests.helpers.models import randomise
 from tests.helpers.reference import REFERENCE
@@ -41,14 +45,18 @@ def served(tmp_path_factory):
             seed,
         )
         write_version(model, LABELS, folder, batch_sizes=(1,))
-    with Server(folder, {"stable": 1, "canary": 2}) as server:
+    labels = {"stable": 1, "canary": 2}
+    with Server(folder, labels, batch_sizes=(1, 2, 4, 8)) as server:
+        for version in server.versions:  # the first run takes seconds
+            server.predict(version, "serving_default", {"image_bytes": ENCODED})
         yield server
 
 
 @pytest.fixture
 def server(served, monkeypatch):
     served.requests = served.unavailable = served.cut = 0
-    served.delay, served.response = 0.0, None
+    served.batches.clear()
+    served.delay, served.response, served.strict = 0.0, None, False
     monkeypatch.setattr(export.serving.client, "FIRST_PAUSE", 0.01)
     return served
 
@@ -125,21 +133,26 @@ def test_patience_ends(server, connect):
         ({"model": "other"}, ENCODED, "NOT_FOUND", "other"),
         ({"version": 7}, ENCODED, "NOT_FOUND", "version 7"),
         ({"label": "beta"}, ENCODED, "INVALID_ARGUMENT", "beta"),
-        (
-            {},
-            [ENCODED[0], b"no"],
-            "INVALID_ARGUMENT",
-            r"image_bytes at\] \[1\]",
-        ),
+        ({}, [ENCODED[0], b"no"], "INVALID_ARGUMENT", r"at\] \[1\]"),
     ],
 )
 def test_other_errors_are_not_retried(
     server, connect, arguments, encoded, code, message
 ):
+    server.strict = True
     with pytest.raises(ServingError, match=message) as error:
         connect(**arguments).classify(encoded)
     assert error.value.code == code
     assert server.requests <= 1
+
+
+def test_a_refused_image_leaves_the_others(server, connect):
+    results = connect().classify([ENCODED[0], b"no", *ENCODED[1:]])
+    error = results.pop(1)
+    assert error.code == "INVALID_ARGUMENT"
+    assert str(error).endswith("Not a JPEG, PNG, GIF or BMP image.")
+    assert_same(results, direct(server, 2, ENCODED))
+    assert server.requests == 1
 
 
 def test_a_slow_server(server, connect):
@@ -170,10 +183,12 @@ def test_too_large_a_message(server):
     assert error.value.code == "RESOURCE_EXHAUSTED"
 
 
+@pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("concurrency", [1, 4])
 def test_broken_images_do_not_spoil_the_rest(
-    server, connect, tmp_path, concurrency
+    server, connect, tmp_path, concurrency, strict
 ):
+    server.strict = strict
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"no image")
     missing = tmp_path / "missing.jpg"
@@ -182,6 +197,34 @@ def test_broken_images_do_not_spoil_the_rest(
     assert results[3].code == "INVALID_ARGUMENT"
     assert isinstance(results[-1], FileNotFoundError)
     assert_same(results[:3] + results[4:-1], direct(server, 2, ENCODED))
+    assert server.requests == (6 if strict else 4)
+
+
+def test_junk_of_one_client_never_fails_another(server):
+    """32 clients at once, whose requests the server runs as one."""
+    junk = [b"", b"no image", ENCODED[0][:300], image_files.animation("WEBP")]
+    expected = direct(server, 2, ENCODED)
+
+    def send(seed):
+        connect, address = (
+            (GrpcClient, server.grpc_address),
+            (RestClient, server.rest_address),
+        )[seed % 2]
+        client, draw = connect(address, "cait_tiny"), random.Random(seed)
+        for _ in range(5):
+            index = draw.randrange(len(ENCODED))
+            if draw.random() < 0.2:
+                (refused,) = client.classify([draw.choice(junk)])
+                assert refused.code == "INVALID_ARGUMENT"
+            else:
+                assert_same(
+                    client.classify([ENCODED[index]]), [expected[index]]
+                )
+
+    with ThreadPoolExecutor(32) as clients:
+        list(clients.map(send, range(32)))
+    assert server.requests == 160
+    assert len(server.batches) < 80
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "rest"])
@@ -202,7 +245,7 @@ def test_command(server, protocol, tmp_path, capsys):
     assert exit_status(main, "classify", IMAGES[0], tmp_path, *options) == 1
     printed = capsys.readouterr().out
     assert expected[0][0][0] in printed
-    assert "INVALID_ARGUMENT" in printed
+    assert f"broken.jpg: INVALID_ARGUMENT: {UNKNOWN}." in printed
 
 
 def test_command_without_an_image(server, tmp_path, capsys):
@@ -219,8 +262,9 @@ def response(body, status="200 OK", headers=""):
     return head.encode() + body
 
 
-def outputs(classes, scores):
-    return response({"outputs": {"classes": classes, "scores": scores}})
+def outputs(classes, scores, **error):
+    content = {"classes": classes, "scores": scores, **error}
+    return response({"outputs": content})
 
 
 def hang(connection, closed):
@@ -271,7 +315,7 @@ BAD_SERVERS = {
     ),
     "sends too many": (
         sends(outputs([["a"], ["b"]], [[0.1], [0.2]])),
-        "INTERNAL.*2 lists of classes and 2 of scores for 1 images",
+        "INTERNAL.*2 lists of classes, 2 of scores and 1 errors for 1 images",
     ),
     "sends too few": (sends(outputs([], [])), "INTERNAL.*for 1 images"),
     "sends more labels": (
@@ -282,6 +326,14 @@ BAD_SERVERS = {
     "sends infinity": (sends(outputs([["a"]], [[math.inf]])), "finite"),
     "sends text as scores": (sends(outputs([["a"]], [["b"]])), "INTERNAL"),
     "sends scores alone": (sends(outputs("a", [[0.1]])), "INTERNAL"),
+    "sends a number as error": (
+        sends(outputs([["a"]], [[0.1]], error=[1])),
+        "INTERNAL.*must be text",
+    ),
+    "sends an error for the image": (
+        sends(outputs([[""]], [[math.nan]], error=["a\n\x1b[2Jb"])),
+        r"INVALID_ARGUMENT: a \?\[2Jb$",
+    ),
     "fails with lines": (
         sends(response({"error": "a\n\x1b[2Jb"}, "500 Oops")),
         r"UNKNOWN: .*: a \?\[2Jb$",

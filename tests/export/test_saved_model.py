@@ -11,7 +11,7 @@ import tensorflow as tf
 import keras_cait
 from benchmarks import image_files
 from export.inference_graph import InferenceModel
-from export.saved_model import write_saved_model
+from export.saved_model import Signatures, write_saved_model
 from keras_cait.decoding import decode_batch
 from keras_cait.preprocessing import load_image, resize_and_crop
 from tests.helpers.models import randomise
@@ -73,10 +73,13 @@ def test_signatures_have_their_names(signatures):
         for name, signature in signatures.items()
     }
     assert names == {
-        "serving_default": (["image_bytes"], ["classes", "scores"]),
+        "serving_default": (["image_bytes"], ["classes", "error", "scores"]),
         "pixels": (["images"], ["logits", "probabilities"]),
-        "embedding": (["image_bytes"], ["embedding"]),
-        "attention": (["image_bytes"], ["attention", "classes", "scores"]),
+        "embedding": (["image_bytes"], ["embedding", "error"]),
+        "attention": (
+            ["image_bytes"],
+            ["attention", "classes", "error", "scores"],
+        ),
         "classify": (["inputs"], ["classes", "scores"]),
     }
 
@@ -118,25 +121,22 @@ def test_embedding_and_attention(signatures, model):
     assert_best(result, model(images).numpy(), 1e-6)
 
 
-def test_classify(signatures, folder, expected):
-    examples = [
-        tf.train.Example(
-            features=tf.train.Features(
-                feature={
-                    "image/encoded": tf.train.Feature(
-                        bytes_list=tf.train.BytesList(value=[encoded])
-                    )
-                }
-            )
-        ).SerializeToString()
-        for encoded in ENCODED
-    ]
+def example(**feature):
+    """A serialized `tf.Example` with `image/encoded`."""
+    features = {"image/encoded": tf.train.Feature(**feature)}
+    return tf.train.Example(
+        features=tf.train.Features(feature=features)
+    ).SerializeToString()
+
+
+def example_of(*encoded):
+    return example(bytes_list=tf.train.BytesList(value=encoded))
+
+
+def test_classify(signatures, expected):
+    examples = [example_of(encoded) for encoded in ENCODED]
     result = signatures["classify"](inputs=tf.constant(examples))
     assert_best(result, expected)
-    with pytest.raises(tf.errors.InvalidArgumentError, match="image/encoded"):
-        signatures["classify"](
-            inputs=tf.constant([tf.train.Example().SerializeToString()])
-        )
 
 
 def test_the_server_s_loader(folder):
@@ -186,49 +186,97 @@ def test_the_loader_of_the_c_api(folder):
     c.TF_DeleteSession(ctypes.c_void_p(session), status)
 
 
-@pytest.mark.parametrize("signature", ["serving_default", "attention"])
-def test_broken_pictures_are_named_and_the_rest_goes_on(
-    signatures, signature, expected
+JUNK = [
+    *(b"", b"no image", b"\xff\xd8\xff", ENCODED[2][:300]),
+    image_files.animation("WEBP"),
+    image_files.oversized()["PNG of 20000 x 20000"],
+    image_files.bombs()["PNG, 100,000 empty chunks"],
+]
+JUNK_EXAMPLES = [
+    *map(example_of, JUNK),
+    *(b"", b"\xff\xff", example_of(), example_of(*ENCODED[:2])),
+    example(int64_list=tf.train.Int64List(value=[1])),
+]
+
+
+@pytest.mark.parametrize(
+    "name, key, good, junk",
+    [
+        ("serving_default", "image_bytes", ENCODED, JUNK),
+        ("attention", "image_bytes", ENCODED, JUNK),
+        ("embedding", "image_bytes", ENCODED, JUNK),
+        (
+            *("classify", "inputs"),
+            *([example_of(encoded) for encoded in ENCODED], JUNK_EXAMPLES),
+        ),
+    ],
+)
+def test_junk_leaves_the_others_of_a_batch_as_they_are(
+    signatures, name, key, good, junk
 ):
-    broken = [ENCODED[0], b"", ENCODED[1], ENCODED[2][:300], b"\xff\xd8\xff"]
-    broken.append(image_files.animation("WEBP"))
-    with pytest.raises(
-        tf.errors.InvalidArgumentError, match=r"image_bytes at\] \[1 3 4 5\]"
-    ):
-        signatures[signature](image_bytes=tf.constant(broken))
-    result = signatures[signature](image_bytes=tf.constant(ENCODED))
-    assert_best(result, expected)
+    """Their answers are equal to the last bit."""
+    with_junk = [*good[:2], *junk, *good[2:]]
+    without = [*good[:2], *(good[0] for _ in junk), *good[2:]]
+    is_junk = np.repeat([False, True, False], [2, len(junk), len(good) - 2])
+    results = signatures[name](**{key: tf.constant(with_junk)})
+    expected = signatures[name](**{key: tf.constant(without)})
+    for output in results:
+        np.testing.assert_array_equal(
+            results[output][~is_junk], expected[output][~is_junk]
+        )
+    for output, value in results.items():
+        value = value.numpy()[is_junk]
+        if output == "error":
+            assert all(value) and not any(expected["error"].numpy())
+        elif output == "classes":
+            assert np.all(value == b"")
+        else:
+            assert np.all(np.isnan(value))
 
 
-def test_large_jpegs_can_be_decoded_fast(model, tmp_path):
-    path = tmp_path / "1"
-    write_saved_model(InferenceModel(model), LABELS, path, fast_jpeg=True)
-    encoded = tf.constant(
-        [image_files.encode(image_files.example(200, 300), "JPEG")]
-    )
-    served = tf.saved_model.load(str(path)).signatures["serving_default"]
-    images = decode_batch(encoded, (32, 32), fast_jpeg=True)
-    assert np.any(images != decode_batch(encoded, (32, 32)))
-    scores = tf.sort(model(images), direction="DESCENDING")
-    np.testing.assert_allclose(
-        served(image_bytes=encoded)["scores"], scores, rtol=1e-4, atol=1e-6
-    )
+def test_junk_alone(signatures):
+    result = signatures["serving_default"](image_bytes=tf.constant([b"", b"a"]))
+    assert result["error"].numpy().tolist() == [
+        b"Not a JPEG, PNG, GIF or BMP image, but empty.",
+        b"Not a JPEG, PNG, GIF or BMP image.",
+    ]
 
 
-def test_too_many_pixels_are_refused(model, tmp_path):
-    large = image_files.png(1001, 1000)
-    write_saved_model(
-        InferenceModel(model), LABELS, tmp_path / "1", max_megapixels=1
-    )
-    signature = tf.saved_model.load(str(tmp_path / "1")).signatures
+def test_a_strict_model_refuses_the_call(model, expected):
+    strict = Signatures(InferenceModel(model), LABELS, 3, strict=True)
+    assert_best(strict.classify_bytes(tf.constant(ENCODED)), expected)
     with pytest.raises(
         tf.errors.InvalidArgumentError,
-        match=r"More than 1 megapixels: image_bytes at\] \[1\] "
-        r"\[of \(height, width\)\] \[\[1001 1000\]\]",
+        match=r"image_bytes at\] \[1 3\] \[Not a .* A PNG that is not whole.\]",
     ):
-        signature["serving_default"](
-            image_bytes=tf.constant([ENCODED[0], large])
+        strict.classify_bytes(
+            tf.constant([ENCODED[0], b"", ENCODED[1], ENCODED[2][:300]])
         )
+    with pytest.raises(tf.errors.InvalidArgumentError, match="image/encoded"):
+        strict.classify_examples(tf.constant([b""]))
+
+
+def test_large_jpegs_can_be_decoded_fast(model):
+    encoded = [image_files.encode(image_files.example(200, 300), "JPEG")]
+    images = decode_batch(tf.constant(encoded), (32, 32), fast_jpeg=True)
+    assert np.any(images != decode_batch(tf.constant(encoded), (32, 32)))
+    served = Signatures(InferenceModel(model), LABELS, fast_jpeg=True)
+    np.testing.assert_allclose(
+        served.classify_bytes(tf.constant(encoded))["scores"],
+        tf.sort(model(images), direction="DESCENDING"),
+        rtol=1e-4,
+        atol=1e-6,
+    )
+
+
+def test_too_many_pixels_are_refused(model):
+    served = Signatures(InferenceModel(model), LABELS, max_megapixels=1)
+    images = [image_files.png(1000, 1000), image_files.png(1001, 1000)]
+    result = served.classify_bytes(tf.constant(images))
+    assert result["error"].numpy().tolist() == [
+        b"",
+        b"The image has more than 1 megapixels (height, width): [1001 1000]",
+    ]
 
 
 @pytest.mark.parametrize(

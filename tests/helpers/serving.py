@@ -1,7 +1,8 @@
 """Stand-ins for TensorFlow Serving on loopback, with faults on request.
 
 `Server` runs a real SavedModel behind the official gRPC services Predict and
-GetModelStatus and REST's `:predict`. `RawServer` sends any bytes.
+GetModelStatus and REST's `:predict`, with TensorFlow's own batching of requests
+if asked. `RawServer` sends any bytes.
 """
 
 import base64
@@ -33,6 +34,19 @@ HTTP = {
 }
 
 
+# What TF Serving says when an assertion of the graph fails.
+MESSAGE = "assertion failed: [Refused image_bytes at] [1] [A reason.]"
+NODES = """
+\t [[{{function_node __inference_decode_27}}{{node Assert/AssertGuard/Assert}}]]
+\t [[StatefulPartitionedCall/StatefulPartitionedCall/Exp/_2187]]
+"""
+STRICT = (
+    f"2 root error(s) found.\n  (0) INVALID_ARGUMENT: {MESSAGE}{NODES}"
+    f"  (1) INVALID_ARGUMENT: {MESSAGE}{NODES}0 successful operations.\n"
+    "0 derived errors ignored."
+)
+
+
 class Failure(Exception):
     def __init__(self, code, message):
         super().__init__(message)
@@ -44,21 +58,34 @@ class Server:
 
     `requests` counts requests. The next `unavailable` requests are refused with
     UNAVAILABLE, the next `cut` REST connections are closed without a response,
-    and every response is `delay` seconds late. If `response` is set, gRPC
-    returns it and runs no model.
+    and every response is `delay` seconds late. If `strict`, one refused image
+    fails its request, as in an export with --strict. If `response` is set, gRPC
+    returns it and runs no model. With `batch_sizes`, requests that arrive
+    together run as one, as TF Serving's do; `batches` are their sizes.
     """
 
-    def __init__(self, folder, labels, max_message=4 << 20):
+    def __init__(self, folder, labels, max_message=4 << 20, batch_sizes=()):
         self.name = folder.name
         self.labels = labels
         self.versions = {
             int(path.parent.name): tf.saved_model.load(str(path.parent))
             for path in folder.glob("*/saved_model.pb")
         }
+        self.batches = []
+        self.signatures = {
+            number: {
+                name: batched(signature, batch_sizes, self.batches)
+                if batch_sizes
+                else signature
+                for name, signature in version.signatures.items()
+            }
+            for number, version in self.versions.items()
+        }
         self.max_message = max_message
         self.requests = self.unavailable = self.cut = 0
         self.delay = 0.0
         self.response = None
+        self.strict = False
 
     def __enter__(self):
         limit = ("grpc.max_receive_message_length", self.max_message)
@@ -109,10 +136,41 @@ class Server:
             self.unavailable -= 1
             raise Failure(grpc.StatusCode.UNAVAILABLE, "busy")
         try:
-            return self.versions[number].signatures[signature](**inputs)
+            outputs = self.signatures[number][signature](**inputs)
+            if self.strict and any(outputs["error"].numpy()):
+                raise Failure(grpc.StatusCode.INVALID_ARGUMENT, STRICT)
+            return outputs
         except tf.errors.InvalidArgumentError as error:
             code = grpc.StatusCode.INVALID_ARGUMENT
             raise Failure(code, error.message) from None
+
+
+def batched(signature, sizes, batches):
+    """A signature that runs the requests of several threads as one batch."""
+    (spec,) = signature.structured_input_signature[1].values()
+
+    def note(count):
+        batches.append(int(count))
+        return count
+
+    # As `batching_parameters.txt`.
+    @tf.nondifferentiable_batch_function(
+        num_batch_threads=2,
+        max_batch_size=max(sizes),
+        batch_timeout_micros=2000,
+        allowed_batch_sizes=sorted(sizes),
+        max_enqueued_batches=64,
+    )
+    def run(batch):
+        note_batch = tf.numpy_function(note, [tf.shape(batch)[0]], tf.int32)
+        with tf.control_dependencies([note_batch]):
+            return signature(**{spec.name: tf.identity(batch)})
+
+    @tf.function(input_signature=[spec], autograph=False)
+    def call(batch):
+        return run(batch)
+
+    return lambda **inputs: call(tf.constant(*inputs.values()))
 
 
 class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
@@ -191,11 +249,11 @@ class RestHandler(BaseHTTPRequestHandler):
             200,
             {
                 "outputs": {
-                    "classes": [
-                        [name.decode() for name in row]
-                        for row in outputs["classes"].numpy()
-                    ],
-                    "scores": outputs["scores"].numpy().tolist(),
+                    name: tf.nest.map_structure(
+                        lambda x: x.decode() if isinstance(x, bytes) else x,
+                        value.numpy().tolist(),
+                    )
+                    for name, value in outputs.items()
                 }
             },
         )

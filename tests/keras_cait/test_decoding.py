@@ -14,6 +14,8 @@ from PIL import Image
 from benchmarks import image_files
 from benchmarks.image_files import encode, example
 from keras_cait import decoding
+from keras_cait.decoding import bmp, gif, jpeg
+from keras_cait.decoding.refusals import UNKNOWN
 from keras_cait.preprocessing import load_image, resize_and_crop
 from tests.helpers.reference import REFERENCE
 
@@ -46,6 +48,11 @@ def deterministic():
 @tf.function(input_signature=[tf.TensorSpec((None,), tf.string)])
 def decode_batch(image_bytes):
     return decoding.decode_batch(image_bytes, (32, 48), max_megapixels=2)
+
+
+@tf.function(input_signature=[tf.TensorSpec((None,), tf.string)])
+def decode_each(image_bytes):
+    return decoding.decode_each(image_bytes, (32, 48), max_megapixels=2)
 
 
 @tf.function(input_signature=[ENCODED, tf.TensorSpec((4,), tf.float32)])
@@ -220,9 +227,8 @@ def test_too_many_pixels_are_refused(name, encoded):
     height, width = decoding.image_size(tf.constant(encoded)).numpy()
     with pytest.raises(
         tf.errors.InvalidArgumentError,
-        match=rf"More than 2 megapixels: image_bytes at\] \[1 3\] "
-        rf"\[of \(height, width\)\] \[\[{height} {width}\] ?"
-        rf"\[{height} {width}\]\]",
+        match=r"Refused image_bytes at\] \[1 3\] \[The image has more than 2 "
+        rf"megapixels \(height, width\): \[{height} {width}\]",
     ):
         decode_batch([good, encoded, good, encoded])
 
@@ -236,6 +242,50 @@ def test_the_unreadable_of_a_batch_are_listed():
         decode_batch(batch)
     assert decode_batch([good] * 3).shape == (3, 32, 48, 3)
     assert decode_batch(tf.zeros(0, tf.string)).shape == (0, 32, 48, 3)
+
+
+def test_every_image_of_a_batch_is_decoded_for_itself():
+    files = KINDS | image_files.liars() | image_files.oversized(2)
+    files |= dict(image_files.damaged(count=3))
+    batch = list(files.values())
+    images, errors = decode_each(batch)
+    assert 60 < np.count_nonzero(errors != "") < len(batch) - 60
+    assert not np.any(images[errors != ""])
+    others = decode_each(batch[::-1])
+    np.testing.assert_array_equal(images[::-1], others[0])
+    np.testing.assert_array_equal(errors[::-1], others[1])
+    for index in range(0, len(batch), 9):
+        (alone,), (reason,) = decode_each([batch[index]])
+        np.testing.assert_array_equal(images[index], alone)
+        assert errors[index] == reason
+
+
+@pytest.mark.parametrize(
+    "encoded, reason",
+    [
+        (KINDS["WebP"], f"{UNKNOWN}, but a WebP."),
+        (KINDS["AVIF"], f"{UNKNOWN}, but an AVIF."),
+        (KINDS["TIFF"], f"{UNKNOWN}, but a TIFF."),
+        (b"\0\0\0\x18ftypheic", f"{UNKNOWN}, but a HEIC."),
+        (b"<!doctype html>", f"{UNKNOWN}, but text such as SVG or HTML."),
+        (b"", f"{UNKNOWN}, but empty."),
+        (b"no image", f"{UNKNOWN}."),
+        (KINDS["JPEG 4:2:0"][:-999], "A JPEG that is not whole."),
+        (KINDS["PNG, RGB"][:999], "A PNG that is not whole."),
+        (KINDS["GIF"][:999], gif.REFUSED),
+        (KINDS["BMP, 24 bits"][:999], bmp.REFUSED),
+        (KINDS["BMP, header of OS/2"], bmp.REFUSED),
+        (KINDS["JPEG, CMYK without Adobe marker"], jpeg.REFUSED),
+        (image_files.png(0, 8), "The image has no pixels."),
+        (
+            image_files.png(2000, 1500),
+            "The image has more than 2 megapixels (height, width): [2000 1500]",
+        ),
+    ],
+)
+def test_the_reason_is_named(encoded, reason):
+    _, errors = decode_each([encoded])
+    assert errors.numpy().tolist() == [reason.encode()]
 
 
 # Their first header is true, or what a decoder makes of it is bounded.
