@@ -18,13 +18,18 @@ def classify(
     batch_size: BatchSize = 8,
     concurrency: Count = 1,
     timeout: Seconds = 30.0,
+    tls: bool = False,
+    ca: Path | None = None,
+    header: list[str] | None = None,
+    gzip: bool = False,
     json: bool = False,
 ) -> None:
     """Classify images with a model on TensorFlow Serving.
 
     Args:
         images: Images, or folders of images.
-        server: Address of the server, HOST:PORT.
+        server: Address of the server, HOST:PORT, or a URL for REST, such as
+            https://models.example.
         served_model: Name of the model on the server.
         version: Version of the model. Default: the newest.
         version_label: Label of the version, such as stable, instead of its
@@ -32,7 +37,13 @@ def classify(
         protocol: Protocol of the port. The server's defaults are 8500 for gRPC
             and 8501 for REST.
         concurrency: Number of simultaneous requests.
-        timeout: Seconds that one request may take.
+        timeout: Seconds that one request may take with its retries.
+        tls: Encrypt the connection. With https://, this is so.
+        ca: PEM file of the authority that the server's certificate is from.
+            Default: those that the system trusts.
+        header: Header of every request, such as "Authorization: Bearer KEY".
+            Can be given more than once.
+        gzip: Compress the requests.
         json: Print one JSON object per line and image.
     """
     import sys
@@ -42,13 +53,31 @@ def classify(
         GrpcClient,
         RestClient,
         classify_all,
-        printable,
     )
+    from export.serving.responses import printable
     from keras_cait.command_line import one_line
     from keras_cait.files import GRAPH_SUFFIXES, image_files
 
     connect = GrpcClient if protocol == "grpc" else RestClient
-    client = connect(server, served_model, version, version_label, timeout)
+    headers = {}
+    for line in header or []:
+        name, colon, value = line.partition(":")
+        if not colon:
+            raise ValueError(
+                "A header must be NAME: VALUE. Got one without a colon."
+            )
+        headers[name.strip()] = value.strip()
+    client = connect(
+        server,
+        served_model,
+        version,
+        version_label,
+        timeout,
+        tls=tls,
+        ca=ca,
+        headers=headers,
+        gzip=gzip,
+    )
     files = image_files(images, GRAPH_SUFFIXES)
     results = classify_all(client, files, batch_size, concurrency)
     failures = 0

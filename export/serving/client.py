@@ -8,60 +8,65 @@ For an image that the server refuses, the list has a `ServingError`.
 """
 
 import base64
-import http.client
 import json
 import math
 import random
 import re
-import socket
-import threading
+import ssl
+import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import grpc
 
-# The best classes of one image, as pairs of label and score.
-Best = list[tuple[str, float]]
+from export.serving.connection import (
+    MAX_RESPONSE_BYTES,
+    check_headers,
+    parse_address,
+    post,
+    read_ca,
+)
+from export.serving.responses import (
+    MAX_CLASSES,
+    Best,
+    ServingError,
+    check_predictions,
+    connection_problem,
+    invalid,
+    without_graph,
+)
 
 # Seconds. Doubled at each attempt, and varied to spread clients out.
 FIRST_PAUSE = 0.2
-MAX_RESPONSE_BYTES = 64 << 20
-MAX_CLASSES = 100_000
-
-
-class ServingError(OSError):
-    """Raised when a request fails.
-
-    Args:
-        code: name of a gRPC status code, such as `"NOT_FOUND"`.
-        message: what happened. Control characters are removed.
-    """
-
-    def __init__(self, code: str, message: str):
-        super().__init__(f"{code}: {printable(message)}")
-        self.code = code
 
 
 class Client(ABC):
     """What both protocols share: model, deadline and retries.
 
     Args:
-        address: `"HOST:PORT"`.
+        address: `"HOST:PORT"`; for REST also `"http://HOST[:PORT][/PATH]"` or
+            `"https://..."`.
         model: name of the served model.
         version: version to use, or
         label: its label, such as `"stable"`. With neither, the newest version.
-        timeout: seconds for one request, from connecting to the last byte.
+        timeout: seconds for one request with its retries, from connecting to
+            the last byte.
         attempts: int > 0. How often to send a request while the server is
             unavailable. Other failures are not retried.
+        tls: whether to encrypt the connection; `https://` does.
+        ca: PEM file of the authorities that the server's certificate may be
+            from; `None` trusts those of the system (REST) or of gRPC.
+        headers: headers of every request, such as `Authorization`.
+        gzip: whether to compress requests.
 
     Raises:
         ValueError: an argument is out of range, or both a version and a label
             are given.
+        OSError: `ca` cannot be read.
     """
 
     def __init__(
@@ -72,6 +77,10 @@ class Client(ABC):
         label: str | None = None,
         timeout: float = 30.0,
         attempts: int = 5,
+        tls: bool = False,
+        ca: str | Path | None = None,
+        headers: Mapping[str, str] | None = None,
+        gzip: bool = False,
     ):
         if version is not None and label is not None:
             raise ValueError(
@@ -82,13 +91,20 @@ class Client(ABC):
             raise ValueError(f"timeout must be positive. Got {timeout}.")
         if attempts < 1:
             raise ValueError(f"attempts must be at least 1. Got {attempts}.")
-        check_address(address)
-        self.address = address
+        self.address = parse_address(address, tls)
+        if ca and not self.address.tls:
+            raise ValueError(
+                "The certificates of an authority are for TLS. Add --tls, or "
+                "leave out --ca."
+            )
         self.model = model
         self.version = version
         self.label = label
         self.timeout = timeout
         self.attempts = attempts
+        self.ca = read_ca(ca) if ca else None
+        self.headers = check_headers(headers or {})
+        self.gzip = gzip
 
     def classify(self, images: Sequence[bytes]) -> list[Best | ServingError]:
         """Classifies encoded images in one request.
@@ -103,19 +119,33 @@ class Client(ABC):
         Raises:
             ServingError: the request failed as a whole; `code` says how.
         """
+        deadline = time.monotonic() + self.timeout
         for attempt in range(1, self.attempts + 1):
+            left = max(deadline - time.monotonic(), 1e-3)
             try:
-                return check_predictions(*self.predict(images), len(images))
+                answers = self.predict(images, left)
+                return check_predictions(*answers, len(images))
             except ServingError as error:
-                if error.code != "UNAVAILABLE" or attempt == self.attempts:
-                    raise
                 pause = FIRST_PAUSE * 2 ** (attempt - 1)
-                time.sleep(pause * random.uniform(0.5, 1.5))
+                pause *= random.uniform(0.5, 1.5)
+                if (
+                    error.code != "UNAVAILABLE"
+                    or attempt == self.attempts
+                    or time.monotonic() + pause > deadline
+                ):
+                    raise
+                time.sleep(pause)
         raise AssertionError("unreachable")
 
     @abstractmethod
-    def predict(self, images: Sequence[bytes]) -> tuple[Any, Any, Any]:
+    def predict(
+        self, images: Sequence[bytes], timeout: float
+    ) -> tuple[Any, Any, Any]:
         """Sends one request; returns what the server does.
+
+        Args:
+            images: JPEG, PNG, GIF or BMP files.
+            timeout: seconds.
 
         Returns:
             Labels, scores, and the errors of the images, which servers of a
@@ -126,17 +156,33 @@ class Client(ABC):
 class GrpcClient(Client):
     """A client for gRPC, the faster protocol. The default port is 8500."""
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def __init__(self, address: str, *args: Any, **kwargs: Any):
+        super().__init__(address, *args, **kwargs)
         from tensorflow_serving.apis.prediction_service_pb2_grpc import (
             PredictionServiceStub,
         )
 
-        limit = ("grpc.max_receive_message_length", MAX_RESPONSE_BYTES)
-        channel = grpc.insecure_channel(self.address, [limit])
+        if "://" in address:
+            raise ValueError(
+                "gRPC takes HOST:PORT, such as localhost:8500, and --tls "
+                f"instead of https://. Got {address!r}."
+            )
+        options = [("grpc.max_receive_message_length", MAX_RESPONSE_BYTES)]
+        host = self.address.host
+        compression = grpc.Compression.Gzip if self.gzip else None
+        if self.address.tls:
+            trusted = grpc.ssl_channel_credentials(self.ca)
+            channel = grpc.secure_channel(host, trusted, options, compression)
+        else:
+            channel = grpc.insecure_channel(host, options, compression)
         self.stub = PredictionServiceStub(channel)
+        self.metadata = [
+            (name.lower(), value) for name, value in self.headers.items()
+        ]
 
-    def predict(self, images: Sequence[bytes]) -> tuple[Any, Any, Any]:
+    def predict(
+        self, images: Sequence[bytes], timeout: float
+    ) -> tuple[Any, Any, Any]:
         """Calls Predict."""
         import tensorflow as tf
         from tensorflow_serving.apis.predict_pb2 import PredictRequest
@@ -152,11 +198,15 @@ class GrpcClient(Client):
             tf.make_tensor_proto(list(images), tf.string, (len(images),))
         )
         try:
-            response = self.stub.Predict(request, timeout=self.timeout)
+            response = self.stub.Predict(
+                request, timeout=timeout, metadata=self.metadata
+            )
         except grpc.RpcError as error:
-            raise ServingError(
-                error.code().name, f"{self.address}: {error.details()}"
-            ) from None
+            code, host = error.code().name, self.address.host
+            message = without_graph(str(error.details()))
+            if code == "UNAVAILABLE":
+                raise connection_problem(host, message) from None
+            raise ServingError(code, f"{host}: {message}") from None
         tensors = [response.outputs[name] for name in ("classes", "scores")]
         for tensor in tensors:  # before a small message becomes a large array
             shape = [side.size for side in tensor.tensor_shape.dim]
@@ -176,13 +226,17 @@ class GrpcClient(Client):
         return labels, scores.tolist(), errors
 
 
-# HTTP status codes for the codes of gRPC, as the server translates them.
+# HTTP status codes for the codes of gRPC, as the server or a proxy before it
+# translates them.
 CODES = {
     400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
     404: "NOT_FOUND",
     412: "FAILED_PRECONDITION",
     413: "RESOURCE_EXHAUSTED",
     429: "RESOURCE_EXHAUSTED",
+    502: "UNAVAILABLE",
     503: "UNAVAILABLE",
     504: "DEADLINE_EXCEEDED",
 }
@@ -191,7 +245,18 @@ CODES = {
 class RestClient(Client):
     """A client for REST. The default port is 8501."""
 
-    def predict(self, images: Sequence[bytes]) -> tuple[Any, Any, Any]:
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        trusted = self.ca.decode() if self.ca else None
+        self.context = (
+            ssl.create_default_context(cadata=trusted)
+            if self.address.tls
+            else None
+        )
+
+    def predict(
+        self, images: Sequence[bytes], timeout: float
+    ) -> tuple[Any, Any, Any]:
         """Calls `:predict`."""
         path = f"/v1/models/{self.model}"
         if self.version is not None:
@@ -202,7 +267,7 @@ class RestClient(Client):
             {"b64": base64.b64encode(image).decode()} for image in images
         ]
         response = self.post(
-            f"{path}:predict", {"inputs": {"image_bytes": encoded}}
+            f"{path}:predict", {"inputs": {"image_bytes": encoded}}, timeout
         )
         try:
             outputs = response["outputs"]
@@ -211,9 +276,17 @@ class RestClient(Client):
         except (TypeError, KeyError, AttributeError):
             raise invalid("it has no outputs classes and scores") from None
 
-    def post(self, path: str, body: Any) -> Any:
+    def post(self, path: str, body: Any, timeout: float) -> Any:
         """Sends JSON and returns the JSON of the response."""
-        status, reason, text = self.exchange(path, json.dumps(body).encode())
+        status, reason, text = post(
+            self.address,
+            path,
+            json.dumps(body).encode(),
+            timeout,
+            self.context,
+            self.headers,
+            self.gzip,
+        )
         try:
             content = json.loads(text)
         except (ValueError, RecursionError):
@@ -221,63 +294,18 @@ class RestClient(Client):
         if 300 <= status < 400:
             raise ServingError(
                 "UNKNOWN",
-                f"{self.address} redirects requests ({status} {reason}). "
+                f"{self.address.host} redirects requests ({status} {reason}). "
                 "Give the address of TensorFlow Serving itself.",
             )
         if status != 200:
             if isinstance(content, dict) and "error" in content:
-                reason = str(content["error"])
+                reason = without_graph(str(content["error"]))
             raise ServingError(
-                CODES.get(status, "UNKNOWN"), f"{self.address}: {reason}"
+                CODES.get(status, "UNKNOWN"), f"{self.address.host}: {reason}"
             )
         if content is None:
             raise invalid("it is not JSON")
         return content
-
-    def exchange(self, path: str, body: bytes) -> tuple[int, str, bytes]:
-        """One HTTP request within the timeout: status, reason and content."""
-        deadline = time.monotonic() + self.timeout
-        connection = http.client.HTTPConnection(
-            self.address, timeout=self.timeout
-        )
-        expired = threading.Event()
-        timer = None
-        try:
-            connection.connect()
-            sock = connection.sock
-
-            def expire() -> None:  # ends a response that comes byte by byte
-                expired.set()
-                with suppress(OSError):  # it may be closed already
-                    sock.shutdown(socket.SHUT_RDWR)
-
-            timer = threading.Timer(deadline - time.monotonic(), expire)
-            timer.daemon = True
-            timer.start()
-            headers = {"Content-Type": "application/json"}
-            connection.request("POST", path, body, headers)
-            response = connection.getresponse()
-            text = response.read(MAX_RESPONSE_BYTES + 1)
-            if response.length and len(text) <= MAX_RESPONSE_BYTES:
-                raise http.client.IncompleteRead(text, response.length)
-            if expired.is_set():
-                raise TimeoutError
-        except (OSError, http.client.HTTPException) as error:
-            if expired.is_set() or isinstance(error, TimeoutError):
-                raise ServingError(
-                    "DEADLINE_EXCEEDED",
-                    f"{self.address} did not respond within {self.timeout} s",
-                ) from None
-            raise ServingError(
-                "UNAVAILABLE", f"{self.address}: {error or type(error)}"
-            ) from None
-        finally:
-            if timer:
-                timer.cancel()
-            connection.close()
-        if len(text) > MAX_RESPONSE_BYTES:
-            raise invalid(f"it has more than {MAX_RESPONSE_BYTES} bytes")
-        return response.status, response.reason, text
 
 
 def classify_all(
@@ -288,13 +316,14 @@ def classify_all(
 ) -> Iterator[Best | OSError]:
     """Classifies any number of image files in batches.
 
-    If a batch fails for an invalid image, as on a server of a strict model, its
-    images are retried one by one.
+    If a batch fails for an invalid image, as with a strict model, its images
+    are retried one by one. If it is larger than the server's batches, it is
+    divided, and a line on stderr says so.
 
     Args:
         client: `GrpcClient` or `RestClient`.
         images: paths of the files.
-        batch_size: int > 0, at most the server's largest batch.
+        batch_size: int > 0. Number of images per request.
         concurrency: int > 0. Number of simultaneous requests.
 
     Yields:
@@ -310,23 +339,55 @@ def classify_all(
     ):
         if value < 1:
             raise ValueError(f"{name} must be at least 1. Got {value}.")
+    limit = batch_size  # that of the server, once it is known
 
     def classify(batch: Sequence[Path]) -> Sequence[Best | OSError]:
+        nonlocal limit
+        if len(batch) > limit:
+            return classify_parts(batch, limit)
         try:
             return client.classify([read_image(image) for image in batch])
         except OSError as error:
+            found = batch_limit(error)
+            if found and found < len(batch):
+                if found < limit:
+                    print(batch_note(found), file=sys.stderr)
+                limit = found
+                return classify_parts(batch, found)
             code = getattr(error, "code", "INVALID_ARGUMENT")
             if len(batch) > 1 and code == "INVALID_ARGUMENT":
-                return [classify([image])[0] for image in batch]
+                return classify_parts(batch, 1)
             return len(batch) * [error]
 
-    batches = [
-        images[start : start + batch_size]
-        for start in range(0, len(images), batch_size)
-    ]
+    def classify_parts(
+        batch: Sequence[Path], size: int
+    ) -> Sequence[Best | OSError]:
+        parts = map(classify, batches_of(batch, size))
+        return [answer for part in parts for answer in part]
+
     with ThreadPoolExecutor(concurrency) as pool:
-        for results in pool.map(classify, batches):
+        for results in pool.map(classify, batches_of(images, batch_size)):
             yield from results
+
+
+def batches_of(images: Sequence[Path], size: int) -> list[Sequence[Path]]:
+    """The images in batches of a size, of which the last may be smaller."""
+    starts = range(0, len(images), size)
+    return [images[start : start + size] for start in starts]
+
+
+def batch_limit(error: OSError) -> int | None:
+    """The largest batch of a server that has refused a larger one."""
+    match = re.search(r"larger than maximum input batch size (\d+)", str(error))
+    return int(match[1]) if match else None
+
+
+def batch_note(limit: int) -> str:
+    """What to say about requests that are divided."""
+    return (
+        f"The server takes {limit} images per request, so larger requests are "
+        f"divided. --batch-size {limit} avoids that."
+    )
 
 
 def read_image(path: Path) -> bytes:
@@ -334,90 +395,3 @@ def read_image(path: Path) -> bytes:
     if path.exists() and not path.is_file():
         raise OSError(f"{str(path)!r} is not a file.")
     return path.read_bytes()
-
-
-def check_address(address: str) -> None:
-    """Checks that an address is `HOST:PORT`.
-
-    Raises:
-        ValueError: it is not.
-
-    Example:
-    >>> check_address("localhost:8500")
-    """
-    match = re.fullmatch(r"([\w.-]+|\[[0-9A-Fa-f:.]+\]):(\d{1,5})", address)
-    if not match or not 0 < int(match[2]) < 1 << 16:
-        raise ValueError(
-            "The server must be HOST:PORT, such as localhost:8500. Got "
-            f"{address!r}."
-        )
-
-
-def check_predictions(
-    classes: Any, scores: Any, errors: Any, count: int
-) -> list[Best | ServingError]:
-    """Pairs the labels and scores of a response.
-
-    Args:
-        classes: lists of labels, one per image.
-        scores: lists of numbers, one per image.
-        errors: why each image was refused, empty if it was not.
-        count: number of images.
-
-    Raises:
-        ServingError: they have another form, or a score is not finite.
-
-    Example:
-    >>> check_predictions([["cat"]], [[0.9]], [""], 1)
-    [[('cat', 0.9)]]
-    """
-    if not all(isinstance(one, list) for one in (classes, scores, errors)):
-        raise invalid("classes, scores and errors must be lists")
-    if not len(classes) == len(scores) == len(errors) == count:
-        raise invalid(
-            f"it has {len(classes)} lists of classes, {len(scores)} of scores "
-            f"and {len(errors)} errors for {count} images"
-        )
-    if not all(isinstance(error, str) for error in errors):
-        raise invalid("an error must be text")
-    best: list[Best | ServingError] = []
-    for names, values, error in zip(classes, scores, errors, strict=True):
-        if error:
-            best.append(ServingError("INVALID_ARGUMENT", error))
-            continue
-        if not (
-            isinstance(names, list)
-            and isinstance(values, list)
-            and 0 < len(names) == len(values) <= MAX_CLASSES
-            and all(isinstance(name, str) for name in names)
-            and all(type(value) in (int, float) for value in values)
-        ):
-            raise invalid("an image needs as many labels as scores")
-        if not all(map(math.isfinite, values)):
-            raise invalid("a score is not finite")
-        best.append(
-            [
-                (printable(name), float(value))
-                for name, value in zip(names, values, strict=True)
-            ]
-        )
-    return best
-
-
-def invalid(reason: str) -> ServingError:
-    """The error for a response that is not one of our models'."""
-    return ServingError(
-        "INTERNAL",
-        f"The response is not that of an image classifier: {reason}.",
-    )
-
-
-def printable(text: str) -> str:
-    """Text on one line, without characters that control a terminal.
-
-    Example:
-    >>> printable("cat\\x1b[2J\\ndog")
-    'cat?[2J dog'
-    """
-    line = " ".join(text.split())
-    return "".join(c if c.isprintable() else "?" for c in line)

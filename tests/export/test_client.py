@@ -1,5 +1,6 @@
 """The client against good and bad servers on loopback."""
 
+import gzip
 import json
 import math
 import os
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 import export.serving.client
+import export.serving.connection
 import keras_cait
 from benchmarks import image_files
 from export.__main__ import main
@@ -26,7 +28,7 @@ from keras_cait.decoding.refusals import UNKNOWN
 from tests.helpers.commands import exit_status
 from tests.helpers.models import randomise
 from tests.helpers.reference import REFERENCE
-from tests.helpers.serving import RawServer, Server
+from tests.helpers.serving import RawServer, Server, make_certificate
 
 LABELS = [f"class {i}" for i in range(5)]
 IMAGES = sorted((REFERENCE / "preprocess").rglob("*.png"))
@@ -45,8 +47,12 @@ def served(tmp_path_factory):
             seed,
         )
         write_version(model, LABELS, folder, batch_sizes=(1,))
-    labels = {"stable": 1, "canary": 2}
-    with Server(folder, labels, batch_sizes=(1, 2, 4, 8)) as server:
+    with Server(
+        folder,
+        {"stable": 1, "canary": 2},
+        batch_sizes=(1, 2, 4, 8),
+        certificate=make_certificate(tmp_path_factory.mktemp("certificate")),
+    ) as server:
         for version in server.versions:  # the first run takes seconds
             server.predict(version, "serving_default", {"image_bytes": ENCODED})
         yield server
@@ -120,6 +126,15 @@ def test_a_busy_server_is_retried(server, connect):
     assert server.requests == 3
 
 
+def test_retries_end_with_the_time(server, connect, monkeypatch):
+    monkeypatch.setattr(export.serving.client, "FIRST_PAUSE", 60)
+    server.unavailable = 9
+    start = time.perf_counter()
+    with pytest.raises(ServingError, match=r"UNAVAILABLE.*busy"):
+        connect(timeout=20).classify(ENCODED)
+    assert time.perf_counter() - start < 20
+
+
 def test_patience_ends(server, connect):
     server.unavailable = 9
     with pytest.raises(ServingError, match=r"UNAVAILABLE.*busy"):
@@ -133,7 +148,12 @@ def test_patience_ends(server, connect):
         ({"model": "other"}, ENCODED, "NOT_FOUND", "other"),
         ({"version": 7}, ENCODED, "NOT_FOUND", "version 7"),
         ({"label": "beta"}, ENCODED, "INVALID_ARGUMENT", "beta"),
-        ({}, [ENCODED[0], b"no"], "INVALID_ARGUMENT", r"at\] \[1\]"),
+        (
+            {},
+            [ENCODED[0], b"no"],
+            "INVALID_ARGUMENT",
+            r"\d: assertion failed: \[Refused .* at\] \[1\] \[A reason.\]$",
+        ),
     ],
 )
 def test_other_errors_are_not_retried(
@@ -248,6 +268,79 @@ def test_command(server, protocol, tmp_path, capsys):
     assert f"broken.jpg: INVALID_ARGUMENT: {UNKNOWN}." in printed
 
 
+def test_the_batch_limit_of_the_server_is_said(server, connect, capsys):
+    results = list(classify_all(connect(), 3 * IMAGES, batch_size=18))
+    assert_same(results, 3 * direct(server, 2, ENCODED))
+    assert server.requests == 4
+    printed = capsys.readouterr().err
+    assert printed.count("The server takes 8 images per request") == 1
+
+
+@pytest.fixture(params=["grpc", "rest"])
+def connect_securely(request, server):
+    """Makes a client of one protocol that speaks TLS."""
+
+    def connect(**kwargs):
+        if request.param == "grpc":
+            address, make = server.grpc_tls_address, GrpcClient
+        else:
+            address, make = server.rest_tls_address, RestClient
+        arguments = {"attempts": 2, "tls": True, **kwargs}
+        return make(address, "cait_tiny", **arguments)
+
+    return connect
+
+
+def test_tls_headers_and_gzip(server, connect_securely):
+    client = connect_securely(
+        ca=server.certificate / "certificate",
+        headers={"Authorization": "Bearer a1b2"},
+        gzip=True,
+    )
+    assert_same(client.classify(ENCODED), direct(server, 2, ENCODED))
+    assert server.headers["authorization"] == "Bearer a1b2"
+    encoding = server.headers.get("content-encoding", "gzip of gRPC")
+    assert encoding.startswith("gzip")
+
+
+def test_a_certificate_that_is_not_trusted(server, connect_securely):
+    with pytest.raises(ServingError, match=r"not trusted.*--ca FILE") as error:
+        connect_securely().classify(ENCODED)
+    assert error.value.code == "UNAUTHENTICATED"
+    assert server.requests == 0
+
+
+def test_tls_to_a_port_without_it(server, connect):
+    client = type(connect())
+    plain = {GrpcClient: server.grpc_address, RestClient: server.rest_address}
+    with pytest.raises(ServingError, match="does not speak TLS"):
+        client(plain[client], "cait_tiny", tls=True).classify(ENCODED)
+
+
+def test_a_url(server):
+    client = RestClient(
+        f"https://{server.rest_tls_address}/proxy/",
+        "cait_tiny",
+        ca=server.certificate / "certificate",
+    )
+    assert_same(client.classify(ENCODED), direct(server, 2, ENCODED))
+    assert server.headers["content-type"] == "application/json"
+
+
+def test_command_with_tls(server, capsys):
+    options = ["--server", server.grpc_tls_address, "--served-model"]
+    options += [
+        "cait_tiny",
+        "--tls",
+        "--ca",
+        server.certificate / "certificate",
+    ]
+    options += ["--header", "X-Key: a:b", "--header", "X-Team: c", "--gzip"]
+    assert exit_status(main, "classify", IMAGES[0], *options) == 0
+    assert server.headers["x-key"] == "a:b"
+    assert server.headers["x-team"] == "c"
+
+
 def test_command_without_an_image(server, tmp_path, capsys):
     options = ["--server", server.grpc_address, "--served-model", "cait_tiny"]
     assert exit_status(main, "classify", tmp_path, *options) == 1
@@ -325,6 +418,19 @@ BAD_SERVERS = {
     "sends NaN": (sends(outputs([["a"]], [[math.nan]])), "INTERNAL.*finite"),
     "sends infinity": (sends(outputs([["a"]], [[math.inf]])), "finite"),
     "sends text as scores": (sends(outputs([["a"]], [["b"]])), "INTERNAL"),
+    "sends too much, compressed": (
+        sends(
+            response(
+                gzip.compress(bytes(100 << 20)),
+                headers="Content-Encoding: gzip\r\n",
+            )
+        ),
+        "INTERNAL.*more than 67108864 bytes",
+    ),
+    "sends no gzip": (
+        sends(response(b"{}", headers="Content-Encoding: gzip\r\n")),
+        "INTERNAL",
+    ),
     "sends scores alone": (sends(outputs("a", [[0.1]])), "INTERNAL"),
     "sends a number as error": (
         sends(outputs([["a"]], [[0.1]], error=[1])),
@@ -358,7 +464,7 @@ def test_a_bad_rest_server_costs_bounded_time(kind, monkeypatch, capsys):
 
 
 def test_a_response_without_end_is_cut_off(monkeypatch):
-    monkeypatch.setattr(export.serving.client, "MAX_RESPONSE_BYTES", 1000)
+    monkeypatch.setattr(export.serving.connection, "MAX_RESPONSE_BYTES", 1000)
     with RawServer(sends(response(bytes(2000)))) as server:
         client = RestClient(server.address, "cait")
         with pytest.raises(ServingError, match="more than 1000 bytes"):
@@ -429,7 +535,14 @@ def test_predictions_of_grpc_are_checked(server, classes, scores, message):
         ({"address": "localhost"}, "HOST:PORT"),
         ({"address": "localhost:99999"}, "HOST:PORT"),
         ({"address": "localhost:0"}, "HOST:PORT"),
-        ({"address": "http://localhost:8501"}, "HOST:PORT"),
+        ({"address": "ftp://localhost:8501"}, "HOST:PORT"),
+        ({"address": "localhost:8501/path"}, "HOST:PORT"),
+        ({"address": "http://localhost", "tls": True}, "needs https://"),
+        ({"ca": "ca.pem"}, "Add --tls"),
+        ({"ca": __file__, "tls": True}, "no certificates"),
+        ({"ca": os.devnull, "tls": True}, "no certificates"),
+        ({"headers": {"a b": "c"}}, "name of a header"),
+        ({"headers": {"a": "b\r\nc: d"}}, "header 'a' must be printable"),
         ({"timeout": 0}, "timeout"),
         ({"timeout": math.nan}, "timeout"),
         ({"attempts": 0}, "attempts"),

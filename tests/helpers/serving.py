@@ -6,9 +6,12 @@ if asked. `RawServer` sends any bytes.
 """
 
 import base64
+import gzip
 import json
 import re
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -61,16 +64,27 @@ class Server:
     and every response is `delay` seconds late. If `strict`, one refused image
     fails its request, as in an export with --strict. If `response` is set, gRPC
     returns it and runs no model. With `batch_sizes`, requests that arrive
-    together run as one, as TF Serving's do; `batches` are their sizes.
+    together run as one, as TF Serving's do; `batches` are their sizes. With
+    `certificate`, a folder of `make_certificate`, further ports speak TLS.
+    `headers` are those of the last request.
     """
 
-    def __init__(self, folder, labels, max_message=4 << 20, batch_sizes=()):
+    def __init__(
+        self,
+        folder,
+        labels,
+        max_message=4 << 20,
+        batch_sizes=(),
+        certificate=None,
+    ):
         self.name = folder.name
         self.labels = labels
         self.versions = {
             int(path.parent.name): tf.saved_model.load(str(path.parent))
             for path in folder.glob("*/saved_model.pb")
         }
+        self.certificate = certificate
+        self.headers = {}
         self.batches = []
         self.signatures = {
             number: {
@@ -98,17 +112,34 @@ class Server:
         )
         port = self.grpc.add_insecure_port("127.0.0.1:0")
         self.grpc_address = f"127.0.0.1:{port}"
-        self.grpc.start()
         handler = type("Handler", (RestHandler,), {"server_of_models": self})
-        self.rest = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self.rest_address = f"127.0.0.1:{self.rest.server_port}"
-        threading.Thread(target=self.rest.serve_forever, args=[0.02]).start()
+        self.rest = [RestServer(("127.0.0.1", 0), handler)]
+        self.rest_address = f"127.0.0.1:{self.rest[0].server_port}"
+        if self.certificate:
+            files = [self.certificate / name for name in ("key", "certificate")]
+            pair = tuple(file.read_bytes() for file in files)
+            port = self.grpc.add_secure_port(
+                "127.0.0.1:0", grpc.ssl_server_credentials([pair])
+            )
+            self.grpc_tls_address = f"127.0.0.1:{port}"
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            context.load_cert_chain(*reversed(files))
+            secure = RestServer(("127.0.0.1", 0), handler)
+            secure.socket = context.wrap_socket(
+                secure.socket, server_side=True, do_handshake_on_connect=False
+            )
+            self.rest.append(secure)
+            self.rest_tls_address = f"127.0.0.1:{secure.server_port}"
+        self.grpc.start()
+        for server in self.rest:
+            threading.Thread(target=server.serve_forever, args=[0.02]).start()
         return self
 
     def __exit__(self, *_):
         self.grpc.stop(0)
-        self.rest.shutdown()
-        self.rest.server_close()
+        for server in self.rest:
+            server.shutdown()
+            server.server_close()
 
     def find(self, name, version=None, label=None):
         """The number of the requested version."""
@@ -145,6 +176,15 @@ class Server:
             raise Failure(code, error.message) from None
 
 
+def make_certificate(folder):
+    """Writes a key and a self-signed certificate of 127.0.0.1."""
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=test"
+    command += f" -addext subjectAltName=IP:127.0.0.1 -keyout {folder}/key"
+    command += f" -out {folder}/certificate"
+    subprocess.run(command.split(), check=True, capture_output=True)
+    return folder
+
+
 def batched(signature, sizes, batches):
     """A signature that runs the requests of several threads as one batch."""
     (spec,) = signature.structured_input_signature[1].values()
@@ -160,6 +200,7 @@ def batched(signature, sizes, batches):
         batch_timeout_micros=2000,
         allowed_batch_sizes=sorted(sizes),
         max_enqueued_batches=64,
+        enable_large_batch_splitting=False,
     )
     def run(batch):
         note_batch = tf.numpy_function(note, [tf.shape(batch)[0]], tf.int32)
@@ -178,6 +219,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         self.server = server
 
     def Predict(self, request, context):
+        self.server.headers = dict(context.invocation_metadata())
         if self.server.response:
             return self.server.response
         spec = request.model_spec
@@ -215,19 +257,27 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         return GetModelStatusResponse(model_version_status=[status])
 
 
+class RestServer(ThreadingHTTPServer):
+    def handle_error(self, request, client_address):  # such as no trust
+        pass
+
+
 class RestHandler(BaseHTTPRequestHandler):
     server_of_models = None
 
     def do_POST(self):
         server = self.server_of_models
         body = self.rfile.read(int(self.headers["Content-Length"]))
+        server.headers = {k.lower(): v for k, v in self.headers.items()}
+        if self.headers["Content-Encoding"] == "gzip":
+            body = gzip.decompress(body)
         if server.cut:
             server.cut -= 1
             self.close_connection = True
             return
         try:
             name, _, version, _, label = re.fullmatch(
-                r"/v1/models/([^/:]+)(/versions/(\d+))?(/labels/(\w+))?:predict",
+                r"(?:/proxy)?/v1/models/([^/:]+)(/versions/(\d+))?(/labels/(\w+))?:predict",
                 self.path,
             ).groups()
             number = server.find(name, version and int(version), label)
@@ -261,6 +311,9 @@ class RestHandler(BaseHTTPRequestHandler):
     def send(self, status, body):
         text = json.dumps(body).encode()
         self.send_response(status)
+        if self.headers["Accept-Encoding"] == "gzip":
+            text = gzip.compress(text)
+            self.send_header("Content-Encoding", "gzip")
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
         self.wfile.write(text)

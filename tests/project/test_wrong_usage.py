@@ -421,6 +421,11 @@ ROWS = [
         localhost:99999 | 1 | must be HOST:PORT
         localhost:x | 1 | must be HOST:PORT
         "" | 1 | must be HOST:PORT
+        https://localhost | 1 | gRPC takes HOST:PORT
+        localhost:1 --ca nowhere.pem | 1 | Add --tls
+        localhost:1 --tls --ca nowhere.pem | 1 | 'nowhere.pem'
+        localhost:1 --tls --ca text.png | 1 | no certificates
+        localhost:1 --header secret | 1 | must be NAME: VALUE
         """,
     ),
     ("export predict --model small.keras --output new", 1, "Give --input PATH"),
