@@ -14,6 +14,8 @@ from export.options import Device
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
 os.environ["RAY_COLOR_PREFIX"] = "0"
+# That a worker died is said twice; this line is longer than a screen.
+os.environ["RAY_DEDUP_LOGS_SKIP_REGEX"] = "^A worker died or was killed"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
@@ -26,8 +28,8 @@ def connect(address: str | None, workers: int) -> Iterator[None]:
     """Connects to a cluster, or starts Ray on this computer alone.
 
     The embedded Ray listens on loopback only, keeps its files in a folder that
-    is removed at the end, and dies with this process. Neither sends usage
-    statistics.
+    is removed at the end, and dies with this process, if that is killed within
+    two minutes. Neither sends usage statistics.
 
     Args:
         address: of a cluster (`"ray://HOST:10001"`, or `"auto"` on one of its

@@ -258,7 +258,7 @@ def processes_in(folder):
                 yield process
 
 
-def living_processes(folder, seconds=60):
+def living_processes(folder, seconds=180):
     """What is left in a folder after the time that it takes to end."""
     deadline = time.monotonic() + seconds
     while found := list(processes_in(folder)):
