@@ -31,6 +31,7 @@ from keras_cait.loading import load_classifier
 from keras_cait.preprocessing import load_image, resize_and_crop
 from tests.helpers.commands import exit_status
 from tests.helpers.models import randomise
+from training import evaluate
 
 ROOT = Path(__file__).parents[2]
 LABELS = [f"class {i}" for i in range(5)]
@@ -196,6 +197,25 @@ def test_a_row_is_what_the_model_says(name, models, images):
         np.testing.assert_allclose(rows[i]["scores"], scores[best], atol=1e-5)
         np.testing.assert_allclose(rows[i]["embedding"], embedding, atol=2e-3)
         assert rows[i]["error"] is None
+
+
+def test_labeled_images_give_the_accuracy_of_evaluate(models, images, tmp_path):
+    source, data = models / "model.tflite", f"folder:{tmp_path}/photos"
+    for i, file in enumerate(sorted(images.iterdir())):
+        folder = tmp_path / "photos" / "validation" / LABELS[i % 5]
+        folder.mkdir(parents=True, exist_ok=True)
+        if i not in BAD:
+            os.link(file, folder / file.name)
+    options = ("--model", source, "--data", data, "--output", tmp_path / "new")
+    assert exit_status(evaluate.main, *options) == 0
+    (path,) = (tmp_path / "new").glob("*.json")
+    result = json.loads(path.read_text())
+    rows = predict_here(
+        parts_of_dataset(data, "validation", None, 8), described(source)
+    )
+    right = sum(row["classes"][0] == row["label"] for row in rows)
+    assert len(rows) == result["images"] == COUNT - len(BAD)
+    assert right == round(result["top1"] * result["images"]) > 0
 
 
 def test_a_lost_block_is_noticed(images):
