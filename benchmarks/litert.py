@@ -1,7 +1,8 @@
 """LiteRT: latency and size of one image in each quantization scheme.
 
 Baselines are timm (eager and compiled) and ONNX Runtime with timm's exported
-model. The weights are random; `python -m export verify` measures accuracy.
+model. The weights are random; `python -m export verify` measures accuracy, and
+`benchmarks/engines.py` counts operations.
 """
 
 import os
@@ -29,7 +30,6 @@ def write_files(
     import keras_cait
     from export.inference_graph import InferenceModel
     from export.litert import convert
-    from export.litert_report import operations
     from export.quantization import SCHEMES, quantize
 
     model = getattr(keras_cait, f"CaiT_{variant}")(weights=None)
@@ -40,13 +40,7 @@ def write_files(
     for scheme in SCHEMES:
         path = Path(folder, f"{scheme}.tflite")
         path.write_bytes(quantize(float32, scheme, list(images)))
-        operation_count, outside, partitions = operations(path)
-        facts[scheme] = {
-            "MB": path.stat().st_size / 1e6,
-            "operations": operation_count,
-            "outside XNNPACK": outside,
-            "partitions": partitions,
-        }
+        facts[scheme] = {"MB": path.stat().st_size / 1e6}
     return model.image_shape[0], facts
 
 

@@ -154,6 +154,21 @@ def litert_sizes() -> str:
     return markdown(rows, "Scheme")
 
 
+def engines() -> str:
+    """What each engine takes of each exported file, and how exactly."""
+    parts = []
+    for title, table in read("engines")["tables"].items():
+        rows = {
+            name: {
+                column: f"{value:.0e}" if isinstance(value, float) else value
+                for column, value in row.items()
+            }
+            for name, row in table.items()
+        }
+        parts += [f"**{title}**", markdown(rows, "File")]
+    return "\n\n".join(parts)
+
+
 def study(name: str) -> str:
     """Top-1 of one study on the digits: mean, deviation, the paper's."""
     table = read("studies")["tables"][name]
