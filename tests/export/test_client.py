@@ -230,7 +230,8 @@ def test_junk_of_one_client_never_fails_another(server):
             (GrpcClient, server.grpc_address),
             (RestClient, server.rest_address),
         )[seed % 2]
-        client, draw = connect(address, "cait_tiny"), random.Random(seed)
+        client = connect(address, "cait_tiny", timeout=300)
+        draw = random.Random(seed)
         for _ in range(5):
             index = draw.randrange(len(ENCODED))
             if draw.random() < 0.2:
