@@ -96,12 +96,13 @@ def open_job(
     with nullcontext() if is_remote(output) else locked(output):
         system, folder = open_location(output)
         exists = system.get_file_info(folder).type != FileType.NotFound
-        if exists and not resume:
+        names = _names(system, folder) if exists else []
+        # A job that failed at once has left its manifest alone.
+        if exists and not resume and names != [MANIFEST]:
             raise ValueError(
                 f"{output!r} already exists. Add --resume to continue its "
                 "job, choose another --output, or delete it."
             )
-        names = _names(system, folder) if exists else []
         if names:
             _check_settings(_manifest(system, folder, output), settings, output)
         else:  # new, or the first process was killed at once

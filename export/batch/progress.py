@@ -51,11 +51,12 @@ class Progress:
             yield block
 
     def speed(self) -> float:
-        """Images per second, after the first ones."""
-        if self.start is None or self.images == self.start[1]:
+        """Images per second, after the first ones; 0 if it is too early."""
+        if self.start is None:
             return 0.0
         since, first = self.start
-        return (self.images - first) / (time.monotonic() - since)
+        seconds = time.monotonic() - since
+        return (self.images - first) / seconds if seconds > 1 else 0.0
 
     def show(self) -> None:
         """Prints the line."""

@@ -249,6 +249,15 @@ def test_a_job_is_continued_only_by_itself(tmp_path):
             pass
 
 
+def test_a_job_that_failed_at_once_is_repeated(tmp_path):
+    for _ in range(2):
+        with (
+            pytest.raises(OSError, match="no cluster"),
+            open_job(str(tmp_path / "new"), {"model": "S24"}, "jsonl", False),
+        ):
+            raise OSError("no cluster")
+
+
 def test_the_command_writes_every_row_and_leaves_no_process(
     models, images, tmp_path, capfd, monkeypatch
 ):
