@@ -34,8 +34,8 @@ def connect(address: str | None, workers: int) -> Iterator[None]:
     two minutes. Neither sends usage statistics.
 
     Args:
-        address: of a cluster (`"ray://HOST:10001"`, or `"auto"` on one of its
-            machines); `None` starts Ray.
+        address: of a cluster, which this computer is a part of; `"auto"`
+            finds it. `None` starts Ray.
         workers: models that will run at a time.
 
     Raises:
@@ -115,7 +115,7 @@ def threads_per_model(workers: int) -> int:
 
 def _check_reachable(address: str) -> None:
     """Raises OSError at once where Ray would wait for minutes."""
-    place = re.fullmatch(r"(?:ray://)?(.+):(\d+)", address)
+    place = re.fullmatch(r"(.+):(\d+)", address)
     if place:
         socket.create_connection((place[1], int(place[2])), 30).close()
 

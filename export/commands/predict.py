@@ -65,8 +65,8 @@ def predict(
         embedding: Write embeddings, too. It takes another run of the model.
         workers: Models that run at a time. Default: one per GPU, otherwise 1.
         device: Where models run. Default: GPUs if there are any.
-        address: Address of a Ray cluster: ray://HOST:10001, or auto on one of
-            its machines. Default: Ray is started here.
+        address: Ray cluster of this computer: auto, or the address of its
+            head. Default: Ray is started here.
     """
     import os
 
@@ -89,6 +89,11 @@ def predict(
     require_tensorflow()
     if bool(input) == bool(data):
         raise ValueError("Give --input PATH (several are possible), or --data.")
+    if address and "://" in address:  # of Ray Client (ray issue 48682)
+        raise ValueError(
+            f"Ray Data does not run from outside a cluster. Got {address!r}. "
+            "Use --address auto on one of its machines, or ray job submit."
+        )
     if data:
         parts = parts_of_dataset(data, split, data_dir, part_size)
     else:

@@ -446,6 +446,7 @@ ROWS = [
         --input photo.png --device tpu | 2 | Invalid value "tpu" for --device.
         --input photo.png --part-size 0 | 2 | Must be >= 1.
         --input photo.png --workers 0 | 2 | Must be >= 1.
+        --input photo.png --address ray://here:1 | 1 | from outside a cluster.
         --input photo.png --top 0 | 2 | Must be >= 1.
         """,
     ),
