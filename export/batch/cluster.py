@@ -21,6 +21,13 @@ os.environ["RAY_DEDUP_LOGS_SKIP_REGEX"] = "^A worker died or was killed"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
+# Where workers find this package.
+PYTHONPATH = os.pathsep.join(
+    filter(
+        None,
+        [os.path.abspath(f"{__file__}/../../.."), os.getenv("PYTHONPATH")],
+    )
+)
 # Shared memory per process, for images on their way to the model.
 STORE_BYTES = 256 << 20
 
@@ -64,6 +71,7 @@ def connect(address: str | None, workers: int) -> Iterator[None]:
                         num_cpus=processes,
                         object_store_memory=processes * STORE_BYTES,
                         include_dashboard=False,
+                        runtime_env={"env_vars": {"PYTHONPATH": PYTHONPATH}},
                         _temp_dir=folder,
                         **quiet,
                     )
