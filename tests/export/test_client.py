@@ -220,6 +220,7 @@ def test_broken_images_do_not_spoil_the_rest(
     assert server.requests == (6 if strict else 4)
 
 
+@pytest.mark.large
 def test_junk_of_one_client_never_fails_another(server):
     """32 clients at once, whose requests the server runs as one."""
     junk = [b"", b"no image", ENCODED[0][:300], image_files.animation("WEBP")]
