@@ -187,8 +187,9 @@ def record_rows(folder: Path, images: int, rounds: int) -> Rows:
     for threads in THREADS:
         datasets = {name: make(threads) for name, make in forms.items()}
         times = measured(datasets, images, threads, rounds)
+        column = f"records/s, {threads} thread{'s' * (threads > 1)}"
         for name, (wall, processor) in times.items():
-            rows[name][f"records/s, {threads} threads"] = 1 / wall
+            rows[name][column] = 1 / wall
             if threads == THREADS[-1]:
                 rows[name]["core µs per record"] = 1e6 * processor
     return rows
