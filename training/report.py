@@ -147,7 +147,7 @@ def classified(
     for start in range(0, len(files), BATCH):
         batch = files[start : start + BATCH]
         images = np.stack([keras_cait.load_image(file) for file, _ in batch])
-        scores = model.predict(images, batch_size=BATCH, verbose=0)
+        scores = model.predict_on_batch(images)
         found += [
             Example(file, label, np.asarray(row, "float32"))
             for (file, label), row in zip(batch, scores, strict=True)

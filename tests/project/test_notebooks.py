@@ -75,7 +75,15 @@ RESULTS = {
 }
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+# All but the first train: a minute or more each, of commands that have tests of
+# their own. The workflow runs them.
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=[pytest.mark.large] * (i > 0))
+        for i, path in enumerate(NOTEBOOKS)
+    ],
+)
 def test_runs_in_small_mode(path, tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text(OFFLINE)
     monkeypatch.setenv("KERAS_CAIT_SMALL", "1")

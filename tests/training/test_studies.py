@@ -94,6 +94,7 @@ def test_norm_and_warmup_are_left_out_together():
         assert c.recipe.warmup_epochs == (0.0 if c in without else 5.0)
 
 
+@pytest.mark.large
 def test_a_study_resumes_and_ends_with_a_table_and_a_figure(
     tiny, tmp_path, monkeypatch
 ):

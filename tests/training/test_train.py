@@ -324,6 +324,7 @@ def test_a_run_shows_and_sums_up_what_it_did(
     assert not re.search(r'url\((?!#)|href="(?!#|data:)|<script', page)
 
 
+@pytest.mark.large
 def test_a_run_out_of_patience_ends_with_its_best_weights(
     tmp_path, few_digits, monkeypatch, capsys
 ):
