@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -272,6 +272,26 @@ def read_json(path: str | Path, keys: Iterable[str] = ()) -> dict[str, Any]:
             f"object with {', '.join(keys) or 'named values'}."
         )
     return content
+
+
+def differences(
+    theirs: Mapping[str, Any], ours: Mapping[str, Any], names: Iterable[str]
+) -> list[str]:
+    """The settings in a file that differ from those of now.
+
+    Args:
+        theirs, ours: the settings by name; one that is missing is `None`.
+        names: those to compare.
+
+    Example:
+    >>> differences({"depth": 1}, {"depth": 2}, ["depth"])
+    ['depth 1 (now 2)']
+    """
+    return [
+        f"{name} {theirs.get(name)!r} (now {ours.get(name)!r})"
+        for name in names
+        if theirs.get(name) != ours.get(name)
+    ]
 
 
 def sha256(path: str | Path) -> str:

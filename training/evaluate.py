@@ -40,6 +40,7 @@ from cyclopts import App, Parameter
 from keras_cait.datasets import split_of
 from keras_cait.files import (
     atomically,
+    differences,
     folder_path,
     locked,
     read_json,
@@ -322,11 +323,7 @@ def check_settings(
     ours: dict[str, Any], theirs: dict[str, Any], path: Path
 ) -> None:
     theirs = {"unreadable": []} | theirs  # older results
-    differing = [
-        f"{name} {theirs.get(name)!r} (now {value!r})"
-        for name, value in ours.items()
-        if theirs.get(name) != value
-    ]
+    differing = differences(theirs, ours, ours)
     if differing:
         raise ValueError(
             f"{path} belongs to another evaluation: {', '.join(differing)}. "

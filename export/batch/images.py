@@ -6,7 +6,6 @@ the same input are always the same: that is what a resumed job relies on.
 
 import hashlib
 import re
-import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from export.batch.locations import find_files, is_remote, open_location
 from keras_cait.command_line import one_line
 from keras_cait.datasets import Dataset, open_dataset
 from keras_cait.files import IMAGE_SUFFIXES
+from keras_cait.records import AFTER, BEFORE, LENGTH
 
 TFRECORD = re.compile(r"\.tfrecords?(-\d+-of-\d+)?$")
 # Reads in flight for one part: a remote file takes as long as many local ones.
@@ -417,13 +417,13 @@ class Records:
 
 def _records(stream: Any) -> Iterator[bytes | Exception]:
     """The records of a TFRecord file; of a cut one an error at the end."""
-    while header := stream.read(12):  # length and its checksum
-        size = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else 0
+    while header := stream.read(BEFORE):
+        size = LENGTH.unpack_from(header)[0] if len(header) == BEFORE else 0
         if not 0 < size < 1 << 31:
             yield ValueError("The file is no TFRecord file, or is cut.")
             return
-        record = stream.read(size + 4)  # with its checksum
-        if len(record) < size + 4:
+        record = stream.read(size + AFTER)
+        if len(record) < size + AFTER:
             yield ValueError("The file is cut within this record.")
             return
         yield record[:size]

@@ -17,7 +17,7 @@ from pyarrow.fs import FileSelector, FileSystem, FileType
 
 from export.batch.locations import is_remote, open_location
 from export.options import PredictionFormat
-from keras_cait.files import folder_path, locked
+from keras_cait.files import differences, folder_path, locked
 
 MANIFEST = "_job.json"
 
@@ -151,11 +151,7 @@ def _manifest(system: FileSystem, folder: str, output: str) -> dict[str, Any]:
 def _check_settings(
     theirs: Mapping[str, Any], ours: Mapping[str, Any], output: str
 ) -> None:
-    differing = [
-        f"{name} {theirs.get(name)!r} (now {value!r})"
-        for name, value in ours.items()
-        if theirs.get(name) != value
-    ]
+    differing = differences(theirs, ours, ours)
     if differing:
         raise ValueError(
             f"{output!r} belongs to another job: {', '.join(differing)}. "

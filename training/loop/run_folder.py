@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from keras_cait.files import (
     atomically,
+    differences,
     folder_path,
     locked,
     read_json,
@@ -108,11 +109,8 @@ def check_recipe(output: Path, recipe: Recipe) -> None:
     # Earlier versions lack fields, and trained with what is their default.
     theirs = dataclasses.asdict(Recipe()) | read_json(output / "recipe.json")
     # What the variant decides is compared by itself.
-    differing = [
-        f"{name} {theirs[name]!r} (now {ours.get(name)!r})"
-        for name in sorted(theirs.keys() - {"variant"})
-        if theirs[name] != ours.get(name)
-    ]
+    names = sorted(theirs.keys() - {"variant"})
+    differing = differences(theirs, ours, names)
     if differing:
         raise ValueError(
             f"{output} holds a run of another recipe: {', '.join(differing)}. "
