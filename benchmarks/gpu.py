@@ -11,7 +11,6 @@ another has the card for itself, and the results are written after each.
 import multiprocessing
 import os
 import signal
-import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from typing import Any, Literal, NamedTuple
 
 from cyclopts import App, Parameter
 
+from benchmarks.interleave import Timing
 from benchmarks.results import Count, Output, Rows, show, write
 
 SIZE, CLASSES = 224, 1000
@@ -48,14 +48,6 @@ class Case(NamedTuple):
     variant: str
     task: Task
     batch_size: int
-
-
-class Timing(NamedTuple):
-    """Median time of a step, slowest minus fastest over it, and memory."""
-
-    seconds: float
-    spread: float
-    peak_bytes: int
 
 
 def keras_cait_program(
@@ -328,9 +320,7 @@ def measure(program: Program) -> Timing:
         start = time.perf_counter()
         program.run(steps)
         times.append((time.perf_counter() - start) / steps)
-    median = statistics.median(times)
-    spread = (max(times) - min(times)) / median
-    return Timing(median, spread, program.peak_bytes())
+    return Timing(tuple(times), program.peak_bytes())
 
 
 def timings(
@@ -386,7 +376,7 @@ def row(case: Case, timing: Timing) -> dict[str, float | str | None]:
 
     passes = 3 if case.task == "training" else 1
     flops = 2 * multiply_adds(case.variant, SIZE) * passes
-    speed = case.batch_size / timing.seconds
+    speed = case.batch_size / timing.median
     return {
         "images/s": speed,
         "timm compiled = 1": None,
@@ -453,7 +443,7 @@ def main(
         print(*case, timing, flush=True)
         found[case] = timing
         tables = tables_of(found)
-        write(tables, output, card())
+        write(tables, output, ROUNDS, card())
     for label, table in tables.items():
         show(label, table)
 

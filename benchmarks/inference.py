@@ -1,27 +1,46 @@
 """Inference: images per second of keras-cait and its alternatives.
 
-The machine's own rate is that of a float32 product of two 2048 x 2048 matrices.
+*graph* and *XLA* are the Keras model in a `tf.function`; *SavedModel* is what
+`python -m export saved-model` writes, called with uint8 pixels. The machine's
+own rate is that of a float32 product of two 2048 x 2048 matrices.
 """
 
 import os
 import tempfile
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from cyclopts import App, Parameter
 
 from benchmarks.interleave import Runner, Timing, interleave, relative
 from benchmarks.results import Count, Output, Rounds, Rows, show, write
+from training.recipes import Variant
 
-GMACS = {"XXS24": 2.53, "S24": 9.35}  # published, at 224 x 224
-SIZE = 224
+LABELS = [f"class {i}" for i in range(1000)]
 
 Run = Callable[[], object]
 
 
+class Case(NamedTuple):
+    """What is timed.
+
+    Attributes:
+        variant: key of `VARIANTS`.
+        image_size: height and width in pixels.
+        batch_size: images per run.
+        folder: where exported models are.
+    """
+
+    variant: str
+    image_size: int
+    batch_size: int
+    folder: str = ""
+
+
 def keras_cait_runner(
-    variant: str, batch_size: int, xla: bool, dtype: str
+    case: Case, xla: bool = False, dtype: str = "float32"
 ) -> Run:
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     import keras
@@ -29,42 +48,58 @@ def keras_cait_runner(
     import keras_cait
 
     keras.config.set_dtype_policy(dtype)
-    build = getattr(keras_cait, f"CaiT_{variant}")
-    model = build(
-        weights=None, include_preprocessing=False, classifier_activation=None
+    model = getattr(keras_cait, f"CaiT_{case.variant}")(
+        weights=None,
+        include_preprocessing=False,
+        classifier_activation=None,
+        input_shape=(case.image_size, case.image_size, 3),
     )
-    return tensorflow_runner(model, batch_size, xla)
+    return tensorflow_runner(model, case, xla)
 
 
-def kerasformers_runner(variant: str, batch_size: int) -> Run:
-    from kerasformers.models.cait import CaiTImageClassify
+def zeromodels_runner(case: Case) -> Run:
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    from zeromodels.models.cait import CaiTImageClassify
 
     from keras_cait.models import VARIANTS
 
-    config = VARIANTS[variant]
+    config = VARIANTS[case.variant]
     model = CaiTImageClassify(
         embed_dim=config.embed_dim,
         depth=config.depth,
         num_heads=config.num_heads,
-        include_normalization=False,
+        image_size=case.image_size,
     )
-    return tensorflow_runner(model, batch_size, xla=True)
+    return tensorflow_runner(model, case, xla=True)
 
 
-def tensorflow_runner(model: Any, batch_size: int, xla: bool) -> Run:
+def tensorflow_runner(model: Any, case: Case, xla: bool) -> Run:
     import tensorflow as tf
 
-    images = tf.random.normal((batch_size, SIZE, SIZE, 3))
+    size = case.image_size
+    images = tf.random.normal((case.batch_size, size, size, 3))
     step = tf.function(
         lambda images: model(images, training=False), jit_compile=xla
     )
     return lambda: step(images).numpy()
 
 
-def timm_runner(variant: str, batch_size: int, compiled: bool) -> Run:
+def saved_model_runner(case: Case, name: str) -> Run:
+    """The signature `pixels` of a served model in the folder."""
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(f"{case.folder}/{name}/1")
+    size = case.image_size
+    images = tf.zeros((case.batch_size, size, size, 3), tf.uint8)
+    signature = loaded.signatures["pixels"]
+    return lambda: signature(images=images)["logits"].numpy()
+
+
+def timm_runner(case: Case, compiled: bool) -> Run:
     import torch
 
-    model, images = timm_model(variant, batch_size)
+    model, images = timm_model(case)
     if compiled:
         model = torch.compile(model)
 
@@ -75,20 +110,20 @@ def timm_runner(variant: str, batch_size: int, compiled: bool) -> Run:
     return forward
 
 
-def onnx_runtime_runner(variant: str, batch_size: int) -> Run:
+def onnx_runtime_runner(case: Case) -> Run:
     import onnxruntime
 
-    path, images = timm_onnx(variant, batch_size)
+    path, images = timm_onnx(case)
     session = onnxruntime.InferenceSession(
         path, providers=["CPUExecutionProvider"]
     )
     return lambda: session.run(None, {"images": images.numpy()})
 
 
-def openvino_runner(variant: str, batch_size: int) -> Run:
+def openvino_runner(case: Case) -> Run:
     import openvino
 
-    path, images = timm_onnx(variant, batch_size)
+    path, images = timm_onnx(case)
     # OpenVINO computes in bfloat16 by default where the CPU supports it.
     model = openvino.compile_model(
         path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
@@ -96,19 +131,21 @@ def openvino_runner(variant: str, batch_size: int) -> Run:
     return lambda: model(images.numpy())
 
 
-def timm_model(variant: str, batch_size: int) -> tuple[Any, Any]:
+def timm_model(case: Case) -> tuple[Any, Any]:
     import timm
     import torch
 
-    size = 384 if variant == "XS24" else SIZE  # published only at 384
-    model = timm.create_model(f"cait_{variant.lower()}_{size}").eval()
-    return model, torch.randn(batch_size, 3, size, size)
+    model = timm.create_model(
+        f"cait_{case.variant.lower()}_{case.image_size}"
+    ).eval()
+    images = torch.randn(case.batch_size, 3, case.image_size, case.image_size)
+    return model, images
 
 
-def timm_onnx(variant: str, batch_size: int) -> tuple[str, Any]:
+def timm_onnx(case: Case) -> tuple[str, Any]:
     import torch
 
-    model, images = timm_model(variant, batch_size)
+    model, images = timm_model(case)
     path = f"{tempfile.mkdtemp()}/cait.onnx"
     torch.onnx.export(
         model, (images,), path, input_names=["images"], verbose=False
@@ -116,7 +153,7 @@ def timm_onnx(variant: str, batch_size: int) -> tuple[str, Any]:
     return path, images
 
 
-def matrix_product_runner(variant: str, batch_size: int) -> Run:
+def matrix_product_runner(case: Case) -> Run:
     """Measures the machine's own rate."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     import tensorflow as tf
@@ -127,14 +164,16 @@ def matrix_product_runner(variant: str, batch_size: int) -> Run:
 
 RUNNERS: dict[str, Runner] = {
     "matrix product": ("tensorflow", matrix_product_runner),
-    "keras-cait, graph": (
+    "keras-cait, SavedModel": (
         "tensorflow",
-        partial(keras_cait_runner, xla=False, dtype="float32"),
+        partial(saved_model_runner, name="graph"),
     ),
-    "keras-cait, XLA": (
+    "keras-cait, SavedModel, XLA": (
         "tensorflow",
-        partial(keras_cait_runner, xla=True, dtype="float32"),
+        partial(saved_model_runner, name="xla"),
     ),
+    "keras-cait, graph": ("tensorflow", keras_cait_runner),
+    "keras-cait, XLA": ("tensorflow", partial(keras_cait_runner, xla=True)),
     "keras-cait, XLA, bfloat16": (
         "tensorflow",
         partial(keras_cait_runner, xla=True, dtype="mixed_bfloat16"),
@@ -143,26 +182,45 @@ RUNNERS: dict[str, Runner] = {
     "timm compiled": ("timm", partial(timm_runner, compiled=True)),
     "ONNX Runtime": ("onnxruntime", onnx_runtime_runner),
     "OpenVINO": ("openvino", openvino_runner),
-    "KerasFormers, XLA": ("kerasformers", kerasformers_runner),
+    "ZeroModels, XLA": ("zeromodels", zeromodels_runner),
 }
 
 
-def rows(
-    variant: str, batch_size: int, timings: dict[str, Timing | str]
-) -> Rows:
+def export_models(variant: str, image_size: int, folder: str) -> None:
+    """Exports a served model without and with XLA."""
+    import keras_cait
+    from export.serving.model_folder import write_version
+
+    model = getattr(keras_cait, f"CaiT_{variant}")(
+        weights=None, input_shape=(image_size, image_size, 3)
+    )
+    for name in ("graph", "xla"):
+        write_version(
+            model,
+            LABELS,
+            Path(folder, name),
+            xla=name == "xla",
+            signatures=["pixels"],
+        )
+
+
+def rows(case: Case, timings: dict[str, Timing | str]) -> Rows:
     """Images per second, relative to timm and to the machine's own rate."""
+    # Not above: a baseline's process would import Keras and count its memory.
+    from benchmarks.cost import multiply_adds
+
+    flops = 2 * multiply_adds(case.variant, case.image_size) * case.batch_size
     product = timings["matrix product"]
     found = {}
     for name, timing in timings.items():
         if isinstance(timing, str):
             found[name] = {"images/s": timing}
         elif isinstance(product, Timing) and name != "matrix product":
-            rate = 2 * 2048**3 / product.seconds
-            speed = batch_size / timing.seconds
+            rate = 2 * 2048**3 / product.median
             found[name] = {
-                "images/s": speed,
+                **timing.columns("images/s", lambda s: case.batch_size / s),
                 "timm eager = 1": relative(timings["timm eager"], timing),
-                "% of a matrix product": 2e11 * GMACS[variant] * speed / rate,
+                "% of a matrix product": 100 * flops / timing.median / rate,
                 "peak MB": timing.peak_bytes / 1e6,
             }
     return found
@@ -178,25 +236,34 @@ app = App(
 @app.default
 def main(
     *,
-    variants: tuple[Literal["XXS24", "S24"], ...] = ("XXS24", "S24"),
+    variants: tuple[Variant, ...] = ("XXS24", "S24"),
+    image_sizes: tuple[Count, ...] = (224,),
     batch_sizes: tuple[Count, ...] = (1, 8, 32),
     rounds: Rounds = 7,
     output: Output = None,
 ) -> None:
-    """Times CaiT in keras-cait, timm, ONNX Runtime, OpenVINO and KerasFormers.
+    """Times CaiT in keras-cait, timm, ONNX Runtime, OpenVINO and ZeroModels.
 
     Args:
         variants: Models to time.
+        image_sizes: Height and width in pixels; timm has models of 224 and 384.
         batch_sizes: Images per run.
     """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     tables = {}
     for variant in variants:
-        for batch_size in batch_sizes:
-            timings = interleave(RUNNERS, (variant, batch_size), rounds)
-            title = f"CaiT-{variant} at {SIZE}, batch {batch_size}"
-            tables[title] = rows(variant, batch_size, timings)
-            show(title, tables[title])
-    write(tables, output)
+        for image_size in image_sizes:
+            with tempfile.TemporaryDirectory() as folder:
+                export_models(variant, image_size, folder)
+                for batch_size in batch_sizes:
+                    case = Case(variant, image_size, batch_size, folder)
+                    timings = interleave(RUNNERS, (case,), rounds)
+                    title = (
+                        f"CaiT-{variant} at {image_size}, batch {batch_size}"
+                    )
+                    tables[title] = rows(case, timings)
+                    show(title, tables[title])
+    write(tables, output, rounds)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Times several runners fairly: one process each, in interleaved rounds."""
+"""Times rivals fairly: in interleaved rounds, which share the noise."""
 
 import importlib.util
 import multiprocessing
 import resource
+import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -14,38 +15,109 @@ from typing import Any
 # returns the function to time.
 Runner = tuple[str, Callable[..., Callable[[], object]]]
 
+ROUND_SECONDS = 0.3  # a shorter run is repeated
+
 
 @dataclass(frozen=True)
 class Timing:
-    """Fastest run of a runner in seconds, and the peak memory of its process
-    in bytes."""
+    """Times of a runner.
 
-    seconds: float
-    peak_bytes: int
+    Attributes:
+        seconds: of a run, in each round.
+        peak_bytes: peak memory of its process.
+
+    Example:
+    >>> timing = Timing((0.02, 0.01, 0.04))
+    >>> timing.median, timing.best, timing.spread
+    (0.02, 0.01, 1.5)
+    """
+
+    seconds: tuple[float, ...]
+    peak_bytes: int = 0
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def best(self) -> float:
+        return min(self.seconds)
+
+    @property
+    def spread(self) -> float:
+        """Slowest minus fastest round, divided by the median."""
+        return (max(self.seconds) - self.best) / self.median
+
+    def columns(
+        self, unit: str, of: Callable[[float], float]
+    ) -> dict[str, float]:
+        """Median, best round and spread, as columns of a table.
+
+        Args:
+            unit: header of the median.
+            of: what the table shows of a number of seconds.
+
+        Example:
+        >>> Timing((0.02, 0.01, 0.04)).columns("images/s", lambda s: 8 / s)
+        {'images/s': 400.0, 'best': 800.0, 'spread, %': 150.0}
+        """
+        return {
+            unit: of(self.median),
+            "best": of(self.best),
+            "spread, %": 100 * self.spread,
+        }
+
+
+def relative(reference: Timing | str, timing: Timing) -> float | str | None:
+    """Speed relative to a reference: the median of the rounds' ratios.
+
+    With `≈` where the rounds disagree on which of them is faster: more than
+    one of ten has another answer than the rest.
+
+    Returns:
+        `None` if the reference did not run.
+
+    Example:
+    >>> relative(Timing((2.0, 2.0, 4.0)), Timing((1.0, 1.0, 1.0)))
+    2.0
+    >>> relative(Timing((1.02, 0.9, 1.04)), Timing((1.0, 1.0, 1.0)))
+    '≈ 1.02'
+    """
+    if isinstance(reference, str):
+        return None
+    ratios = [
+        theirs / own
+        for theirs, own in zip(reference.seconds, timing.seconds, strict=True)
+    ]
+    ratio = statistics.median(ratios)
+    faster, slower = sum(r > 1 for r in ratios), sum(r < 1 for r in ratios)
+    if 10 * min(faster, slower) > len(ratios):
+        return f"≈ {ratio:.2f}"
+    return ratio
 
 
 def interleave(
     runners: Mapping[str, Runner], arguments: tuple[Any, ...], rounds: int
 ) -> dict[str, Timing | str]:
-    """Times each runner once per round, so that noise reaches all alike.
+    """Times runners that need processes of their own, each with all cores.
 
-    Every runner is set up first. In each round it runs twice with all cores,
-    and the second run is timed. The fastest round counts.
+    Every runner is set up first, and runs twice. Then each is timed once per
+    round.
 
     Args:
         runners: package and setup function by name.
         arguments: arguments of the setup functions.
-        rounds: number of timed runs per runner.
+        rounds: number of rounds.
 
     Returns:
         Timing by name; or, as a string, why a runner could not run.
     """
     spawn = multiprocessing.get_context("spawn")
     running: dict[str, tuple[Connection, Any]] = {}
-    results: dict[str, Timing | str] = {}
+    failed: dict[str, str] = {}
     for name, (package, set_up) in runners.items():
         if importlib.util.find_spec(package) is None:
-            results[name] = f"{package} is not installed"
+            failed[name] = f"{package} is not installed"
             continue
         connection, child = spawn.Pipe()
         process = spawn.Process(
@@ -54,21 +126,23 @@ def interleave(
         process.start()
         error = connection.recv()
         if error:
-            results[name] = error.partition("\n")[0]
+            failed[name] = error.partition("\n")[0]
         else:
             running[name] = connection, process
+    seconds: dict[str, list[float]] = {name: [] for name in running}
+    peaks: dict[str, int] = {}
     for _ in range(rounds):
         for name, (connection, _) in running.items():
             connection.send(True)
-            seconds, peak = connection.recv()
-            before = results.get(name)
-            if isinstance(before, Timing):
-                seconds = min(seconds, before.seconds)
-            results[name] = Timing(seconds, peak)
+            one, peaks[name] = connection.recv()
+            seconds[name].append(one)
     for connection, process in running.values():
         connection.send(False)
         process.join()
-    return {name: results[name] for name in runners}
+    return {
+        name: failed.get(name) or Timing(tuple(seconds[name]), peaks[name])
+        for name in runners
+    }
 
 
 def serve(
@@ -76,7 +150,7 @@ def serve(
     set_up: Callable[..., Callable[[], object]],
     arguments: tuple[Any, ...],
 ) -> None:
-    """Runs in the process of a runner: one timed run per message."""
+    """Runs in the process of a runner: one round per message."""
     try:
         run = set_up(*arguments)
         run()
@@ -86,18 +160,39 @@ def serve(
         return
     connection.send(None)
     while connection.recv():
-        run()  # the other runners have filled the caches
-        start = time.perf_counter()
-        run()
-        seconds = time.perf_counter() - start
+        seconds = seconds_of(run)
         # Linux reports KiB, macOS bytes.
         unit = 1 if sys.platform == "darwin" else 1024
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
         connection.send((seconds, peak))
 
 
-def relative(reference: Timing | str, timing: Timing) -> float | None:
-    """Speed relative to a reference, `None` if that did not run."""
-    if isinstance(reference, str):
-        return None
-    return reference.seconds / timing.seconds
+def take_turns(
+    functions: Mapping[str, Callable[[], object]], rounds: int
+) -> dict[str, Timing]:
+    """Times functions in this process, each once per round.
+
+    Each is called twice before.
+    """
+    for function in functions.values():
+        for _ in range(2):
+            function()
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            seconds[name].append(seconds_of(function))
+    return {name: Timing(tuple(found)) for name, found in seconds.items()}
+
+
+def seconds_of(run: Callable[[], object]) -> float:
+    """Seconds of a run, as a mean over a round if it is short."""
+    start = time.perf_counter()
+    run()  # the others have filled the caches
+    seconds = time.perf_counter() - start
+    count = int(ROUND_SECONDS / seconds)
+    if count == 0:  # too long for the caches to matter
+        return seconds
+    start = time.perf_counter()
+    for _ in range(count):
+        run()
+    return (time.perf_counter() - start) / count

@@ -6,9 +6,8 @@ digits, enlarged to 448 pixels. Run it after `make quickstart`.
 """
 
 import os
-import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from cyclopts import App
 from PIL import Image
 
 from benchmarks.image_files import encode
+from benchmarks.interleave import take_turns
 from benchmarks.results import Output, Rounds, Rows, show, write
 from keras_cait.command_line import run
 from keras_cait.datasets import open_dataset
@@ -45,19 +45,6 @@ def decoder(size: tuple[int, int], fast: bool) -> Callable[[Any], tf.Tensor]:
     )
 
 
-def milliseconds(
-    functions: dict[str, Callable[[], object]], rounds: int
-) -> dict[str, float]:
-    """Median time of each function, in interleaved rounds."""
-    found: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(rounds + 1):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            found[name].append(1e3 * (time.perf_counter() - start))
-    return {name: statistics.median(times[1:]) for name, times in found.items()}
-
-
 def image_rows(rounds: int) -> Rows:
     """Time of one image at several sizes, and the change of its pixels."""
     whole, fast = (decoder((224, 224), is_fast) for is_fast in (False, True))
@@ -65,14 +52,16 @@ def image_rows(rounds: int) -> Rows:
     for side in SIZES:
         encoded = [enlarged(Image.open(IMAGE), side)]
         change = np.abs(whole(encoded).numpy() - fast(encoded).numpy())
+        timings = take_turns(
+            {
+                "whole": partial(whole, encoded),
+                "fast": partial(fast, encoded),
+            },
+            rounds,
+        )
         rows[f"{side[0]} x {side[1]}"] = {
-            **milliseconds(
-                {
-                    "whole, ms": lambda encoded=encoded: whole(encoded),
-                    "fast, ms": lambda encoded=encoded: fast(encoded),
-                },
-                rounds,
-            ),
+            "whole, ms": 1e3 * timings["whole"].median,
+            "fast, ms": 1e3 * timings["fast"].median,
             "largest change of a pixel": int(change.max()),
             "mean change": float(change.mean()),
         }
@@ -130,7 +119,7 @@ def main(
     }
     for title, rows in tables.items():
         show(title, rows)
-    write(tables, output)
+    write(tables, output, rounds)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,10 @@ def row(timing: Timing | str) -> dict[str, float | str]:
     """Milliseconds and peak memory."""
     if isinstance(timing, str):
         return {"ms": timing}
-    return {"ms": 1e3 * timing.seconds, "peak MB": timing.peak_bytes / 1e6}
+    return {
+        **timing.columns("ms", lambda s: 1e3 * s),
+        "peak MB": timing.peak_bytes / 1e6,
+    }
 
 
 app = App(name="python -m benchmarks.latency", help=__doc__)
@@ -51,7 +54,7 @@ def main(*, rounds: Rounds = 5, output: Output = None) -> None:
         print(variant, size, rows[f"CaiT-{variant} at {size}"], flush=True)
     tables: dict[str, Rows] = {"One image in float32": rows}
     show("One image in float32", rows)
-    write(tables, output)
+    write(tables, output, rounds)
 
 
 if __name__ == "__main__":

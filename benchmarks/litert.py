@@ -13,7 +13,12 @@ from typing import Any
 
 from cyclopts import App, Parameter
 
-from benchmarks.inference import Run, onnx_runtime_runner, timm_runner
+from benchmarks.inference import (
+    Case,
+    Run,
+    onnx_runtime_runner,
+    timm_runner,
+)
 from benchmarks.interleave import Runner, Timing, interleave, relative
 from benchmarks.results import Output, Rounds, Rows, show, write
 from training.recipes import Variant
@@ -44,30 +49,28 @@ def write_files(
     return model.image_shape[0], facts
 
 
-def litert_runner(variant: str, folder: str, scheme: str, threads: int) -> Run:
+def litert_runner(case: Case, scheme: str, threads: int) -> Run:
     import numpy as np
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(f"{folder}/{scheme}.tflite", num_threads=threads)
+    interpreter = Interpreter(
+        f"{case.folder}/{scheme}.tflite", num_threads=threads
+    )
     runner = interpreter.get_signature_runner()
     ((name, details),) = runner.get_input_details().items()
     image = np.zeros(details["shape"], details["dtype"])
     return lambda: runner(**{name: image})
 
 
-def timm_baseline(variant: str, folder: str, compiled: bool) -> Run:
-    return timm_runner(variant, 1, compiled)
-
-
-def onnx_runtime_baseline(variant: str, folder: str) -> Run:
-    return onnx_runtime_runner(variant, 1)
-
-
 BASELINES: dict[str, Runner] = {
-    "timm eager": ("timm", partial(timm_baseline, compiled=False)),
-    "timm compiled": ("timm", partial(timm_baseline, compiled=True)),
-    "ONNX Runtime": ("onnxruntime", onnx_runtime_baseline),
+    "timm eager": ("timm", partial(timm_runner, compiled=False)),
+    "timm compiled": ("timm", partial(timm_runner, compiled=True)),
+    "ONNX Runtime": ("onnxruntime", onnx_runtime_runner),
 }
+
+
+def milliseconds(seconds: float) -> float:
+    return 1e3 * seconds
 
 
 def rows(
@@ -82,8 +85,8 @@ def rows(
             found[scheme] = {"ms, 2 threads": str(two), **file_facts}
             continue
         found[scheme] = {
-            "ms, 2 threads": 1e3 * two.seconds,
-            "ms, 1 thread": 1e3 * one.seconds,
+            **two.columns("ms, 2 threads", milliseconds),
+            "ms, 1 thread": milliseconds(one.median),
             "timm eager = 1": relative(timm, two),
             **file_facts,
         }
@@ -93,7 +96,7 @@ def rows(
             found[name] = {"ms, 2 threads": timing}
         else:
             found[name] = {
-                "ms, 2 threads": 1e3 * timing.seconds,
+                **timing.columns("ms, 2 threads", milliseconds),
                 "timm eager = 1": relative(timm, timing),
             }
     return found
@@ -131,11 +134,12 @@ def main(
                 for scheme in facts
                 for threads in THREADS
             }
-            timings = interleave(runners | BASELINES, (variant, folder), rounds)
+            case = Case(variant, size, 1, folder)
+            timings = interleave(runners | BASELINES, (case,), rounds)
         title = f"CaiT-{variant} at {size}, one image"
         tables[title] = rows(facts, timings)
         show(title, tables[title])
-    write(tables, output)
+    write(tables, output, rounds)
 
 
 if __name__ == "__main__":

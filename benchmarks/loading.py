@@ -1,20 +1,20 @@
 """Loading: time to load weights into a built model, and to read their file.
 
 The file is in the page cache, so neither disk nor network is measured: the
-strictest case for the time added to reading. Measurements are interleaved and
-the fastest round counts. timm, if installed, loads the same file.
+strictest case for the time added to reading. timm, if installed, loads the same
+file.
 """
 
 import hashlib
 import importlib.util
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from cyclopts import App
 
+from benchmarks.interleave import Timing, relative, take_turns
 from benchmarks.results import Output, Rounds, Rows, show, write
 from training.recipes import Variant
 
@@ -37,18 +37,22 @@ def main(
         path = Path(folder) / "model.safetensors"
         keras_cait.save_checkpoint(model, path)
         megabytes = path.stat().st_size / 1e6
-        seconds = fastest(measurements(model, path), rounds)
+        timings = take_turns(measurements(model, path), rounds)
     title = f"Weights of CaiT-{variant}, {megabytes:.0f} MB"
-    tables = {title: rows(seconds)}
+    tables = {title: rows(timings)}
     show(title, tables[title])
-    write(tables, output)
+    write(tables, output, rounds)
 
 
-def rows(seconds: dict[str, float]) -> Rows:
+def rows(timings: dict[str, Timing]) -> Rows:
     """Seconds, also relative to reading the file."""
+    reading = timings["read the file"]
     return {
-        name: {"seconds": s, "reading = 1": s / seconds["read the file"]}
-        for name, s in seconds.items()
+        name: {
+            **timing.columns("seconds", lambda s: s),
+            "reading = 1": relative(timing, reading),
+        }
+        for name, timing in timings.items()
     }
 
 
@@ -75,20 +79,6 @@ def measurements(model: Any, path: Path) -> dict[str, Callable[[], object]]:
             timm.models.load_checkpoint(theirs, str(path))
         )
     return timed
-
-
-def fastest(
-    timed: dict[str, Callable[[], object]], rounds: int
-) -> dict[str, float]:
-    """Fastest seconds of each function, in interleaved rounds."""
-    seconds = dict.fromkeys(timed, float("inf"))
-    for _ in range(rounds):
-        for name, function in timed.items():
-            start = time.perf_counter()
-            function()
-            elapsed = time.perf_counter() - start
-            seconds[name] = min(seconds[name], elapsed)
-    return seconds
 
 
 if __name__ == "__main__":

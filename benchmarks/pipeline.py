@@ -17,10 +17,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cyclopts import App
 
+from benchmarks.interleave import Timing, relative
 from benchmarks.results import Count, Output, Rounds, Rows, show, write
 
 SIZE = 224
@@ -163,14 +164,19 @@ def serve(
         connection.send((seconds, processor_seconds(os.getpgrp()) - cpu))
 
 
+class Times(NamedTuple):
+    """Of an image: on the clock, and of the processor."""
+
+    wall: Timing
+    processor: Timing
+
+
 def measure(
     folder: Path, batch_size: int, batches: int, rounds: int
-) -> dict[str, list[dict[str, float]]]:
-    """Images per second, and per second and core, of each round."""
+) -> dict[str, Times]:
+    """Times of the pipelines whose package is installed."""
     spawn = multiprocessing.get_context("spawn")
-    results: dict[str, list[dict[str, float]]] = {
-        name: [] for name in PIPELINES
-    }
+    found: dict[str, list[tuple[float, float]]] = {}
     for _ in range(rounds):
         for name, (package, make_batches) in PIPELINES.items():
             if importlib.util.find_spec(package) is None:
@@ -189,30 +195,23 @@ def measure(
             connection.send(0)
             process.join()
             images = batches * batch_size
-            results[name].append(
-                {
-                    "images_per_second": images / seconds,
-                    "images_per_core_second": images / cpu,
-                }
-            )
-    return results
-
-
-def rows(results: dict[str, list[dict[str, float]]]) -> Rows:
-    """The best round of each pipeline, relative to timm."""
-    best = {
-        name: {key: max(run[key] for run in runs) for key in runs[0]}
-        for name, runs in results.items()
-        if runs
+            found.setdefault(name, []).append((seconds / images, cpu / images))
+    return {
+        name: Times(*map(Timing, zip(*times, strict=True)))
+        for name, times in found.items()
     }
-    timm = best.get("timm", {}).get("images_per_core_second")
+
+
+def rows(times: dict[str, Times]) -> Rows:
+    """Images per second, and per second and core, relative to timm."""
+    timm = times["timm"].processor if "timm" in times else "not installed"
     return {
         name: {
-            "images/s": rates["images_per_second"],
-            "images/s and core": rates["images_per_core_second"],
-            "timm = 1": timm and rates["images_per_core_second"] / timm,
+            "images/s": 1 / wall.median,
+            **processor.columns("images/s and core", lambda s: 1 / s),
+            "timm = 1": relative(timm, processor),
         }
-        for name, rates in best.items()
+        for name, (wall, processor) in times.items()
     }
 
 
@@ -224,7 +223,7 @@ def main(
     *,
     batch_size: Count = 64,
     batches: Count = 12,
-    rounds: Rounds = 3,
+    rounds: Rounds = 5,
     output: Output = None,
 ) -> None:
     """Times the input pipelines on generated photos.
@@ -237,11 +236,11 @@ def main(
         folder = Path(name)
         # An epoch of timm's loader must last a whole round.
         write_images(folder, batch_size * (batches + 8))
-        results = measure(folder, batch_size, batches, rounds)
+        times = measure(folder, batch_size, batches, rounds)
     title = f"Training images, batch {batch_size}"
-    tables = {title: rows(results)}
+    tables = {title: rows(times)}
     show(title, tables[title])
-    write(tables, output)
+    write(tables, output, rounds)
 
 
 if __name__ == "__main__":

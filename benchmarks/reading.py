@@ -25,6 +25,7 @@ import tensorflow_datasets as tfds
 from cyclopts import App
 from PIL import Image
 
+from benchmarks.interleave import Timing
 from benchmarks.results import Count, Output, Rounds, Rows, show, write
 from keras_cait.command_line import run
 from training.data.augmentation import random_resized_crop
@@ -137,7 +138,7 @@ def when_idle() -> float:
 def measured(
     datasets: dict[str, tf.data.Dataset], images: int, threads: int, rounds: int
 ) -> dict[str, tuple[float, float]]:
-    """Fewest seconds and processor seconds for an image, in turns."""
+    """Median seconds and processor seconds for an image, in turns."""
     options = tf.data.Options()
     options.threading.private_threadpool_size = threads
     iterators = {
@@ -158,7 +159,8 @@ def measured(
             found[name].append((wall, when_idle() - processor))
     return {
         name: tuple(
-            min(t) / batches / BATCH for t in zip(*runs[1:], strict=True)
+            Timing(t).median / batches / BATCH
+            for t in zip(*runs[1:], strict=True)
         )
         for name, runs in found.items()
     }
@@ -260,7 +262,7 @@ def main(
         }
     for title, rows in tables.items():
         show(title, rows)
-    write(tables, output)
+    write(tables, output, rounds)
 
 
 if __name__ == "__main__":

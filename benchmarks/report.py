@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,10 +41,11 @@ REGION = re.compile(
 )
 
 # Each benchmark of docs/benchmarks.md, and the options to measure it with.
-BENCHMARKS = {
+BENCHMARKS: dict[str, list[str]] = {
     "inference": [],
     "latency": [],
     "training": [],
+    "checkpoints": [],
     "gpu": [],
     "pipeline": [],
     "serving": ["--xla"],
@@ -103,7 +105,14 @@ def draw(record: dict[str, Any], path: Path) -> None:
             for name, row in rows.items()
             if isinstance(row.get(column), int | float)
         }
-        others = ("timm", "ONNX", "OpenVINO", "KerasFormers", "model.export")
+        others = (
+            "timm",
+            "ONNX",
+            "OpenVINO",
+            "KerasFormers",
+            "ZeroModels",
+            "model.export",
+        )
         axes.barh(
             list(bars),
             list(bars.values()),
@@ -155,23 +164,44 @@ def draw_study(name: str, path: Path) -> None:
     plt.close(figure)
 
 
+def run_benchmark(name: str) -> None:
+    """Measures, and stores the record."""
+    if name in NEEDS_GPU and not card():
+        print(f"{name} needs a GPU.")
+        return
+    start = time.monotonic()
+    command = [sys.executable, "-m", f"benchmarks.{name}", *BENCHMARKS[name]]
+    output = str(RESULTS / f"{name}.json")
+    subprocess.run([*command, "--output", output], check=True)
+    print(f"{name} took {(time.monotonic() - start) / 60:.1f} minutes.")
+
+
 app = App(name="python -m benchmarks.report", help=__doc__)
 
 
 @app.default
-def main(*, measure: Annotated[bool, Parameter(negative=())] = False) -> None:
+def main(
+    *names: str, measure: Annotated[bool, Parameter(negative=())] = False
+) -> None:
     """Rewrites the generated tables and figures of the documents.
 
     Args:
-        measure: Run all benchmarks first. It takes about an hour on 2 cores
-            and needs an otherwise idle machine. Those of a GPU are skipped
-            where there is none.
+        names: Benchmarks to measure. Default: all.
+        measure: Run benchmarks first. It takes about an hour on 2 cores and
+            needs an otherwise idle machine. Those of a GPU are skipped where
+            there is none.
     """
-    for name, options in BENCHMARKS.items():
-        if measure and (name not in NEEDS_GPU or card()):
-            command = [sys.executable, "-m", f"benchmarks.{name}", *options]
-            output = str(RESULTS / f"{name}.json")
-            subprocess.run([*command, "--output", output], check=True)
+    for name in names:
+        if name not in BENCHMARKS:
+            raise ValueError(
+                f"There is no benchmark {name!r}. Choose from "
+                f"{', '.join(BENCHMARKS)}."
+            )
+    if names and not measure:
+        raise ValueError(f"Add --measure to measure {', '.join(names)}.")
+    for name in BENCHMARKS:
+        if measure and name in (names or BENCHMARKS):
+            run_benchmark(name)
         draw(read(name), ROOT / "docs" / f"benchmark-{name}.png")
     for name in read("studies")["tables"]:
         draw_study(name, ROOT / "docs" / f"study-{name}.png")

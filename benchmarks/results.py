@@ -16,10 +16,19 @@ from cyclopts.validators import Number
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = (
     *("keras", "keras-hub", "tensorflow", "jax", "timm", "torch"),
-    *("onnxruntime", "openvino", "ai-edge-litert"),
+    *("onnxruntime", "openvino", "nncf", "ai-edge-litert", "zeromodels"),
 )
+# What processors have beyond AVX, the newest first: flag of Linux and name.
+INSTRUCTION_SETS = {
+    "amx_int8": "AVX-512 with VNNI and AMX",
+    "avx512_vnni": "AVX-512 with VNNI",
+    "avx512f": "AVX-512",
+    "avx_vnni": "AVX2 with VNNI",
+    "avx2": "AVX2",
+}
 
-# Numbers by row and column; a string says why there is no number.
+# Numbers by row and column; a string is a number within the noise, or says why
+# there is none.
 Rows = Mapping[str, Mapping[str, float | int | str | None]]
 
 
@@ -45,7 +54,7 @@ Rounds = Annotated[
     Parameter(
         name="--rounds",
         validator=AT_LEAST_1,
-        help="Timed runs; the fastest counts.",
+        help="Rounds, of which tables show the median.",
     ),
 ]
 Output = Annotated[
@@ -62,13 +71,17 @@ def show(title: str, rows: Rows) -> None:
 
 
 def write(
-    tables: Mapping[str, Rows], path: Path | None, machine: str | None = None
+    tables: Mapping[str, Rows],
+    path: Path | None,
+    rounds: int | None = None,
+    machine: str | None = None,
 ) -> None:
     """Writes tables with the date, machine and versions as JSON.
 
     Args:
         tables: rows by title.
         path: file to write; `None` writes nothing.
+        rounds: number of rounds of which the tables show medians.
         machine: what was measured; `None` is the processor.
     """
     if path is None:
@@ -78,8 +91,9 @@ def write(
 
     record = {
         "date": date.today().isoformat(),
-        "machine": machine or f"{processor()}, {os.cpu_count()} cores",
+        "machine": machine or this_machine(),
         "versions": versions(),
+        **({"shows": f"Medians of {rounds} rounds."} if rounds else {}),
         "tables": tables,
     }
     write_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
@@ -90,13 +104,35 @@ def read(name: str, folder: Path = RESULTS) -> dict[str, Any]:
     return json.loads((folder / f"{name}.json").read_text())
 
 
-def processor() -> str:
-    """Name of the CPU."""
+def this_machine() -> str:
+    """Processor, instruction set and number of threads."""
+    facts = {}
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+            name, _, value = line.partition(":")
+            facts[name.strip()] = value.strip()
+    words = [
+        facts.get("model name") or platform.processor() or platform.machine(),
+        instruction_set(facts.get("flags", "")),
+        f"{os.cpu_count()} threads",
+    ]
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
+    if limit:
+        words.append(f"oneDNN limited to {limit}")
+    return ", ".join(filter(None, words))
+
+
+def instruction_set(flags: str) -> str:
+    """The newest instructions for matrix products that a processor has.
+
+    Example:
+    >>> instruction_set("fma avx2 avx512f avx512_vnni")
+    'AVX-512 with VNNI'
+    """
+    found = (
+        name for flag, name in INSTRUCTION_SETS.items() if flag in flags.split()
+    )
+    return next(found, "")
 
 
 def versions() -> dict[str, str]:

@@ -7,7 +7,6 @@ them again.
 """
 
 import os
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -19,6 +18,7 @@ import tensorflow as tf
 from cyclopts import App
 
 import keras_cait
+from benchmarks.interleave import Timing, relative, take_turns
 from benchmarks.results import Count, Output, Rounds, Rows, show, write
 from export import inference_graph
 from export.inference_graph import (
@@ -120,28 +120,26 @@ def class_attention_of_all_patches(
     return outputs, tf.transpose(scores[:, :, 0], (1, 0, 2))
 
 
-def fastest(
-    functions: dict[str, Function], images: tf.Tensor, rounds: int
-) -> dict[str, float]:
-    """Fastest seconds of each function, in interleaved rounds."""
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for function in functions.values():
-        for _ in range(2):
-            function(images)
-    for _ in range(rounds):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function(images).numpy()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: min(times) for name, times in seconds.items()}
+def compiled(
+    functions: dict[str, Function], images: tf.Tensor, xla: bool
+) -> dict[str, Callable[[], object]]:
+    """The functions as graphs, plain or compiled by XLA, on these images."""
+
+    def run(step: Function) -> object:
+        return step(images).numpy()
+
+    return {
+        name: partial(run, tf.function(function, jit_compile=xla))
+        for name, function in functions.items()
+    }
 
 
-def rows(record: dict[str, dict[str, float]]) -> Rows:
+def rows(record: dict[str, dict[str, Timing]]) -> Rows:
     """Times in each mode, relative to the graph with all rewrites."""
     return {
         name: {
-            mode: seconds[name] / seconds["all rewrites"]
-            for mode, seconds in record.items()
+            mode: relative(timings[name], timings["all rewrites"])
+            for mode, timings in record.items()
         }
         for name in record["graph"]
     }
@@ -166,17 +164,15 @@ def main(
     """
     model = getattr(keras_cait, f"CaiT_{variant}")(weights=None)
     images = tf.zeros((batch_size, *model.image_shape))
-    record = {}
-    for mode, xla in (("graph", False), ("XLA", True)):
-        functions = {
-            name: tf.function(function, jit_compile=xla)
-            for name, function in functions_of_images(model).items()
-        }
-        record[mode] = fastest(functions, images, rounds)
+    functions = functions_of_images(model)
+    record = {
+        mode: take_turns(compiled(functions, images, xla), rounds)
+        for mode, xla in (("graph", False), ("XLA", True))
+    }
     title = f"CaiT-{variant}, batch {batch_size}, time"
     tables = {title: rows(record)}
     show(title, tables[title])
-    write(tables, output)
+    write(tables, output, rounds)
 
 
 if __name__ == "__main__":

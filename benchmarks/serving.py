@@ -17,12 +17,17 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from benchmarks.inference import Run, onnx_runtime_runner, timm_runner
+from benchmarks.inference import (
+    LABELS,
+    Case,
+    Run,
+    onnx_runtime_runner,
+    saved_model_runner,
+    timm_runner,
+)
 from benchmarks.interleave import Runner, Timing, interleave, relative
 from benchmarks.results import Count, Output, Rounds, Rows, show, write
 from training.recipes import Variant
-
-LABELS = [f"class {i}" for i in range(1000)]
 
 
 def export_models(variant: str, folder: Path, xla: bool) -> None:
@@ -35,48 +40,34 @@ def export_models(variant: str, folder: Path, xla: bool) -> None:
     model.export(folder / "plain", verbose=False)
 
 
-def pixels_runner(variant: str, batch_size: int, folder: str) -> Run:
+def jpeg_runner(case: Case) -> Run:
     import tensorflow as tf
 
-    signature = tf.saved_model.load(f"{folder}/cait/1").signatures["pixels"]
-    (spec,) = signature.structured_input_signature[1].values()
-    images = tf.zeros((batch_size, *spec.shape[1:]), tf.uint8)
-    return lambda: signature(images=images)["logits"].numpy()
-
-
-def jpeg_runner(variant: str, batch_size: int, folder: str) -> Run:
-    import tensorflow as tf
-
-    loaded = tf.saved_model.load(f"{folder}/cait/1")
-    images = tf.constant(jpegs(batch_size))
+    loaded = tf.saved_model.load(f"{case.folder}/cait/1")
+    images = tf.constant(jpegs(case.batch_size))
     signature = loaded.signatures["serving_default"]
     return lambda: signature(image_bytes=images)["scores"].numpy()
 
 
-def plain_export_runner(variant: str, batch_size: int, folder: str) -> Run:
+def plain_export_runner(case: Case) -> Run:
     import tensorflow as tf
 
-    loaded = tf.saved_model.load(f"{folder}/plain")
+    loaded = tf.saved_model.load(f"{case.folder}/plain")
     signature = loaded.signatures["serving_default"]
     (spec,) = signature.structured_input_signature[1].values()
-    images = tf.zeros((batch_size, *spec.shape[1:]))
+    images = tf.zeros((case.batch_size, *spec.shape[1:]))
     return lambda: loaded.serve(images).numpy()
 
 
-def timm_baseline(variant: str, batch_size: int, folder: str) -> Run:
-    return timm_runner(variant, batch_size, compiled=False)
-
-
-def onnx_runtime_baseline(variant: str, batch_size: int, folder: str) -> Run:
-    return onnx_runtime_runner(variant, batch_size)
-
-
 RUNNERS: dict[str, Runner] = {
-    "keras-cait, pixels": ("tensorflow", pixels_runner),
+    "keras-cait, pixels": (
+        "tensorflow",
+        partial(saved_model_runner, name="cait"),
+    ),
     "keras-cait, JPEG bytes": ("tensorflow", jpeg_runner),
     "model.export": ("tensorflow", plain_export_runner),
-    "timm eager": ("timm", timm_baseline),
-    "ONNX Runtime": ("onnxruntime", onnx_runtime_baseline),
+    "timm eager": ("timm", partial(timm_runner, compiled=False)),
+    "ONNX Runtime": ("onnxruntime", onnx_runtime_runner),
 }
 
 
@@ -150,7 +141,7 @@ def rows(batch_size: int, timings: dict[str, Timing | str]) -> Rows:
             found[name] = {"images/s": timing}
             continue
         found[name] = {
-            "images/s": batch_size / timing.seconds,
+            **timing.columns("images/s", lambda s: batch_size / s),
             "timm eager = 1": relative(timings["timm eager"], timing),
         }
     return found
@@ -186,12 +177,16 @@ def main(
         server: Address (host:port) of a server with a model named cait.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # Not above: a baseline's process would import Keras and count its memory.
+    from keras_cait.models import VARIANTS
+
+    size = VARIANTS[variant].image_size
     tables = {}
     with tempfile.TemporaryDirectory() as folder:
         export_models(variant, Path(folder), xla)
         for batch_size in batch_sizes:
-            arguments = (variant, batch_size, folder)
-            timings = interleave(RUNNERS, arguments, rounds)
+            case = Case(variant, size, batch_size, folder)
+            timings = interleave(RUNNERS, (case,), rounds)
             title = f"CaiT-{variant}, batch {batch_size}"
             tables[title] = rows(batch_size, timings)
             show(title, tables[title])
@@ -207,7 +202,7 @@ def main(
         show(title, tables[title])
         if loopback:
             loopback.stop(0)
-    write(tables, output)
+    write(tables, output, rounds)
 
 
 if __name__ == "__main__":

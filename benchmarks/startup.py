@@ -1,6 +1,6 @@
 """Startup: time to import, and to build a model and classify one image.
 
-Each measurement is a process of its own; the fastest round counts.
+Each measurement is a process of its own.
 """
 
 import os
@@ -9,6 +9,7 @@ import sys
 
 from cyclopts import App
 
+from benchmarks.interleave import Timing
 from benchmarks.results import Output, Rounds, Rows, show, write
 
 BUILD_AND_CLASSIFY = """
@@ -27,27 +28,34 @@ print(time.perf_counter() - start, 0)
 """
 
 
-def measure(program: str, rounds: int) -> tuple[float, float]:
-    """Fewest seconds and bytes that a program prints."""
-    seconds, peaks = [], []
+def measure(programs: dict[str, str], rounds: int) -> dict[str, Timing]:
+    """The seconds and bytes that programs print, in interleaved rounds."""
+    seconds: dict[str, list[float]] = {name: [] for name in programs}
+    peaks: dict[str, int] = {}
     for _ in range(rounds):
-        printed = subprocess.run(
-            [sys.executable, "-c", program],
-            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
-            capture_output=True,
-            check=True,
-            text=True,
-        ).stdout.split()
-        seconds.append(float(printed[-2]))
-        peaks.append(float(printed[-1]))
-    return min(seconds), min(peaks)
+        for name, program in programs.items():
+            printed = subprocess.run(
+                [sys.executable, "-c", program],
+                env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+                capture_output=True,
+                check=True,
+                text=True,
+            ).stdout.split()
+            seconds[name].append(float(printed[-2]))
+            peaks[name] = int(printed[-1])
+    return {
+        name: Timing(tuple(seconds[name]), peaks[name]) for name in programs
+    }
 
 
-def rows(results: dict[str, tuple[float, float]]) -> Rows:
+def rows(timings: dict[str, Timing]) -> Rows:
     """Seconds and peak memory."""
     return {
-        name: {"seconds": seconds, "peak MB": peak_bytes / 1e6 or None}
-        for name, (seconds, peak_bytes) in results.items()
+        name: {
+            **timing.columns("seconds", lambda s: s),
+            "peak MB": timing.peak_bytes / 1e6 or None,
+        }
+        for name, timing in timings.items()
     }
 
 
@@ -55,7 +63,7 @@ app = App(name="python -m benchmarks.startup", help=__doc__)
 
 
 @app.default
-def main(*, rounds: Rounds = 3, output: Output = None) -> None:
+def main(*, rounds: Rounds = 5, output: Output = None) -> None:
     """Times the import of keras_cait, and S24 and M48 from scratch."""
     programs = {"import keras_cait, after keras": IMPORT} | {
         f"build {variant}, classify one image": BUILD_AND_CLASSIFY.format(
@@ -64,13 +72,9 @@ def main(*, rounds: Rounds = 3, output: Output = None) -> None:
         for variant in ("S24", "M48")
     }
     title = "Import, build and classify"
-    tables = {
-        title: rows(
-            {name: measure(code, rounds) for name, code in programs.items()}
-        )
-    }
+    tables = {title: rows(measure(programs, rounds))}
     show(title, tables[title])
-    write(tables, output)
+    write(tables, output, rounds)
 
 
 if __name__ == "__main__":

@@ -150,7 +150,7 @@ def rows(batch_size: int, timings: dict[str, Timing | str]) -> Rows:
             found[name] = {"images/s": timing}
             continue
         found[name] = {
-            "images/s": batch_size / timing.seconds,
+            **timing.columns("images/s", lambda s: batch_size / s),
             "timm eager = 1": relative(timings["timm eager"], timing),
             "timm compiled = 1": relative(timings["timm compiled"], timing),
             "peak MB": timing.peak_bytes / 1e6,
@@ -179,7 +179,7 @@ def main(
     title = f"A step of CaiT-{variant} at 224, batch {batch_size}, float32"
     tables = {title: rows(batch_size, timings)}
     show(title, tables[title])
-    write(tables, output)
+    write(tables, output, rounds)
 
 
 if __name__ == "__main__":

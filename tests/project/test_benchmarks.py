@@ -1,8 +1,10 @@
 """Results are stored, printed and drawn; measured tables come from them."""
 
 import json
+import os
 import re
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,64 +13,121 @@ import tensorflow as tf
 from benchmarks import (
     gpu,
     inference,
+    litert,
+    pipeline,
     report,
     results,
     rewrites,
     scale,
+    serving,
     tables,
+    training,
 )
-from benchmarks.interleave import Timing, interleave
+from benchmarks.interleave import Timing, interleave, relative
 from training.recipes import SUMMARIES
 
 
-def quick(arguments):
-    return lambda: arguments
-
-
-def broken(arguments):
-    raise RuntimeError("out of order\nat line 3")
-
-
 def test_runners_are_timed_and_failures_are_named():
+    # Of the standard library, so that their processes do not import this file.
+    quick = partial(partial, len)
+    broken = partial(exec, 'raise RuntimeError("out of order\\nat line 3")')
     timings = interleave(
         {
             "quick": ("json", quick),
             "broken": ("json", broken),
             "missing": ("no_such_package", quick),
         },
-        ("image",),
+        ({},),
         rounds=2,
     )
-    assert isinstance(timings["quick"], Timing)
-    assert timings["quick"].seconds > 0 and timings["quick"].peak_bytes > 1e6
+    quickly = timings["quick"]
+    assert isinstance(quickly, Timing)
+    assert len(quickly.seconds) == 2 and 0 < quickly.best <= quickly.median
+    assert quickly.peak_bytes > 1e6
     assert timings["broken"] == "RuntimeError: out of order"
     assert timings["missing"] == "no_such_package is not installed"
 
 
+@pytest.mark.parametrize(
+    "seconds, ratio",
+    [
+        ([0.5, 0.5, 0.5, 0.5, 0.4, 0.4, 0.4], 2.0),
+        ([0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 1.1], "≈ 1.11"),
+        ([1.0] * 7, 1.0),  # itself
+        ([0.8] * 9 + [1.1], 1.25),  # one of ten may differ
+    ],
+)
+def test_a_difference_within_the_noise_is_marked(seconds, ratio):
+    reference, timing = Timing((1.0,) * len(seconds)), Timing(tuple(seconds))
+    assert relative(reference, timing) == ratio
+    assert relative("timm is not installed", timing) is None
+
+
+def test_noise_that_reaches_all_cancels_out():
+    reference, timing = Timing((1.0, 4.0, 2.0)), Timing((0.9, 3.6, 1.8))
+    assert relative(reference, timing) == pytest.approx(1 / 0.9)
+
+
 def test_a_table_shows_every_number(tmp_path, capsys):
     timings = {
-        "matrix product": Timing(0.5, 0),
-        "keras-cait, XLA": Timing(0.081, 1_234_500_000),
+        "matrix product": Timing((0.5,) * 3),
+        "keras-cait, XLA": Timing((0.081, 0.1, 0.08), 1_234_500_000),
         "timm eager": "timm is not installed",
     }
-    rows = inference.rows("XXS24", 1, timings)
+    rows = inference.rows(inference.Case("XXS24", 224, 1), timings)
     results.show("A model, batch 1", rows)
     printed = capsys.readouterr().out
     for line in (
-        "| Run | images/s | timm eager = 1 | % of a matrix product | peak MB |",
-        "| keras-cait, XLA | 12.3 |  | 182 | 1,234 |",
-        "| timm eager | timm is not installed |  |  |  |",
+        "| Run | images/s | best | spread, % | timm eager = 1 "
+        "| % of a matrix product | peak MB |",
+        "| keras-cait, XLA | 12.3 | 12.5 | 24.7 |  | 182 | 1,234 |",
+        "| timm eager | timm is not installed |  |  |  |  |  |",
     ):
         assert line in printed
     path = tmp_path / "inference.json"
-    results.write({"A model, batch 1": rows}, path)
+    results.write({"A model, batch 1": rows}, path, rounds=3)
     record = results.read("inference", tmp_path)
     assert record["tables"] == json.loads(
         json.dumps({"A model, batch 1": rows})
     )
     assert {"date", "machine", "versions"} < record.keys()
+    assert record["shows"] == "Medians of 3 rounds."
     report.draw(record, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "flags, name",
+    [
+        ("avx avx2 fma", "AVX2"),
+        ("avx2 avx512f avx512dq", "AVX-512"),
+        ("avx2 avx512f avx512_vnni", "AVX-512 with VNNI"),
+        ("avx2 avx512f avx512_vnni amx_int8", "AVX-512 with VNNI and AMX"),
+        ("", ""),
+    ],
+)
+def test_instruction_sets_are_named(flags, name):
+    assert results.instruction_set(flags) == name
+
+
+def test_a_record_states_threads_and_a_limit_of_onednn(monkeypatch):
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    machine = results.this_machine()
+    assert machine.endswith(f"{os.cpu_count()} threads, oneDNN limited to AVX2")
+
+
+def test_contestants_are_in_the_requirements():
+    requirements = (report.ROOT / "requirements/benchmark.txt").read_text()
+    contestants = (
+        inference.RUNNERS
+        | serving.RUNNERS
+        | training.RUNNERS
+        | litert.BASELINES
+        | pipeline.PIPELINES
+    )
+    needed = {package for package, _ in contestants.values()}
+    needed -= {"tensorflow"}  # of the project itself
+    assert needed <= set(re.findall(r"^[\w-]+", requirements, re.M))
 
 
 def test_runs_on_a_gpu_are_compared_with_timm():
@@ -77,8 +136,8 @@ def test_runs_on_a_gpu_are_compared_with_timm():
         for name in ("keras-cait", "timm compiled")
     )
     found = {
-        timm: gpu.Timing(0.016, 0.0, 1),
-        keras_cait: gpu.Timing(0.008, 0.02, 10**9),
+        timm: Timing((0.016,), 1),
+        keras_cait: Timing((0.008,), 10**9),
         timm._replace(task="training"): "out of memory",
     }
     (rows,) = gpu.tables_of(found).values()

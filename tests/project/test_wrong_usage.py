@@ -473,6 +473,8 @@ ROWS = [
         """,
     ),
     ("benchmarks.loading --variant S99", 2, 'Invalid value "S99"'),
+    ("benchmarks.report --measure speed", 1, "no benchmark 'speed'."),
+    ("benchmarks.report latency", 1, "Add --measure to measure latency."),
     ("benchmarks.pipeline --batches 0", 2, "Must be >= 1."),
     ("benchmarks.quickstart --model nowhere", 1, "no model 'nowhere'."),
 ]
