@@ -13,6 +13,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_cait.initializers import BlockInitializer, kernel_initializer
+
 LAYER_NORM_EPSILON = 1e-6
 
 Shape = tuple[int | None, ...]
@@ -652,18 +654,13 @@ def softmax(scores: Tensor) -> Tensor:
     return ops.cast(ops.softmax(ops.cast(scores, dtype)), scores.dtype)
 
 
-def kernel_initializer() -> keras.initializers.Initializer:
-    """Truncated normal of 0.02, for kernels, class token and positions."""
-    return keras.initializers.TruncatedNormal(stddev=0.02)
-
-
 def dense(
     layer: keras.layers.Layer, name: str, units: int
 ) -> keras.layers.Dense:
     """A dense sublayer with the dtype of `layer` and CaiT's initialization."""
     return keras.layers.Dense(
         units,
-        kernel_initializer=kernel_initializer(),
+        kernel_initializer=BlockInitializer(),
         dtype=layer.dtype_policy,
         name=name,
     )

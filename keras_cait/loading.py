@@ -21,6 +21,7 @@ from keras import ops
 
 from keras_cait import models
 from keras_cait.files import sha256
+from keras_cait.initializers import filled_later
 from keras_cait.litert import LiteRTModel, check_file
 from keras_cait.models import VARIANTS, CaiT
 from keras_cait.preprocessing import imagenet_labels, preprocess_input
@@ -132,7 +133,8 @@ def load_model(
         )
     if row:
         size = image_size or row.image_size
-        model = build(row.variant, size, precision=precision)
+        with filled_later():
+            model = build(row.variant, size, precision=precision)
         return load_pretrained(model, row)
     if path.name.endswith(".weights.h5"):
         model = _with_variant(path, variant, image_size, classes, precision)
@@ -392,7 +394,8 @@ def _keras_file(
 ) -> keras.Model:
     try:
         _check_size(path)
-        model = keras.saving.load_model(path, compile=False)
+        with filled_later():
+            model = keras.saving.load_model(path, compile=False)
     except Exception as error:  # damage shows in many ways: zip, JSON, HDF5
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(
@@ -412,7 +415,8 @@ def _keras_file(
     if image_size and image_size != own_size:
         channels = model.inputs[0].shape[-1]
         config |= {"input_shape": (size, size, channels), "grid_size": None}
-    changed = type(model).from_config(config)
+    with filled_later():
+        changed = type(model).from_config(config)
     if changed.inputs[0].shape == model.inputs[0].shape:
         changed.set_weights(model.get_weights())
         return changed
@@ -486,7 +490,8 @@ def _with_variant(
             f"{str(path)!r} does not tell its architecture. Add it, such as "
             "--variant S24."
         )
-    model = build(variant, image_size, classes or 1000, precision)
+    with filled_later():
+        model = build(variant, image_size, classes or 1000, precision)
     return load_weights(model, path)
 
 

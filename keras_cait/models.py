@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import keras
 
 from keras_cait.blocks import SelfAttentionBlock, layer_norm
+from keras_cait.initializers import filled_later
 from keras_cait.layers import Shape
 from keras_cait.pretrained import nearest_pretrained
 from keras_cait.transformer import (
@@ -170,23 +171,24 @@ class CaiT(VisionTransformer):
             include_preprocessing,
             policy,
         )
-        for i in range(depth):
-            patches = SelfAttentionBlock(
+        with filled_later(weights is not None):
+            for i in range(depth):
+                patches = SelfAttentionBlock(
+                    num_heads,
+                    mlp_ratio,
+                    init_values,
+                    drop_path_rate,
+                    dtype=policy,
+                    name=f"self_attention_block_{i}",
+                )(patches)
+            token = read_patches(
+                patches,
+                class_attention_depth,
                 num_heads,
                 mlp_ratio,
                 init_values,
-                drop_path_rate,
-                dtype=policy,
-                name=f"self_attention_block_{i}",
-            )(patches)
-        token = read_patches(
-            patches,
-            class_attention_depth,
-            num_heads,
-            mlp_ratio,
-            init_values,
-            policy,
-        )
+                policy,
+            )
 
         norm = layer_norm("norm", policy)
         if pooling == "token":
@@ -298,18 +300,19 @@ def _variant(variant: str):
                     f'input_shape={input_shape} with weights="imagenet". Use '
                     "3 channels, or weights=None."
                 )
-        model = CaiT(
-            **arguments,
-            include_top=include_top,
-            weights=None if row else weights,
-            input_tensor=input_tensor,
-            input_shape=input_shape,
-            pooling=pooling,
-            classes=classes,
-            classifier_activation=classifier_activation,
-            include_preprocessing=include_preprocessing,
-            name=name,
-        )
+        with filled_later(row is not None):
+            model = CaiT(
+                **arguments,
+                include_top=include_top,
+                weights=None if row else weights,
+                input_tensor=input_tensor,
+                input_shape=input_shape,
+                pooling=pooling,
+                classes=classes,
+                classifier_activation=classifier_activation,
+                include_preprocessing=include_preprocessing,
+                name=name,
+            )
         return load_pretrained(model, row) if row else model
 
     build.__name__ = build.__qualname__ = f"CaiT_{variant}"

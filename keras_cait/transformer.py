@@ -5,12 +5,12 @@ from typing import Any
 import keras
 
 from keras_cait.blocks import ClassAttentionBlock, SelfAttentionBlock
+from keras_cait.initializers import kernel_initializer
 from keras_cait.layers import (
     ClassToken,
     PatchEmbedding,
     PositionEmbedding,
     Shape,
-    kernel_initializer,
     positive_int,
 )
 from keras_cait.preprocessing import IMAGENET_MEAN, IMAGENET_STD

@@ -14,6 +14,7 @@ import numpy as np
 from keras_cait.conversion import from_reference, to_reference
 from keras_cait.files import atomically
 from keras_cait.hub import fetch
+from keras_cait.initializers import filled_later
 from keras_cait.layers import resample_positions
 from keras_cait.pretrained import PRETRAINED, PretrainedWeights
 from keras_cait.pytorch_files import read_pth
@@ -255,7 +256,8 @@ def _merge_class_position(tensors: Tensors) -> Tensors:
 
 def _read_keras(path: Path) -> tuple[Tensors, Grid]:
     try:
-        model = keras.saving.load_model(path, compile=False)
+        with filled_later():
+            model = keras.saving.load_model(path, compile=False)
     # Damage surfaces as errors of zip, JSON or HDF5.
     except Exception as error:
         raise ValueError(f"Keras cannot read it ({error}).") from None
