@@ -4,11 +4,12 @@ import importlib.util
 import multiprocessing
 import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 # The package a runner needs, and a picklable function that sets it up and
@@ -160,11 +161,18 @@ def serve(
         return
     connection.send(None)
     while connection.recv():
-        seconds = seconds_of(run)
-        # Linux reports KiB, macOS bytes.
-        unit = 1 if sys.platform == "darwin" else 1024
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-        connection.send((seconds, peak))
+        connection.send((seconds_of(run), peak_bytes()))
+
+
+def peak_bytes() -> int:
+    """Peak memory of this process.
+
+    Linux counts that of the process which started it, too, in `ru_maxrss`.
+    """
+    with suppress(OSError):
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # of macOS
 
 
 def take_turns(

@@ -43,7 +43,8 @@ def test_runners_are_timed_and_failures_are_named():
     quickly = timings["quick"]
     assert isinstance(quickly, Timing)
     assert len(quickly.seconds) == 2 and 0 < quickly.best <= quickly.median
-    assert quickly.peak_bytes > 1e6
+    # Not that of this process, which is much larger.
+    assert 1e6 < quickly.peak_bytes < 1e8
     assert timings["broken"] == "RuntimeError: out of order"
     assert timings["missing"] == "no_such_package is not installed"
 
