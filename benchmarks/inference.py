@@ -6,6 +6,8 @@ own rate is that of a float32 product of two 2048 x 2048 matrices.
 """
 
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -36,7 +38,7 @@ class Case(NamedTuple):
     variant: str
     image_size: int
     batch_size: int
-    folder: str = ""
+    folder: str
 
 
 def keras_cait_runner(
@@ -99,9 +101,10 @@ def saved_model_runner(case: Case, name: str) -> Run:
 def timm_runner(case: Case, compiled: bool) -> Run:
     import torch
 
-    model, images = timm_model(case)
+    model = timm_model(case).eval()
     if compiled:
         model = torch.compile(model)
+    images = torch.randn(case.batch_size, 3, case.image_size, case.image_size)
 
     def forward() -> None:
         with torch.inference_mode():
@@ -113,44 +116,65 @@ def timm_runner(case: Case, compiled: bool) -> Run:
 def onnx_runtime_runner(case: Case) -> Run:
     import onnxruntime
 
-    path, images = timm_onnx(case)
     session = onnxruntime.InferenceSession(
-        path, providers=["CPUExecutionProvider"]
+        timm_onnx(case), providers=["CPUExecutionProvider"]
     )
-    return lambda: session.run(None, {"images": images.numpy()})
+    images = onnx_images(case)
+    return lambda: session.run(None, {"images": images})
 
 
 def openvino_runner(case: Case) -> Run:
     import openvino
 
-    path, images = timm_onnx(case)
     # OpenVINO computes in bfloat16 by default where the CPU supports it.
     model = openvino.compile_model(
-        path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+        timm_onnx(case), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )
-    return lambda: model(images.numpy())
+    images = onnx_images(case)
+    return lambda: model(images)
 
 
-def timm_model(case: Case) -> tuple[Any, Any]:
+def timm_model(case: Case) -> Any:
     import timm
+
+    return timm.create_model(f"cait_{case.variant.lower()}_{case.image_size}")
+
+
+def timm_onnx(case: Case) -> str:
+    """Path of timm's model in ONNX, which is written if it is missing.
+
+    A process of its own writes it: PyTorch's memory would count.
+    """
+    path = f"{case.folder}/batch-{case.batch_size}.onnx"
+    if not Path(path).exists():
+        program = (
+            "from benchmarks.inference import Case, export_onnx, timm_model\n"
+            f"export_onnx(timm_model({case}), {case}, {path!r})"
+        )
+        command = [sys.executable, "-c", program]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return path
+
+
+def export_onnx(model: Any, case: Case, path: str) -> None:
+    """Writes a model of PyTorch in ONNX, for one batch size."""
     import torch
 
-    model = timm.create_model(
-        f"cait_{case.variant.lower()}_{case.image_size}"
-    ).eval()
-    images = torch.randn(case.batch_size, 3, case.image_size, case.image_size)
-    return model, images
-
-
-def timm_onnx(case: Case) -> tuple[str, Any]:
-    import torch
-
-    model, images = timm_model(case)
-    path = f"{tempfile.mkdtemp()}/cait.onnx"
     torch.onnx.export(
-        model, (images,), path, input_names=["images"], verbose=False
+        model.eval(),
+        (torch.zeros(case.batch_size, 3, case.image_size, case.image_size),),
+        path,
+        input_names=["images"],
+        external_data=False,
+        verbose=False,
     )
-    return path, images
+
+
+def onnx_images(case: Case) -> Any:
+    import numpy as np
+
+    shape = (case.batch_size, 3, case.image_size, case.image_size)
+    return np.random.default_rng(0).standard_normal(shape, "float32")
 
 
 def matrix_product_runner(case: Case) -> Run:

@@ -129,7 +129,7 @@ def load_pixel_predictor(
         source, variant, image_size, classes: as of `load_classifier`.
         embedding: whether to compute embeddings, which takes another run of
             the model.
-        threads: CPU threads; `None` is TensorFlow's default, and 2 of LiteRT.
+        threads: CPU threads; `None` is one for each core.
 
     Raises:
         ValueError: as of `load_classifier`; or the model has no embedding.
@@ -141,12 +141,12 @@ def load_pixel_predictor(
         variant=variant,
         image_size=image_size,
         classes=classes,
-        threads=threads or 2,
+        threads=threads,
     )
     classify: Callable = loaded.predict
     if not isinstance(classify, LiteRTModel):
         classify = tf.function(classify)
-    embed = embedder(source, loaded, threads or 2) if embedding else None
+    embed = embedder(source, loaded, threads) if embedding else None
 
     def predict(pixels):
         images = pixels.astype("float32")
@@ -157,7 +157,7 @@ def load_pixel_predictor(
 
 
 def embedder(
-    source: str, loaded: Classifier, threads: int = 2
+    source: str, loaded: Classifier, threads: int | None = None
 ) -> Callable[[np.ndarray], np.ndarray]:
     """The embedding of a model as a function of float32 pixels.
 
@@ -166,7 +166,7 @@ def embedder(
     Args:
         source: where the model was loaded from.
         loaded: the model.
-        threads: CPU threads of a `.tflite` file.
+        threads: CPU threads of a `.tflite` file; `None` is one for each core.
 
     Raises:
         ValueError: the model has no embedding.
@@ -200,9 +200,9 @@ def embedder(
 
 
 def _litert_embedder(
-    model: LiteRTModel, threads: int
+    model: LiteRTModel, threads: int | None
 ) -> Callable[[np.ndarray], np.ndarray]:
-    interpreter = open_interpreter(model.path, num_threads=threads)
+    interpreter = open_interpreter(model.path, threads)
     if "embedding" not in interpreter.get_signature_list():
         raise ValueError(
             f"{str(model.path)!r} has no embedding. Export it with "

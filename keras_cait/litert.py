@@ -1,5 +1,6 @@
 """Runs `.tflite` image classifiers with LiteRT."""
 
+import os
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ class LiteRTModel:
 
     Args:
         path: the file.
-        threads: int > 0. CPU threads.
+        threads: int > 0. CPU threads; `None` is one for each core.
 
     Call arguments:
         images: array `(images, height, width, 3)` of any number of images, RGB
@@ -43,8 +44,8 @@ class LiteRTModel:
     >>> LiteRTModel("model.tflite")(images)  # doctest: +SKIP
     """
 
-    def __init__(self, path: str | Path, threads: int = 2):
-        interpreter = open_interpreter(path, num_threads=threads)
+    def __init__(self, path: str | Path, threads: int | None = None):
+        interpreter = open_interpreter(path, threads)
         signatures = interpreter.get_signature_list()
         signature = signatures.get(SIGNATURE, {})
         outputs = signature.get("outputs", [])
@@ -96,22 +97,26 @@ class LiteRTModel:
         return float(np.median(times))
 
 
-def open_interpreter(path: str | Path, **options: Any) -> Any:
+def open_interpreter(
+    path: str | Path, threads: int | None = None, **options: Any
+) -> Any:
     """A LiteRT `Interpreter` of a file.
 
     Args:
         path: the `.tflite` file.
-        options: keyword arguments of `Interpreter`.
+        threads: int > 0. CPU threads; `None` is one for each core.
+        options: other keyword arguments of `Interpreter`.
 
     Raises:
         ValueError: the file is missing or damaged.
         ImportError: LiteRT is not installed.
     """
     interpreter = _interpreter()
+    threads = threads or os.cpu_count() or 1
     if not Path(path).is_file():
         raise ValueError(f"There is no file {str(path)!r}.")
     try:
-        return interpreter(str(path), **options)
+        return interpreter(str(path), num_threads=threads, **options)
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(

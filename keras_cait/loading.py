@@ -159,7 +159,7 @@ def load_classifier(
     image_size: int | None = None,
     classes: int | None = None,
     precision: str | None = None,
-    threads: int = 2,
+    threads: int | None = None,
 ) -> Classifier:
     """Loads a model of any kind as a function from images to probabilities.
 
@@ -168,7 +168,7 @@ def load_classifier(
             served model (its newest version), or a `.tflite` file.
         variant, image_size, classes, precision: as of `load_model`; exported
             files have their own.
-        threads: CPU threads of a `.tflite` file.
+        threads: CPU threads of a `.tflite` file; `None` is one for each core.
 
     Raises:
         ValueError: as of `load_model`.
@@ -574,7 +574,7 @@ def _verify_files(folder: Path, digests: dict[str, str]) -> None:
             raise ValueError(f"{name} is damaged: its SHA-256 is wrong")
 
 
-def _litert(path: Path, threads: int) -> Classifier:
+def _litert(path: Path, threads: int | None) -> Classifier:
     check_file(path)
     model = LiteRTModel(path, threads)
     return Classifier(model, model.image_size, model.classes, sha256(path))

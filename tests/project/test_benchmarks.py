@@ -75,7 +75,7 @@ def test_a_table_shows_every_number(tmp_path, capsys):
         "keras-cait, XLA": Timing((0.081, 0.1, 0.08), 1_234_500_000),
         "timm eager": "timm is not installed",
     }
-    rows = inference.rows(inference.Case("XXS24", 224, 1), timings)
+    rows = inference.rows(inference.Case("XXS24", 224, 1, ""), timings)
     results.show("A model, batch 1", rows)
     printed = capsys.readouterr().out
     for line in (
