@@ -186,15 +186,40 @@ def random_erasing(
         top, left, rows, columns = tf.unstack(box)
         noise = tf.random.stateless_normal((rows, columns, 3), noise_seed)
         noise = 255.0 * (noise * IMAGENET_STD + IMAGENET_MEAN)
-        around = (
-            (top, height - top - rows),
-            (left, width - left - columns),
-            (0, 0),
-        )
-        erased = tf.pad(tf.ones((rows, columns, 1), tf.bool), around)
-        return tf.where(erased, tf.pad(noise, around), image)
+        return paste(image, noise, top, left)
 
     return tf.cond(draws[0] < probability, erase, lambda: image)
+
+
+def paste(
+    images: tf.Tensor, patch: tf.Tensor, top: tf.Tensor, left: tf.Tensor
+) -> tf.Tensor:
+    """Replaces a rectangle of an image, or of each image of a batch.
+
+    Args:
+        images: `(..., height, width, channels)` tensor.
+        patch: `(..., rows, columns, channels)` tensor that fits into it.
+        top, left: int scalars. Corner of the rectangle.
+
+    Returns:
+        A tensor like `images`.
+
+    Example:
+    >>> pasted = paste(tf.zeros((2, 3, 1)), tf.ones((1, 2, 1)), 1, 1)
+    >>> pasted[..., 0].numpy().tolist()
+    [[0.0, 0.0, 0.0], [0.0, 1.0, 1.0]]
+    """
+    rows, columns = tf.unstack(tf.shape(patch)[-3:-1])
+    above, middle, below = (
+        images[..., :top, :, :],
+        images[..., top : top + rows, :, :],
+        images[..., top + rows :, :, :],
+    )
+    middle = tf.concat(
+        [middle[..., :left, :], patch, middle[..., left + columns :, :]], -2
+    )
+    pasted = tf.concat([above, middle, below], -3)
+    return tf.ensure_shape(pasted, images.shape)
 
 
 def erasing_box(

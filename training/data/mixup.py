@@ -11,6 +11,8 @@ References:
 
 import tensorflow as tf
 
+from training.data.augmentation import paste
+
 
 def smooth_one_hot(
     labels: tf.Tensor, classes: int, smoothing: float
@@ -147,22 +149,22 @@ def mix(
     [[0.75 0.25]
      [0.25 0.75]]
     """
-    height, width = tf.unstack(tf.shape(images)[1:3])
-    rows = tf.range(height, dtype=tf.float32)[:, None]
-    columns = tf.range(width, dtype=tf.float32)
-    top, bottom, left, right = tf.unstack(box)
-    outside = (rows < top) | (rows >= bottom) | (columns < left)
-    outside = tf.cast(outside | (columns >= right), tf.float32)
-    share = tf.where(is_cutmix, tf.reduce_mean(outside), share)
-    weight = tf.where(is_cutmix, outside, share)
-    # Flat: broadcasting over channels takes twice as long.
-    weight = tf.repeat(weight[..., None], tf.shape(images)[3], axis=2)
-    flat = tf.reshape(images, (tf.shape(images)[0], -1))
-    mixed = _blend(flat, tf.reshape(weight, (-1,)))
-    return (
-        tf.ensure_shape(tf.reshape(mixed, tf.shape(images)), images.shape),
-        _blend(targets, share),
-    )
+    top, bottom, left, right = tf.unstack(tf.cast(box, tf.int32))
+    pixels = tf.cast(tf.reduce_prod(tf.shape(images)[1:3]), tf.float32)
+    replaced = tf.cast((bottom - top) * (right - left), tf.float32)
+    share = tf.where(is_cutmix, 1.0 - replaced / pixels, share)
+
+    def cutmix() -> tf.Tensor:
+        patch = tf.reverse(images[:, top:bottom, left:right], [0])
+        return paste(images, patch, top, left)
+
+    def mixup() -> tf.Tensor:
+        # Flat: broadcasting over channels takes twice as long.
+        flat = tf.reshape(images, (tf.shape(images)[0], -1))
+        return tf.reshape(_blend(flat, share), tf.shape(images))
+
+    mixed = tf.cond(is_cutmix, cutmix, mixup)
+    return tf.ensure_shape(mixed, images.shape), _blend(targets, share)
 
 
 def _blend(values: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
