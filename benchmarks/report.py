@@ -50,6 +50,7 @@ BENCHMARKS: dict[str, list[str]] = {
     "pipeline": [],
     "serving": ["--xla"],
     "litert": ["--variants", "XXS24", "XS24", "S24"],
+    "int8": [],
     "loading": [],
     "startup": [],
     "rewrites": [],

@@ -96,8 +96,8 @@ def inference_summary() -> str:
     )
 
 
-def speed(row: Mapping[str, Any]) -> str:
-    """Images per second, and the speedup over timm in parentheses.
+def speed(row: Mapping[str, Any], reference: str = "timm eager") -> str:
+    """Images per second, and the speedup over a reference in parentheses.
 
     Example:
     >>> speed({"images/s": 9.43, "timm eager = 1": 1.714})
@@ -110,7 +110,7 @@ def speed(row: Mapping[str, Any]) -> str:
     images = row["images/s"]
     if isinstance(images, str):
         return images
-    return f"{images:.1f} ({ratio(row['timm eager = 1'])})"
+    return f"{images:.1f} ({ratio(row[f'{reference} = 1'])})"
 
 
 def ratio(value: Any) -> str:
@@ -162,6 +162,34 @@ def litert_summary() -> str:
                 f"{row['ms, 2 threads']:.0f} ({ratio(row['timm eager = 1'])})"
             )
     return markdown(rows, "Scheme")
+
+
+def int8_gain() -> str:
+    """How many times as fast as float32 the files in dynamic-int8 are."""
+    gains = [
+        table["float32"]["ms, 2 threads"]
+        / table["dynamic-int8"]["ms, 2 threads"]
+        for table in read("litert")["tables"].values()
+    ]
+    return f"{min(gains):.1f} to {max(gains):.1f}"
+
+
+def int8_summary() -> str:
+    """Images per second in int8, and agreement with float32."""
+    accuracy, *speeds = read("int8")["tables"].items()
+    return markdown(
+        {
+            name: {
+                title.removeprefix("CaiT-").replace(" at 224", ""): speed(
+                    rows[name], "OpenVINO, int8"
+                )
+                for title, rows in speeds
+            }
+            | {"Agreement": f"{accuracy[1][name]['agreement, %']:.1f} %"}
+            for name in accuracy[1]
+        },
+        "Images/s",
+    )
 
 
 def litert_sizes() -> str:

@@ -1,4 +1,4 @@
-"""MLServer runs the two files of docs/serving.md."""
+"""MLServer runs the files of docs/serving.md."""
 
 import json
 import re
@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from export.inference_graph import InferenceModel
+from export.litert import convert
 from export.serving.model_folder import write_version
 
 DOCUMENT = Path(__file__).parents[2] / "docs/serving.md"
@@ -32,29 +34,48 @@ def answer(url, body=None):
         return response.read()
 
 
+def export_pixels(model, folder):
+    write_version(
+        model, LABELS, folder / "digits_pixels", signatures=["pixels"]
+    )
+
+
+def export_litert(model, folder):
+    (folder / "digits.tflite").write_bytes(convert(InferenceModel(model)))
+
+
 @pytest.mark.large
-def test_mlserver_serves_pixels(small_model, images, tmp_path):
+@pytest.mark.parametrize(
+    "implementation, package, export, datatype",
+    [
+        ("pixels.Pixels", "tensorflow-cpu", export_pixels, "UINT8"),
+        ("litert.LiteRT", "ai-edge-litert", export_litert, "FP32"),
+    ],
+)
+def test_mlserver_serves(
+    implementation, package, export, datatype, small_model, images, tmp_path
+):
     make = [sys.executable, "-m", "venv", tmp_path / "venv"]
     subprocess.run(make, check=True)
     install = [tmp_path / "venv/bin/pip", "install", "--quiet"]
-    packages = ["mlserver>=1.7", "tensorflow-cpu"]
-    subprocess.run([*install, *packages], check=True)
+    subprocess.run([*install, "mlserver>=1.7", package], check=True)
 
     folder = tmp_path / "served"
-    text = DOCUMENT.read_text()
-    (program,) = re.findall(r"```python\n(.*?class Pixels.*?)```", text, re.S)
-    (settings,) = re.findall(r"```json\n(.*?pixels\.Pixels.*?)```", text, re.S)
+    module, name = implementation.split(".")
+    blocks = re.findall(
+        r"```(?:python|json)\n(.*?)```", DOCUMENT.read_text(), re.S
+    )
+    (program,) = (block for block in blocks if f"class {name}(" in block)
+    (settings,) = (block for block in blocks if implementation in block)
     folder.mkdir()
-    (folder / "pixels.py").write_text(program)
+    (folder / f"{module}.py").write_text(program)
     (folder / "model-settings.json").write_text(settings)
     kinds = ("http", "grpc", "metrics")
     ports = {f"{kind}_port": free_port() for kind in kinds}
     (folder / "settings.json").write_text(
         json.dumps({"host": "127.0.0.1", "parallel_workers": 0, **ports})
     )
-    write_version(
-        small_model, LABELS, folder / "digits_pixels", signatures=["pixels"]
-    )
+    export(small_model, folder)
     model = f"http://127.0.0.1:{ports['http_port']}/v2/models/digits"
     server = subprocess.Popen([tmp_path / "venv/bin/mlserver", "start", folder])
     try:
@@ -67,7 +88,7 @@ def test_mlserver_serves_pixels(small_model, images, tmp_path):
                 time.sleep(1)
         given = {
             "name": "images",
-            "datatype": "UINT8",
+            "datatype": datatype,
             "shape": images.shape,
             "data": images.ravel().tolist(),
         }

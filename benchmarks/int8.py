@@ -1,0 +1,337 @@
+"""Int8 on a CPU: images per second, and what it costs a model that has learned.
+
+LiteRT runs the files of `python -m export litert`; ONNX Runtime and OpenVINO
+run timm's exported model with the same weights, which their own tools quantize
+(NNCF for OpenVINO), calibrated on the same images.
+"""
+
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cyclopts import App, Parameter
+
+from benchmarks.inference import Case, Run, export_onnx, timm_model
+from benchmarks.interleave import Runner, Timing, interleave, relative
+from benchmarks.results import Count, Output, Rounds, Rows, show, write
+from training.recipes import Variant
+
+DIGITS = "digits"  # instead of a variant: the model of explanations.py
+CALIBRATED = 100  # digits; of a model that has learned nothing, fewer will do
+VALIDATED = 1000
+THREADS = os.cpu_count() or 1
+SCHEMES = ("float32", "dynamic-int8", "static-int8")
+
+# A function of images as the engine takes them to the scores of classes.
+Engine = Callable[[Any], Any]
+
+
+def images_of(case: Case, split: str, count: int) -> tuple[Any, Any]:
+    """Uint8 images `(count, height, width, 3)` and their classes."""
+    import numpy as np
+
+    if case.variant == DIGITS:
+        from benchmarks.explanations import canvases
+
+        moved = canvases(split, digits=1, count=count, seed=0)
+        return moved.images, moved.labels[:, 0]
+    shape = (count, case.image_size, case.image_size, 3)
+    noise = np.random.default_rng(0).integers(0, 256, shape, "uint8")
+    return noise, np.zeros(count, int)
+
+
+def normalized(images: Any) -> Any:
+    """Images as timm's models take them: `(count, 3, height, width)`."""
+    from keras_cait.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+
+    pixels = (images / 255.0 - IMAGENET_MEAN) / IMAGENET_STD
+    return pixels.transpose(0, 3, 1, 2).astype("float32")
+
+
+def calibration(case: Case) -> Any:
+    count = CALIBRATED if case.variant == DIGITS else 8
+    return images_of(case, "train", count)[0]
+
+
+def write_litert(case: Case) -> None:
+    """Writes a .tflite file in each scheme, and the weights for timm."""
+    import keras_cait
+    from benchmarks import explanations
+    from export.inference_graph import InferenceModel
+    from export.litert import convert
+    from export.quantization import quantize
+
+    if case.variant == DIGITS:
+        model = explanations.model()
+        keras_cait.load_weights(model, explanations.WEIGHTS)
+    else:
+        model = getattr(keras_cait, f"CaiT_{case.variant}")(weights=None)
+    keras_cait.save_weights(model, f"{case.folder}/model.safetensors")
+    float32 = convert(InferenceModel(model), batch_size=case.batch_size)
+    images = list(calibration(case).astype("float32"))
+    for scheme in SCHEMES:
+        path = Path(case.folder, f"{scheme}.tflite")
+        path.write_bytes(quantize(float32, scheme, images))
+
+
+def write_onnx(case: Case) -> None:
+    """Exports timm's model with the same weights."""
+    import timm
+
+    if case.variant == DIGITS:
+        model = timm.models.cait.Cait(
+            *(84, 14),
+            embed_dim=32,
+            depth=2,
+            num_heads=4,
+            num_classes=10,
+        )
+    else:
+        model = timm_model(case)
+    timm.models.load_checkpoint(model, f"{case.folder}/model.safetensors")
+    export_onnx(model, case, f"{case.folder}/float32.onnx")
+
+
+def batches(case: Case) -> list[Any]:
+    """Calibration images in batches of the exported graph's size."""
+    images, size = normalized(calibration(case)), case.batch_size
+    return [
+        images[start : start + size]
+        for start in range(0, len(images) - size + 1, size)
+    ]
+
+
+def write_onnx_runtime(case: Case) -> None:
+    """Quantizes the dense layers and the patches with ONNX Runtime."""
+    from onnxruntime import quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(quantization.CalibrationDataReader):
+        def __init__(self) -> None:
+            self.batches = iter(batches(case))
+
+        def get_next(self) -> dict[str, Any] | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {"images": batch}
+
+    folder = Path(case.folder)
+    prepared = folder / "prepared.onnx"
+    quant_pre_process(
+        folder / "float32.onnx", prepared, skip_symbolic_shape=True
+    )
+    layers = ["Conv", "Gemm", "MatMul"]
+    constant = {"MatMulConstBOnly": True}
+    quantization.quantize_dynamic(
+        prepared,
+        folder / "dynamic-int8.onnx",
+        op_types_to_quantize=layers[1:],
+        per_channel=True,
+        weight_type=quantization.QuantType.QInt8,
+        extra_options=constant,
+    )
+    quantization.quantize_static(
+        prepared,
+        folder / "static-int8.onnx",
+        Reader(),
+        op_types_to_quantize=layers,
+        per_channel=True,
+        activation_type=quantization.QuantType.QUInt8,
+        weight_type=quantization.QuantType.QInt8,
+        extra_options=constant,
+    )
+
+
+def write_openvino(case: Case) -> None:
+    """Quantizes with NNCF, as its documentation says for transformers."""
+    import nncf
+    import openvino
+
+    found = batches(case)
+    model = nncf.quantize(
+        openvino.convert_model(f"{case.folder}/float32.onnx"),
+        nncf.Dataset(found),
+        model_type=nncf.ModelType.TRANSFORMER,
+        subset_size=len(found),
+    )
+    path = f"{case.folder}/int8.xml"
+    openvino.save_model(model, path, compress_to_fp16=False)
+
+
+def litert_engine(case: Case, scheme: str) -> Engine:
+    from keras_cait.litert import LiteRTModel
+
+    return LiteRTModel(f"{case.folder}/{scheme}.tflite", threads=THREADS)
+
+
+def onnx_runtime_engine(case: Case, scheme: str) -> Engine:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(
+        f"{case.folder}/{scheme}.onnx", providers=["CPUExecutionProvider"]
+    )
+    return lambda images: session.run(None, {"images": images})[0]
+
+
+def openvino_engine(case: Case, file: str) -> Engine:
+    import openvino
+
+    # OpenVINO computes in bfloat16 by default where the CPU supports it.
+    model = openvino.compile_model(
+        f"{case.folder}/{file}", "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    return lambda images: model(images)[0]
+
+
+# The package an engine needs, and a function that loads it.
+ENGINES: dict[str, tuple[str, Callable[[Case], Engine]]] = {
+    **{
+        f"LiteRT, {scheme}": (
+            "ai_edge_litert",
+            partial(litert_engine, scheme=scheme),
+        )
+        for scheme in SCHEMES
+    },
+    **{
+        f"ONNX Runtime, {scheme}": (
+            "onnxruntime",
+            partial(onnx_runtime_engine, scheme=scheme),
+        )
+        for scheme in SCHEMES
+    },
+    "OpenVINO, float32": (
+        "openvino",
+        partial(openvino_engine, file="float32.onnx"),
+    ),
+    "OpenVINO, int8": ("openvino", partial(openvino_engine, file="int8.xml")),
+}
+REFERENCE = "OpenVINO, int8"
+
+
+def taken(name: str, images: Any) -> Any:
+    """Uint8 images as an engine takes them."""
+    if name.startswith("LiteRT"):
+        return images.astype("float32")
+    return normalized(images)
+
+
+def runner(case: Case, name: str) -> Run:
+    images = taken(name, images_of(case, "validation", case.batch_size)[0])
+    return partial(ENGINES[name][1](case), images)
+
+
+def accuracy(case: Case, name: str) -> list[int]:
+    """The best class of each validation image."""
+    engine = ENGINES[name][1](case)
+    images = taken(name, images_of(case, "validation", VALIDATED)[0])
+    size = case.batch_size
+    return [
+        int(best)
+        for start in range(0, VALIDATED - size + 1, size)
+        for best in engine(images[start : start + size]).argmax(-1)
+    ]
+
+
+def apart(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a function in a process of its own.
+
+    TensorFlow and PyTorch do not live together in one.
+    """
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def write_files(case: Case) -> None:
+    """Writes the files of all engines."""
+    for write_file in (
+        write_litert,
+        write_onnx,
+        write_onnx_runtime,
+        write_openvino,
+    ):
+        apart(write_file, case)
+
+
+def accuracy_rows(classes: Mapping[str, list[int]], truth: Any) -> Rows:
+    """Accuracy, and agreement with the model in float32, in percent."""
+    import numpy as np
+
+    float32 = np.array(classes["LiteRT, float32"])
+    return {
+        name: {
+            "top-1, %": 100 * float((np.array(best) == truth).mean()),
+            "agreement, %": 100 * float((np.array(best) == float32).mean()),
+        }
+        for name, best in classes.items()
+    }
+
+
+def speed_rows(case: Case, timings: Mapping[str, Timing | str]) -> Rows:
+    """Images per second, relative to OpenVINO in int8."""
+    reference = timings[REFERENCE]
+    return {
+        name: {"images/s": timing}
+        if isinstance(timing, str)
+        else {
+            **timing.columns("images/s", lambda s: case.batch_size / s),
+            f"{REFERENCE} = 1": relative(reference, timing),
+            "peak MB": timing.peak_bytes / 1e6,
+        }
+        for name, timing in timings.items()
+    }
+
+
+app = App(
+    name="python -m benchmarks.int8",
+    help=__doc__,
+    default_parameter=Parameter(consume_multiple=True),
+)
+
+
+@app.default
+def main(
+    *,
+    variants: tuple[Variant, ...] = ("XXS24", "S24"),
+    batch_sizes: tuple[Count, ...] = (1, 8),
+    rounds: Rounds = 7,
+    output: Output = None,
+) -> None:
+    """Times int8 and float32 in three engines, with a thread for each core.
+
+    Args:
+        variants: Models to time, at 224 pixels, with random weights.
+        batch_sizes: Images per run.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    tables: dict[str, Rows] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        case = Case(DIGITS, 84, 1, folder)
+        write_files(case)
+        classes = {name: apart(accuracy, case, name) for name in ENGINES}
+        _, truth = images_of(case, "validation", VALIDATED)
+        title = f"A model that has learned, on {VALIDATED:,} digits"
+        tables[title] = accuracy_rows(classes, truth)
+        show(title, tables[title])
+    for variant in variants:
+        for batch_size in batch_sizes:
+            with tempfile.TemporaryDirectory() as folder:
+                case = Case(variant, 224, batch_size, folder)
+                write_files(case)
+                runners: dict[str, Runner] = {
+                    name: (package, partial(runner, name=name))
+                    for name, (package, _) in ENGINES.items()
+                }
+                timings = interleave(runners, (case,), rounds)
+            title = f"CaiT-{variant} at 224, batch {batch_size}"
+            tables[title] = speed_rows(case, timings)
+            show(title, tables[title])
+    write(tables, output, rounds)
+
+
+if __name__ == "__main__":
+    from keras_cait.command_line import run
+
+    run(app)
