@@ -125,7 +125,11 @@ def interleave(
             target=serve, args=(child, set_up, arguments), daemon=True
         )
         process.start()
-        error = connection.recv()
+        child.close()  # so that the end of the process is seen
+        try:
+            error = connection.recv()
+        except EOFError:
+            error = "stopped"
         if error:
             failed[name] = error.partition("\n")[0]
         else:

@@ -35,6 +35,7 @@ def test_runners_are_timed_and_failures_are_named():
         {
             "quick": ("json", quick),
             "broken": ("json", broken),
+            "dead": ("json", partial(exec, "import os; os._exit(1)")),
             "missing": ("no_such_package", quick),
         },
         ({},),
@@ -46,6 +47,7 @@ def test_runners_are_timed_and_failures_are_named():
     # Not that of this process, which is much larger.
     assert 1e6 < quickly.peak_bytes < 1e8
     assert timings["broken"] == "RuntimeError: out of order"
+    assert timings["dead"] == "stopped"
     assert timings["missing"] == "no_such_package is not installed"
 
 
