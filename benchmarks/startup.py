@@ -1,11 +1,14 @@
-"""Startup: time to import, and to build a model and classify one image.
+"""Startup: time to import, to build a model, and from a photo to its labels.
 
-Each measurement is a process of its own.
+Each measurement is a process of its own. The command and timm's script read
+the same photo and weights file of S24; their times include the start of Python.
 """
 
+import importlib.util
 import os
 import subprocess
 import sys
+import tempfile
 
 from cyclopts import App
 
@@ -20,12 +23,56 @@ built = time.perf_counter() - start
 model(np.zeros((1, *model.input.shape[1:]), "float32"))
 print(built, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
+BUILD_FROM_FILE = """
+import resource, time, keras, keras_cait
+start = time.perf_counter()
+keras_cait.CaiT_S24(weights={path!r})
+built = time.perf_counter() - start
+print(built, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
 IMPORT = """
 import keras, time
 start = time.perf_counter()
 import keras_cait
 print(time.perf_counter() - start, 0)
 """
+COMMAND = """
+import resource, subprocess, time
+start = time.perf_counter()
+subprocess.run({command!r}, check=True, capture_output=True)
+seconds = time.perf_counter() - start
+print(seconds, 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+TIMM = """
+import sys, timm, torch
+from PIL import Image
+
+path, photo = sys.argv[1:]
+model = timm.create_model("cait_s24_224", checkpoint_path=path).eval()
+config = timm.data.resolve_model_data_config(model)
+transform = timm.data.create_transform(**config, is_training=False)
+image = transform(Image.open(photo).convert("RGB"))
+with torch.inference_mode():
+    scores, indices = model(image[None]).softmax(-1)[0].topk(5)
+labels = timm.data.ImageNetInfo()
+for score, index in zip(scores.tolist(), indices.tolist()):
+    print(f"{score:6.1%} {labels.index_to_description(index)}")
+"""
+
+
+def photo_to_labels(path: str, photo: str) -> dict[str, str]:
+    """The command and timm's script, if timm is installed."""
+    commands = {
+        "python -m keras_cait": ["-m", "keras_cait", photo, "--model", path]
+    }
+    if importlib.util.find_spec("timm"):
+        commands["timm's script"] = ["-c", TIMM, path, photo]
+    return {
+        f"photo to labels: {name}": COMMAND.format(
+            command=[sys.executable, *arguments]
+        )
+        for name, arguments in commands.items()
+    }
 
 
 def measure(programs: dict[str, str], rounds: int) -> dict[str, Timing]:
@@ -64,7 +111,12 @@ app = App(name="python -m benchmarks.startup", help=__doc__)
 
 @app.default
 def main(*, rounds: Rounds = 5, output: Output = None) -> None:
-    """Times the import of keras_cait, and S24 and M48 from scratch."""
+    """Times the import of keras_cait, its models, and the command."""
+    import numpy as np
+    from PIL import Image
+
+    import keras_cait
+
     programs = {"import keras_cait, after keras": IMPORT} | {
         f"build {variant}, classify one image": BUILD_AND_CLASSIFY.format(
             variant=variant
@@ -72,7 +124,13 @@ def main(*, rounds: Rounds = 5, output: Output = None) -> None:
         for variant in ("S24", "M48")
     }
     title = "Import, build and classify"
-    tables = {title: rows(measure(programs, rounds))}
+    with tempfile.TemporaryDirectory() as folder:
+        path, photo = f"{folder}/S24.safetensors", f"{folder}/photo.jpg"
+        keras_cait.save_weights(keras_cait.CaiT_S24(weights=None), path)
+        Image.fromarray(np.full((375, 500, 3), 128, "uint8")).save(photo)
+        programs["build S24 from a file"] = BUILD_FROM_FILE.format(path=path)
+        programs |= photo_to_labels(path, photo)
+        tables = {title: rows(measure(programs, rounds))}
     show(title, tables[title])
     write(tables, output, rounds)
 
