@@ -32,6 +32,8 @@ USER 65534:65534
 CMD ["python", "-m", "training.train", "--help"]
 
 FROM base AS export
+# TensorFlow leaves oneDNN off on processors without VNNI.
+ENV TF_ENABLE_ONEDNN_OPTS=1
 # KubeRay submits jobs to the dashboard of Ray.
 RUN pip install -r requirements/export.txt "ray[default]"
 COPY keras_cait keras_cait

@@ -86,9 +86,13 @@ def tensorflow_runner(model: Any, case: Case, xla: bool) -> Run:
     return lambda: step(images).numpy()
 
 
-def saved_model_runner(case: Case, name: str) -> Run:
+def saved_model_runner(
+    case: Case, name: str, onednn: bool = True, packed: bool = False
+) -> Run:
     """The signature `pixels` of a served model in the folder."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    os.environ["TF_ENABLE_ONEDNN_OPTS"] = str(int(onednn))
+    os.environ["TF_ONEDNN_ASSUME_FROZEN_WEIGHTS"] = str(int(packed))
     import tensorflow as tf
 
     loaded = tf.saved_model.load(f"{case.folder}/{name}/1")
@@ -191,6 +195,14 @@ RUNNERS: dict[str, Runner] = {
     "keras-cait, SavedModel": (
         "tensorflow",
         partial(saved_model_runner, name="graph"),
+    ),
+    "keras-cait, SavedModel, packed weights": (
+        "tensorflow",
+        partial(saved_model_runner, name="graph", packed=True),
+    ),
+    "keras-cait, SavedModel, without oneDNN": (
+        "tensorflow",
+        partial(saved_model_runner, name="graph", onednn=False),
     ),
     "keras-cait, SavedModel, XLA": (
         "tensorflow",

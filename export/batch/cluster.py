@@ -19,6 +19,8 @@ os.environ["RAY_COLOR_PREFIX"] = "0"
 # That a worker died is said twice; this line is longer than a screen.
 os.environ["RAY_DEDUP_LOGS_SKIP_REGEX"] = "^A worker died or was killed"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# TensorFlow leaves oneDNN off on processors without VNNI.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 # Where workers find this package.
