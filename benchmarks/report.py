@@ -110,7 +110,6 @@ def draw(record: dict[str, Any], path: Path) -> None:
             "timm",
             "ONNX",
             "OpenVINO",
-            "KerasFormers",
             "ZeroModels",
             "model.export",
         )

@@ -71,7 +71,6 @@ def models() -> str:
 def inference_summary() -> str:
     """Images per second at batch 1 and 8, with the speedup over timm."""
     tables = read("inference")["tables"]
-    (first, *_) = tables.values()
     return markdown(
         {
             name: {
@@ -87,10 +86,8 @@ def inference_summary() -> str:
                 "OpenVINO",
                 "ONNX Runtime",
                 "ZeroModels, XLA",
-                "KerasFormers, XLA",  # its former name
                 "timm eager",
             )
-            if name in first
         },
         "Images/s",
     )
