@@ -278,7 +278,6 @@ def speed_rows(case: Case, timings: Mapping[str, Timing | str]) -> Rows:
         else {
             **timing.columns("images/s", lambda s: case.batch_size / s),
             f"{REFERENCE} = 1": relative(reference, timing),
-            "peak MB": timing.peak_bytes / 1e6,
         }
         for name, timing in timings.items()
     }
