@@ -23,6 +23,8 @@ from training.recipes import Variant
 LABELS = [f"class {i}" for i in range(1000)]
 
 Run = Callable[[], object]
+# A function of images as the engine takes them to the scores of classes.
+Engine = Callable[[Any], Any]
 
 
 class Case(NamedTuple):
@@ -86,16 +88,21 @@ def tensorflow_runner(model: Any, case: Case, xla: bool) -> Run:
     return lambda: step(images).numpy()
 
 
-def saved_model_runner(
-    case: Case, name: str, onednn: bool = True, packed: bool = False
-) -> Run:
-    """The signature `pixels` of a served model in the folder."""
+def served_model(path: str, onednn: bool = True, packed: bool = False) -> Any:
+    """Loads a SavedModel with the settings of a server."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     os.environ["TF_ENABLE_ONEDNN_OPTS"] = str(int(onednn))
     os.environ["TF_ONEDNN_ASSUME_FROZEN_WEIGHTS"] = str(int(packed))
     import tensorflow as tf
 
-    loaded = tf.saved_model.load(f"{case.folder}/{name}/1")
+    return tf.saved_model.load(path)
+
+
+def saved_model_runner(case: Case, name: str, **settings: bool) -> Run:
+    """The signature `pixels` of a served model in the folder."""
+    loaded = served_model(f"{case.folder}/{name}/1", **settings)
+    import tensorflow as tf
+
     size = case.image_size
     images = tf.zeros((case.batch_size, size, size, 3), tf.uint8)
     signature = loaded.signatures["pixels"]
@@ -118,24 +125,30 @@ def timm_runner(case: Case, compiled: bool) -> Run:
 
 
 def onnx_runtime_runner(case: Case) -> Run:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(
-        timm_onnx(case), providers=["CPUExecutionProvider"]
-    )
-    images = onnx_images(case)
-    return lambda: session.run(None, {"images": images})
+    return partial(onnx_runtime_engine(timm_onnx(case)), onnx_images(case))
 
 
 def openvino_runner(case: Case) -> Run:
+    return partial(openvino_engine(timm_onnx(case)), onnx_images(case))
+
+
+def onnx_runtime_engine(path: str) -> Engine:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(
+        path, providers=["CPUExecutionProvider"]
+    )
+    return lambda images: session.run(None, {"images": images})[0]
+
+
+def openvino_engine(path: str) -> Engine:
     import openvino
 
     # OpenVINO computes in bfloat16 by default where the CPU supports it.
     model = openvino.compile_model(
-        timm_onnx(case), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+        path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )
-    images = onnx_images(case)
-    return lambda: model(images)
+    return lambda images: model(images)[0]
 
 
 def timm_model(case: Case) -> Any:

@@ -11,11 +11,19 @@ import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cyclopts import App, Parameter
 
-from benchmarks.inference import Case, Run, export_onnx, timm_model
+from benchmarks.inference import (
+    Case,
+    Engine,
+    Run,
+    export_onnx,
+    onnx_runtime_engine,
+    openvino_engine,
+    timm_model,
+)
 from benchmarks.interleave import Runner, Timing, interleave, relative
 from benchmarks.results import Count, Output, Rounds, Rows, show, write
 from training.recipes import Variant
@@ -23,11 +31,7 @@ from training.recipes import Variant
 DIGITS = "digits"  # instead of a variant: the model of explanations.py
 CALIBRATED = 100  # digits; of a model that has learned nothing, fewer will do
 VALIDATED = 1000
-THREADS = os.cpu_count() or 1
 SCHEMES = ("float32", "dynamic-int8", "static-int8")
-
-# A function of images as the engine takes them to the scores of classes.
-Engine = Callable[[Any], Any]
 
 
 def images_of(case: Case, split: str, count: int) -> tuple[Any, Any]:
@@ -46,10 +50,9 @@ def images_of(case: Case, split: str, count: int) -> tuple[Any, Any]:
 
 def normalized(images: Any) -> Any:
     """Images as timm's models take them: `(count, 3, height, width)`."""
-    from keras_cait.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+    from keras_cait.preprocessing import preprocess_input
 
-    pixels = (images / 255.0 - IMAGENET_MEAN) / IMAGENET_STD
-    return pixels.transpose(0, 3, 1, 2).astype("float32")
+    return preprocess_input(images).transpose(0, 3, 1, 2)
 
 
 def calibration(case: Case) -> Any:
@@ -161,52 +164,40 @@ def write_openvino(case: Case) -> None:
     openvino.save_model(model, path, compress_to_fp16=False)
 
 
-def litert_engine(case: Case, scheme: str) -> Engine:
+def litert_engine(path: str) -> Engine:
     from keras_cait.litert import LiteRTModel
 
-    return LiteRTModel(f"{case.folder}/{scheme}.tflite", threads=THREADS)
+    return LiteRTModel(path)
 
 
-def onnx_runtime_engine(case: Case, scheme: str) -> Engine:
-    import onnxruntime
+class Contestant(NamedTuple):
+    """The package an engine needs, how it loads a file, and which."""
 
-    session = onnxruntime.InferenceSession(
-        f"{case.folder}/{scheme}.onnx", providers=["CPUExecutionProvider"]
-    )
-    return lambda images: session.run(None, {"images": images})[0]
+    package: str
+    load: Callable[[str], Engine]
+    file: str
 
-
-def openvino_engine(case: Case, file: str) -> Engine:
-    import openvino
-
-    # OpenVINO computes in bfloat16 by default where the CPU supports it.
-    model = openvino.compile_model(
-        f"{case.folder}/{file}", "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
-    )
-    return lambda images: model(images)[0]
+    def engine(self, case: Case) -> Engine:
+        return self.load(f"{case.folder}/{self.file}")
 
 
-# The package an engine needs, and a function that loads it.
-ENGINES: dict[str, tuple[str, Callable[[Case], Engine]]] = {
+ENGINES = {
     **{
-        f"LiteRT, {scheme}": (
-            "ai_edge_litert",
-            partial(litert_engine, scheme=scheme),
+        f"LiteRT, {scheme}": Contestant(
+            "ai_edge_litert", litert_engine, f"{scheme}.tflite"
         )
         for scheme in SCHEMES
     },
     **{
-        f"ONNX Runtime, {scheme}": (
-            "onnxruntime",
-            partial(onnx_runtime_engine, scheme=scheme),
+        f"ONNX Runtime, {scheme}": Contestant(
+            "onnxruntime", onnx_runtime_engine, f"{scheme}.onnx"
         )
         for scheme in SCHEMES
     },
-    "OpenVINO, float32": (
-        "openvino",
-        partial(openvino_engine, file="float32.onnx"),
+    "OpenVINO, float32": Contestant(
+        "openvino", openvino_engine, "float32.onnx"
     ),
-    "OpenVINO, int8": ("openvino", partial(openvino_engine, file="int8.xml")),
+    "OpenVINO, int8": Contestant("openvino", openvino_engine, "int8.xml"),
 }
 REFERENCE = "OpenVINO, int8"
 
@@ -220,12 +211,12 @@ def taken(name: str, images: Any) -> Any:
 
 def runner(case: Case, name: str) -> Run:
     images = taken(name, images_of(case, "validation", case.batch_size)[0])
-    return partial(ENGINES[name][1](case), images)
+    return partial(ENGINES[name].engine(case), images)
 
 
 def accuracy(case: Case, name: str) -> list[int]:
     """The best class of each validation image."""
-    engine = ENGINES[name][1](case)
+    engine = ENGINES[name].engine(case)
     images = taken(name, images_of(case, "validation", VALIDATED)[0])
     size = case.batch_size
     return [
@@ -320,8 +311,8 @@ def main(
                 case = Case(variant, 224, batch_size, folder)
                 write_files(case)
                 runners: dict[str, Runner] = {
-                    name: (package, partial(runner, name=name))
-                    for name, (package, _) in ENGINES.items()
+                    name: (engine.package, partial(runner, name=name))
+                    for name, engine in ENGINES.items()
                 }
                 timings = interleave(runners, (case,), rounds)
             title = f"CaiT-{variant} at 224, batch {batch_size}"

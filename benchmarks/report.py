@@ -106,13 +106,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
             for name, row in rows.items()
             if isinstance(row.get(column), int | float)
         }
-        others = (
-            "timm",
-            "ONNX",
-            "OpenVINO",
-            "ZeroModels",
-            "model.export",
-        )
+        others = ("timm", "ONNX", "OpenVINO", "ZeroModels", "model.export")
         axes.barh(
             list(bars),
             list(bars.values()),

@@ -54,7 +54,7 @@ Rounds = Annotated[
     Parameter(
         name="--rounds",
         validator=AT_LEAST_1,
-        help="Rounds, of which tables show the median.",
+        help="Rounds; tables show their median.",
     ),
 ]
 Output = Annotated[
@@ -81,7 +81,7 @@ def write(
     Args:
         tables: rows by title.
         path: file to write; `None` writes nothing.
-        rounds: number of rounds of which the tables show medians.
+        rounds: number of rounds; the tables show their medians.
         machine: what was measured; `None` is the processor.
     """
     if path is None:

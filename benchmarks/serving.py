@@ -23,6 +23,7 @@ from benchmarks.inference import (
     Run,
     onnx_runtime_runner,
     saved_model_runner,
+    served_model,
     timm_runner,
 )
 from benchmarks.interleave import Runner, Timing, interleave, relative
@@ -41,9 +42,9 @@ def export_models(variant: str, folder: Path, xla: bool) -> None:
 
 
 def jpeg_runner(case: Case) -> Run:
+    loaded = served_model(f"{case.folder}/cait/1")
     import tensorflow as tf
 
-    loaded = tf.saved_model.load(f"{case.folder}/cait/1")
     images = tf.constant(jpegs(case.batch_size))
     signature = loaded.signatures["serving_default"]
     return lambda: signature(image_bytes=images)["scores"].numpy()

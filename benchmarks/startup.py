@@ -1,7 +1,7 @@
-"""Startup: time to import, to build a model, and from a photo to its labels.
+"""Startup: time to import, to build a model, and from an image to its labels.
 
 Each measurement is a process of its own. The command and timm's script read
-the same photo and weights file of S24; their times include the start of Python.
+the same image and weights file of S24; their times include the start of Python.
 """
 
 import importlib.util
@@ -47,11 +47,11 @@ TIMM = """
 import sys, timm, torch
 from PIL import Image
 
-path, photo = sys.argv[1:]
+path, file = sys.argv[1:]
 model = timm.create_model("cait_s24_224", checkpoint_path=path).eval()
 config = timm.data.resolve_model_data_config(model)
 transform = timm.data.create_transform(**config, is_training=False)
-image = transform(Image.open(photo).convert("RGB"))
+image = transform(Image.open(file).convert("RGB"))
 with torch.inference_mode():
     scores, indices = model(image[None]).softmax(-1)[0].topk(5)
 labels = timm.data.ImageNetInfo()
@@ -60,15 +60,15 @@ for score, index in zip(scores.tolist(), indices.tolist()):
 """
 
 
-def photo_to_labels(path: str, photo: str) -> dict[str, str]:
+def image_to_labels(path: str, image: str) -> dict[str, str]:
     """The command and timm's script, if timm is installed."""
     commands = {
-        "python -m keras_cait": ["-m", "keras_cait", photo, "--model", path]
+        "python -m keras_cait": ["-m", "keras_cait", image, "--model", path]
     }
     if importlib.util.find_spec("timm"):
-        commands["timm's script"] = ["-c", TIMM, path, photo]
+        commands["timm's script"] = ["-c", TIMM, path, image]
     return {
-        f"photo to labels: {name}": COMMAND.format(
+        f"image to labels: {name}": COMMAND.format(
             command=[sys.executable, *arguments]
         )
         for name, arguments in commands.items()
@@ -125,11 +125,11 @@ def main(*, rounds: Rounds = 5, output: Output = None) -> None:
     }
     title = "Import, build and classify"
     with tempfile.TemporaryDirectory() as folder:
-        path, photo = f"{folder}/S24.safetensors", f"{folder}/photo.jpg"
+        path, image = f"{folder}/S24.safetensors", f"{folder}/image.jpg"
         keras_cait.save_weights(keras_cait.CaiT_S24(weights=None), path)
-        Image.fromarray(np.full((375, 500, 3), 128, "uint8")).save(photo)
+        Image.fromarray(np.full((375, 500, 3), 128, "uint8")).save(image)
         programs["build S24 from a file"] = BUILD_FROM_FILE.format(path=path)
-        programs |= photo_to_labels(path, photo)
+        programs |= image_to_labels(path, image)
         tables = {title: rows(measure(programs, rounds))}
     show(title, tables[title])
     write(tables, output, rounds)
