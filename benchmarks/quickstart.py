@@ -1,6 +1,7 @@
 """Quickstart: accuracy of the quickstart's model in every export format.
 
-Run it after `make quickstart`.
+Run it after `make quickstart`. The columns of the GPU need one, or a software
+driver of Vulkan, as `python -m benchmarks.engines` does.
 """
 
 import json
@@ -76,18 +77,24 @@ def format_rows(results: dict[str, Any]) -> Rows:
 def scheme_rows(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Rows:
     """What verify measured of the .tflite files."""
     keys = ("top1", "top5", "agreement", "max_difference", "megabytes")
-    facts = ("operations", "left_out", "partitions")
     return {
         name: {
             **{key: row[key] for key in keys},
-            **(
-                {key: row["litert"][key] for key in facts}
-                if row["litert"]
-                else {}
-            ),
+            **(engine_facts(row["litert"]) if row["litert"] else {}),
         }
         for name, row in zip(names, rows, strict=True)
     }
+
+
+def engine_facts(litert: dict[str, Any]) -> dict[str, Any]:
+    """What XNNPACK and, where there is a GPU, LiteRT's engine for it take."""
+    facts = {
+        key: litert[key] for key in ("operations", "left_out", "partitions")
+    }
+    if litert["gpu"]:
+        facts["gpu_left_out"] = litert["gpu"]["left_out"]
+        facts["gpu_difference"] = litert["gpu"]["max_difference"]
+    return facts
 
 
 def block_rows(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Rows:

@@ -4,7 +4,6 @@ Each measurement is a process of its own. The command and timm's script read
 the same image and weights file of S24; their times include the start of Python.
 """
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -60,18 +59,20 @@ for score, index in zip(scores.tolist(), indices.tolist()):
 """
 
 
-def image_to_labels(path: str, image: str) -> dict[str, str]:
-    """The command and timm's script, if timm is installed."""
+def image_to_labels(
+    path: str, image: str, python: str, timm_python: str
+) -> dict[str, str]:
+    """The command and timm's script, each with its Python."""
     commands = {
-        "python -m keras_cait": ["-m", "keras_cait", image, "--model", path]
+        "python -m keras_cait": [
+            *(python, "-m", "keras_cait"),
+            *(image, "--model", path),
+        ],
+        "timm's script": [timm_python, "-c", TIMM, path, image],
     }
-    if importlib.util.find_spec("timm"):
-        commands["timm's script"] = ["-c", TIMM, path, image]
     return {
-        f"image to labels: {name}": COMMAND.format(
-            command=[sys.executable, *arguments]
-        )
-        for name, arguments in commands.items()
+        f"image to labels: {name}": COMMAND.format(command=command)
+        for name, command in commands.items()
     }
 
 
@@ -110,8 +111,21 @@ app = App(name="python -m benchmarks.startup", help=__doc__)
 
 
 @app.default
-def main(*, rounds: Rounds = 5, output: Output = None) -> None:
-    """Times the import of keras_cait, its models, and the command."""
+def main(
+    *,
+    python: str = sys.executable,
+    timm_python: str = sys.executable,
+    rounds: Rounds = 5,
+    output: Output = None,
+) -> None:
+    """Times the import of keras_cait, its models, and the command.
+
+    Args:
+        python: For the command. TensorFlow and Keras also import JAX and
+            scikit-learn where they are installed: an environment of
+            keras-cait alone starts as it does for its users.
+        timm_python: For timm's script.
+    """
     import numpy as np
     from PIL import Image
 
@@ -129,7 +143,7 @@ def main(*, rounds: Rounds = 5, output: Output = None) -> None:
         keras_cait.save_weights(keras_cait.CaiT_S24(weights=None), path)
         Image.fromarray(np.full((375, 500, 3), 128, "uint8")).save(image)
         programs["build S24 from a file"] = BUILD_FROM_FILE.format(path=path)
-        programs |= image_to_labels(path, image)
+        programs |= image_to_labels(path, image, python, timm_python)
         tables = {title: rows(measure(programs, rounds))}
     show(title, tables[title])
     write(tables, output, rounds)

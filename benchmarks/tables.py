@@ -405,6 +405,11 @@ def verified(*names: str) -> str:
                 "Outside XNNPACK": row["left_out"],
                 "Partitions": row["partitions"],
             }
+        if "gpu_left_out" in row:
+            rows[name] |= {
+                "Outside the GPU": row["gpu_left_out"],
+                "GPU difference": f"{row['gpu_difference']:.1e}",
+            }
     return markdown(order_columns(rows), "File")
 
 
