@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-import keras_cait
-from tests.helpers.models import randomise
+from tests.helpers.models import randomise, small
 from tests.helpers.oracle_weights import make_input
 
 
@@ -27,11 +26,7 @@ def deterministic():
 @pytest.fixture
 def small_model():
     """A CaiT of a few thousand weights for 32 x 32 RGB, weights of order 1."""
-    return randomise(
-        keras_cait.CaiT(
-            24, 2, 2, patch_size=8, input_shape=(32, 32, 3), classes=5
-        )
-    )
+    return randomise(small())
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ import pytest
 
 import export.serving.client
 import export.serving.connection
-import keras_cait
 from benchmarks import image_files
 from export.__main__ import main
 from export.serving.client import (
@@ -26,7 +25,7 @@ from export.serving.client import (
 from export.serving.model_folder import write_version
 from keras_cait.decoding.refusals import UNKNOWN
 from tests.helpers.commands import exit_status
-from tests.helpers.models import randomise
+from tests.helpers.models import randomise, small
 from tests.helpers.reference import REFERENCE
 from tests.helpers.serving import RawServer, Server, make_certificate
 
@@ -40,12 +39,7 @@ def served(tmp_path_factory):
     """Two versions with other weights, `stable` and `canary`."""
     folder = tmp_path_factory.mktemp("models") / "cait_tiny"
     for seed in (0, 1):
-        model = randomise(
-            keras_cait.CaiT(
-                24, 2, 2, patch_size=8, input_shape=(32, 32, 3), classes=5
-            ),
-            seed,
-        )
+        model = randomise(small(), seed)
         write_version(model, LABELS, folder, batch_sizes=(1,))
     with Server(
         folder,

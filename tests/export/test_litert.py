@@ -26,7 +26,7 @@ from keras_cait.preprocessing import (
     resize_and_crop,
 )
 from tests.helpers.commands import exit_status
-from tests.helpers.models import randomise
+from tests.helpers.models import randomise, small
 from tests.helpers.reference import REFERENCE
 
 LABELS = [f"class {i}" for i in range(5)]
@@ -37,11 +37,7 @@ IMAGES = sorted((REFERENCE / "preprocess").rglob("*.png"))
 def exported(tmp_path_factory):
     """A model with weights of order 1, exported to both formats."""
     folder = tmp_path_factory.mktemp("exported")
-    model = randomise(
-        keras_cait.CaiT(
-            24, 2, 2, patch_size=8, input_shape=(32, 32, 3), classes=5
-        )
-    )
+    model = randomise(small())
     model.save(folder / "model.keras")
     (folder / "labels.txt").write_text("\n".join(LABELS))
     write_version(model, LABELS, folder / "models/cait", batch_sizes=(1,))
@@ -62,16 +58,7 @@ def expected(exported):
 @pytest.mark.parametrize("shape", [(32, 32, 3), (None, None, 3)])
 def test_models_export_themselves(shape, images, tmp_path):
     model = randomise(
-        keras_cait.CaiT(
-            24,
-            2,
-            2,
-            patch_size=8,
-            input_shape=shape,
-            grid_size=(4, 4),
-            classes=5,
-            classifier_activation=None,
-        )
+        small(input_shape=shape, grid_size=(4, 4), classifier_activation=None)
     )
     model.export(tmp_path / "model", verbose=False)
     loaded = tf.saved_model.load(tmp_path / "model")

@@ -14,11 +14,10 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
-import keras_cait
 from benchmarks import image_files
 from export.serving.client import Client, GrpcClient, RestClient
 from export.serving.model_folder import write_version
-from tests.helpers.models import randomise
+from tests.helpers.models import randomise, small
 
 CLIENTS = 32
 SECONDS = 120
@@ -50,11 +49,7 @@ def megabytes(process: int) -> float:
 @pytest.mark.large
 def test_a_server_under_load(tmp_path):
     """Good images are classified right, bad ones refused; memory stays flat."""
-    model = randomise(
-        keras_cait.CaiT(
-            24, 2, 2, patch_size=8, input_shape=(32, 32, 3), classes=5
-        )
-    )
+    model = randomise(small())
     labels = [f"class {i}" for i in range(5)]
     folder = tmp_path / "tiny"
     write_version(model, labels, folder, batch_sizes=(1,))

@@ -23,18 +23,14 @@ from export.serving.model_folder import (
 )
 from keras_cait.files import locked
 from tests.helpers.commands import exit_status
-from tests.helpers.models import randomise
+from tests.helpers.models import randomise, small
 
 LABELS = [f"class {i}" for i in range(5)]
 
 
 @pytest.fixture(scope="module")
 def model():
-    return randomise(
-        keras_cait.CaiT(
-            24, 2, 2, patch_size=8, input_shape=(32, 32, 3), classes=5
-        )
-    )
+    return randomise(small())
 
 
 @pytest.fixture(scope="module")

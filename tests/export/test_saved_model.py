@@ -14,7 +14,7 @@ from export.inference_graph import InferenceModel
 from export.saved_model import Signatures, write_saved_model
 from keras_cait.decoding import decode_batch
 from keras_cait.preprocessing import load_image, resize_and_crop
-from tests.helpers.models import randomise
+from tests.helpers.models import randomise, small
 from tests.helpers.reference import REFERENCE
 
 LABELS = [f"class {i}" for i in range(5)]
@@ -24,11 +24,7 @@ ENCODED = [file.read_bytes() for file in IMAGES]
 
 @pytest.fixture(scope="module")
 def model():
-    return randomise(
-        keras_cait.CaiT(
-            24, 2, 2, patch_size=8, input_shape=(32, 32, 3), classes=5
-        )
-    )
+    return randomise(small())
 
 
 @pytest.fixture(scope="module")
@@ -307,15 +303,7 @@ def test_no_operation_needs_more_than_tensorflow(folder):
 )
 def test_xla(tmp_path, precision):
     model = randomise(  # of one block of each kind, which compiles fast
-        keras_cait.CaiT(
-            24,
-            1,
-            2,
-            patch_size=8,
-            class_attention_depth=1,
-            input_shape=(32, 32, 3),
-            classes=5,
-        )
+        small(depth=1, class_attention_depth=1)
     )
     write_saved_model(
         InferenceModel(model, precision), LABELS, tmp_path / "1", 3, xla=True

@@ -18,7 +18,7 @@ from export.web.server import site_server
 from keras_cait.litert import softmax
 from keras_cait.preprocessing import resize_and_crop
 from tests.helpers.commands import exit_status
-from tests.helpers.models import randomise
+from tests.helpers.models import randomise, small
 from tests.helpers.oracle_weights import make_input
 
 LABELS = ["plain", "Löwe", "<b>bold</b>", "a long one, with a comma", "0"]
@@ -29,11 +29,7 @@ SIZES = {"wide_one": (75, 140), "small": (20, 30), "plain/tall": (300, 90)}
 @pytest.fixture(scope="module")
 def model():
     # Not square, and all of its weights of order 1.
-    return randomise(
-        keras_cait.CaiT(
-            24, 2, 2, patch_size=8, input_shape=(32, 48, 3), classes=5
-        )
-    )
+    return randomise(small(input_shape=(32, 48, 3)))
 
 
 @pytest.fixture(scope="module")

@@ -7,21 +7,17 @@ import pytest
 import keras_cait
 from keras_cait import attention_maps
 from keras_cait.baselines import ViT
-from tests.helpers.models import randomise
+from tests.helpers.models import randomise, small
 
 
 def wide_model(input_shape):
     """A model with learned positions for a grid of 2 x 5 patches."""
     return randomise(
-        keras_cait.CaiT(
-            24,
-            3,
-            2,
-            patch_size=8,
+        small(
+            depth=3,
             input_shape=input_shape,
             grid_size=(2, 5),
             class_attention_depth=3,
-            classes=5,
         )
     )
 

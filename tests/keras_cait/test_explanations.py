@@ -8,17 +8,13 @@ from keras import ops
 import keras_cait
 from benchmarks import explanations
 from keras_cait.gradients import gradients
-from tests.helpers.models import randomise
+from tests.helpers.models import randomise, small
 
 
 @pytest.fixture
 def wide_model():
     """A CaiT of 5 classes for a grid of 2 x 5 patches of 8 pixels."""
-    return randomise(
-        keras_cait.CaiT(
-            24, 3, 2, patch_size=8, input_shape=(16, 40, 3), classes=5
-        )
-    )
+    return randomise(small(depth=3, input_shape=(16, 40, 3)))
 
 
 @pytest.fixture

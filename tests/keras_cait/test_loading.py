@@ -14,18 +14,14 @@ from keras_cait.loading import (
     load_model,
     published,
 )
-from tests.helpers.models import randomise
+from tests.helpers.models import randomise, small
 
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
     """A finished run of a small model, and its weights in every format."""
     folder = tmp_path_factory.mktemp("run")
-    model = randomise(
-        keras_cait.CaiT(
-            24, 2, 2, patch_size=8, input_shape=(32, 48, 3), classes=5
-        )
-    )
+    model = randomise(small(input_shape=(32, 48, 3)))
     model.save(folder / "model.keras")
     keras_cait.save_checkpoint(model, folder / "weights.safetensors")
     (folder / "labels.txt").write_text("a\nb\nc\nd\ne\n")

@@ -25,11 +25,7 @@ def files(tmp_path_factory):
     from export.serving.model_folder import write_version
 
     folder = tmp_path_factory.mktemp("models")
-    model = randomise(
-        keras_cait.CaiT(
-            24, 1, 2, patch_size=8, input_shape=(32, 32, 3), classes=5
-        )
-    )
+    model = randomise(small(depth=1))
     labels = list("abcde")
     model.save(folder / "model.keras")
     keras_cait.save_weights(model, folder / "model.safetensors")

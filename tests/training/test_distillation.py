@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import keras_cait
-from tests.helpers.models import randomise
+from tests.helpers.models import randomise, small
 from training.loop.distillation import Teacher, make_loss
 from training.loop.losses import hard_distillation, soft_target_cross_entropy
 from training.loop.rematerialization import rematerialize
@@ -17,16 +16,7 @@ from training.recipes import QUICKSTART
 
 def cait(activation=None, **arguments):
     return randomise(
-        keras_cait.CaiT(
-            24,
-            1,
-            2,
-            patch_size=8,
-            input_shape=(32, 32, 3),
-            classes=5,
-            classifier_activation=activation,
-            **arguments,
-        )
+        small(depth=1, classifier_activation=activation, **arguments)
     )
 
 
