@@ -68,12 +68,12 @@ def test_killed_while_a_checkpoint_is_written(tmp_path):
     )
     assert statuses == [-signal.SIGXFSZ], processes.log()
     checkpoints = tmp_path / "killed" / "checkpoints"
-    (part,) = checkpoints.glob("ckpt-*_temp/*")
+    (part,) = checkpoints.rglob("ckpt-*_temp/*")
     assert part.stat().st_size == 20_000
     last = checkpoints / f"ckpt-{newest(tmp_path / 'killed')}"
     processes.complete("one", {"killed": SHORT})
     assert f"from {last}" in processes.log()
-    assert not list(checkpoints.glob("*_temp"))
+    assert not list(checkpoints.rglob("*_temp"))
     assert_bit_equal(processes.state("killed"), processes.state("whole"))
 
 
