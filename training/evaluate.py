@@ -3,6 +3,7 @@
 python -m training.evaluate --model S24 --data imagenet2012 --data-dir DIR
 python -m training.evaluate --all --data imagenet2012_real --data-dir DIR
 python -m training.evaluate --model runs/digits --data digits
+python -m training.evaluate --predictions predictions
 """
 
 import json
@@ -74,6 +75,7 @@ from training.metrics import (
     top_k,
 )
 from training.options import StrategyName
+from training.prediction_files import read_predictions
 
 # timm's top-1 and top-5 of the published models in percent, by dataset; those
 # on imagenet2012 are in PRETRAINED. From results-imagenet-real.csv and
@@ -231,9 +233,7 @@ def measure(
         )
         result = {
             **settings,
-            **top_k(everything),
-            "ece": calibration_error(everything),
-            "images": int(everything.labeled.sum()),
+            **figures(everything),
             "images_per_second": images_per_second,
             "batch_size": batch_size,
             "devices": devices,
@@ -405,6 +405,13 @@ def evaluate(
     all: Annotated[
         bool, Parameter(negative=(), help="Evaluate all published models.")
     ] = False,
+    predictions: Annotated[
+        Path | None,
+        Parameter(
+            help="Evaluate the output of python -m export predict --data. Of "
+            "the other options, --output and --max-unreadable apply."
+        ),
+    ] = None,
     data: Data = "imagenet2012",
     data_dir: DataDir = None,
     output: Annotated[
@@ -434,9 +441,17 @@ def evaluate(
     advise float32 for M48; exported files have their own precision.
     """
     require_tensorflow()
-    if bool(model) == all:
-        raise ValueError("Give --model MODEL (may be repeated), or --all.")
+    if [bool(model), all, predictions is not None].count(True) != 1:
+        raise ValueError(
+            "Give --model MODEL (may be repeated), --all, or --predictions "
+            "FOLDER."
+        )
     folder_path(output)
+    if predictions:
+        result = measure_predictions(predictions, output, max_unreadable)
+        print(table([result]))
+        write_text(output / "table.md", table(all_results(output)) + "\n")
+        return
     sources = model or [f"{name}-{size}" for name, size in PRETRAINED]
     distribution = make_strategy(strategy)
 
@@ -454,28 +469,96 @@ def evaluate(
             loaded = load_for_evaluation(
                 source, precision, image_size, variant, raw
             )
-        row = published(source)
-        name = f"{row.variant}-{row.image_size}" if row else source
-        if image_size:
-            name += f" at {image_size}"
+        names = names_of(source, image_size)
         if raw:
-            name += " raw"
+            names["model"] += " raw"
         settings = {
-            "model": name,
-            "published": row and [row.variant, row.image_size],
+            **names,
             "data": data,
             "crop_ratio": crop_ratio,
             "image_size": list(loaded.image_size),
             "precision": precision,
             **split,
         }
-        words = f"{data} {name} {precision}"
-        file = "".join(c if c.isalnum() else "_" for c in words)
-        path = output / f"{file}.json"
+        path = result_file(output, data, names["model"], precision)
         result = measure(loaded, examples, settings, path, size, distribution)
         print(table([result]))
     if is_chief(distribution):
         write_text(output / "table.md", table(all_results(output)) + "\n")
+
+
+def measure_predictions(
+    folder: Path, output: Path, max_unreadable: int = 0
+) -> dict[str, Any]:
+    """Evaluates the output of `python -m export predict --data`.
+
+    Args:
+        folder: the predictions.
+        output: folder for the JSON file.
+        max_unreadable: as of `read_predictions`.
+
+    Returns:
+        As of `measure`, without what only it knows. The speed is `None`.
+
+    Raises:
+        ValueError: as of `read_predictions`; or the JSON file is the result of
+            other predictions.
+    """
+    found, job, unreadable = read_predictions(folder, max_unreadable)
+    data = job["data"]
+    if job["split"] != "validation":
+        data += f" {job['split']}"
+    row, size = published(job["model"]), job["image_size"][0]
+    other_size = size if row and row.image_size != size else None
+    settings = {
+        **names_of(job["model"], other_size),
+        "data": data,
+        "crop_ratio": 1.0,
+        "image_size": job["image_size"],
+        "weights": job["weights"],
+        "unreadable": unreadable,
+    }
+    path = result_file(output, data, settings["model"], "predictions")
+    with locked(path):
+        if path.exists():
+            check_settings(settings, read_json(path), path)
+        result = {
+            **settings,
+            **figures(found),
+            "images_per_second": None,
+        }
+        write_text(path, json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def figures(found: Predictions) -> dict[str, Any]:
+    """What is measured of predictions."""
+    return {
+        **top_k(found),
+        "ece": calibration_error(found),
+        "images": int(found.labeled.sum()),
+    }
+
+
+def names_of(source: str, image_size: int | None) -> dict[str, Any]:
+    """A model's name in a result, and that of a published one.
+
+    Example:
+    >>> names_of("S24", 384)
+    {'model': 'S24-224 at 384', 'published': ['S24', 224]}
+    """
+    row = published(source)
+    name = f"{row.variant}-{row.image_size}" if row else source
+    return {
+        "model": f"{name} at {image_size}" if image_size else name,
+        "published": row and [row.variant, row.image_size],
+    }
+
+
+def result_file(output: Path, *words: str) -> Path:
+    """The JSON file of a result."""
+    name = "".join(c if c.isalnum() else "_" for c in " ".join(words))
+    return output / f"{name}.json"
 
 
 def all_results(folder: Path) -> list[dict[str, Any]]:

@@ -36,12 +36,12 @@ class Image(NamedTuple):
         name: its path or id.
         content: the encoded file, a uint8 array `(height, width, 3)`, or why
             it cannot be read.
-        label: the name of its class, if it is known.
+        label: the number of its class, if it is known.
     """
 
     name: str
     content: bytes | np.ndarray | Exception
-    label: str | None = None
+    label: int | None = None
 
 
 class Part(Protocol):
@@ -120,42 +120,50 @@ def kind_of(file: str) -> str | None:
 
 
 def parts_of_dataset(
-    data: str, split: str, data_dir: str | Path | None, part_size: int
-) -> list[Part]:
-    """The parts of a labeled dataset.
+    data: str,
+    split: str,
+    data_dir: str | Path | None,
+    part_size: int,
+    **part: Any,
+) -> tuple[list[Part], int]:
+    """The parts of a labeled dataset, and its number of classes.
 
     Args:
         data, split, data_dir: as of `keras_cait.datasets.open_dataset`.
         part_size: images per part.
+        **part: `validation_fraction` and `fold`, as of `open_dataset`.
 
     Raises:
         ValueError: as of `open_dataset`.
 
     Example:
-    >>> len(parts_of_dataset("digits", "validation", None, 256))
-    4
+    >>> parts, classes = parts_of_dataset("digits", "validation", None, 256)
+    >>> len(parts), classes
+    (4, 10)
     """
-    dataset = open_dataset(data, split, data_dir)
+    dataset = open_dataset(data, split, data_dir, **part)
     starts = range(0, len(dataset), part_size)
+    parts: list[Part]
     if dataset.files:
-        names = [dataset.class_names[label] for label in dataset.labels]
         paths = [str(file.absolute()) for file in dataset.files]
-        return [
+        parts = [
             Files(
                 tuple(paths[start : start + part_size]),
                 "",
-                tuple(names[start : start + part_size]),
+                dataset.labels[start : start + part_size],
             )
             for start in starts
         ]
-    return [
-        Examples(
-            *(data, split, data_dir),
-            start,
-            min(start + part_size, len(dataset)),
-        )
-        for start in starts
-    ]
+    else:
+        parts = [
+            Examples(
+                *(data, split, data_dir),
+                start,
+                min(start + part_size, len(dataset)),
+            )
+            for start in starts
+        ]
+    return parts, len(dataset.class_names)
 
 
 def digest(items: Iterable[Any]) -> str:
@@ -175,8 +183,8 @@ def count(parts: Iterable[Part]) -> int | None:
     """The number of images, if it is known.
 
     Example:
-    >>> count(parts_of_dataset("digits", "validation", None, 256))
-    1000
+    >>> count([Files(("cat.jpg", "dog.jpg"), "")])
+    2
     """
     sizes = [part.count for part in parts]
     return None if None in sizes else sum(filter(None, sizes))
@@ -189,12 +197,12 @@ class Files:
     Attributes:
         paths: paths or URIs.
         folder: where relative paths start.
-        labels: names of the classes, if they are known.
+        labels: numbers of the classes, if they are known.
     """
 
     paths: tuple[str, ...]
     folder: str
-    labels: tuple[str, ...] = ()
+    labels: tuple[int, ...] = ()
 
     @property
     def count(self) -> int:
@@ -456,7 +464,7 @@ class Examples:
             yield Image(
                 dataset.name(index),
                 image,
-                dataset.class_names[int(label)] if known else None,
+                int(label) if known else None,
             )
 
 

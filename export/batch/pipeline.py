@@ -183,12 +183,13 @@ def decode(
     """
     ((number, part),) = zip(batch["number"], batch["part"], strict=True)
     rows *= 1 + BLOCK_BYTES // (3 * size[0] * size[1] * rows)
-    block: list[tuple[np.ndarray, str, str, str]] = []
+    block: list[tuple[np.ndarray, str, int, str]] = []
     for count, (image, is_last) in enumerate(mark_last(part.read()), 1):
         pixels, error = to_pixels(image.content, size)
         # File names can be any bytes.
         name = image.name.encode(errors="backslashreplace").decode()
-        block.append((pixels, name, image.label or "", error))
+        label = -1 if image.label is None else image.label
+        block.append((pixels, name, label, error))
         if is_last or len(block) == rows:
             pixels, names, labels, errors = zip(*block, strict=True)
             last = np.zeros(len(block), bool)
@@ -199,7 +200,7 @@ def decode(
                 "index": np.arange(count - len(block), count),
                 "last": last,
                 "image": np.array(names, object),
-                "label": np.array(labels, object),
+                "label": np.array(labels),
                 "error": np.array(errors, object),
             }
             block = []
@@ -270,9 +271,9 @@ class Classify:
         for name in ("scores", "embedding"):
             if name in outputs:
                 columns[name] = lists(outputs[name].ravel(), bad)
-        for name in ("label", "error"):
-            texts = block[name]
-            columns[name] = pa.array(texts, pa.string(), mask=texts == "")
+        label = pa.array(block["label"], mask=block["label"] < 0)
+        columns["label"] = self.labels.take(label)
+        columns["error"] = pa.array(block["error"], pa.string(), mask=~bad)
         return pa.table(columns)
 
     def run(self, pixels: np.ndarray) -> dict[str, np.ndarray]:

@@ -85,6 +85,7 @@ def predict(
     from export.batch.pipeline import describe, predict_parts
     from export.batch.progress import Progress
     from keras_cait.command_line import require_tensorflow
+    from keras_cait.datasets import split_of
 
     require_tensorflow()
     if bool(input) == bool(data):
@@ -95,8 +96,11 @@ def predict(
             "Use --address auto on one of its machines, or ray job submit."
         )
     if data:
-        parts = parts_of_dataset(data, split, data_dir, part_size)
+        parts, classes = parts_of_dataset(
+            *(data, split, data_dir, part_size), **split_of(model, data)
+        )
     else:
+        classes = None
         parts = parts_of_input(input, part_size, column, os.getcwd())
     if not parts:
         raise ValueError("The input has no images.")
@@ -107,8 +111,15 @@ def predict(
         embedding=embedding,
         batch_size=min(batch_size, images or batch_size),
     )
+    if classes not in (None, len(described.labels)):
+        raise ValueError(
+            f"The model has {len(described.labels)} classes, but {data} has "
+            f"{classes}. Give images of other classes as --input."
+        )
     settings = {
-        "input": f"{data} {split}" if data else list(input),
+        "input": list(input),
+        "data": data,
+        "split": data and split,
         "images": images,
         "parts": len(parts),
         "part_size": part_size,

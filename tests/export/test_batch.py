@@ -71,6 +71,17 @@ def models(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def labeled(images, tmp_path_factory):
+    """The same images as a dataset of five classes."""
+    folder = tmp_path_factory.mktemp("labeled")
+    for i, file in enumerate(sorted(images.iterdir())):
+        place = folder / "validation" / LABELS[i % 5]
+        place.mkdir(parents=True, exist_ok=True)
+        os.link(file, place / file.name)
+    return folder
+
+
 def read(parts):
     return [image for part in parts for image in part.read()]
 
@@ -139,10 +150,11 @@ def test_every_container_has_the_same_images(images, tmp_path):
 
 
 def test_a_dataset_has_labels():
-    parts = parts_of_dataset("digits", "validation", None, 256)
+    parts, classes = parts_of_dataset("digits", "validation", None, 256)
     found = read(parts)
     assert len(found) == count(parts) == 1000
-    assert [image.label for image in found[99:101]] == ["0", "1"]
+    assert classes == 10
+    assert [image.label for image in found[99:101]] == [0, 1]
 
 
 CUT = struct.pack("<Q", 9) + b"crc." + b"short"
@@ -199,23 +211,49 @@ def test_a_row_is_what_the_model_says(name, models, images):
         assert rows[i]["error"] is None
 
 
-def test_labeled_images_give_the_accuracy_of_evaluate(models, images, tmp_path):
-    source, data = models / "model.tflite", f"folder:{tmp_path}/photos"
-    for i, file in enumerate(sorted(images.iterdir())):
-        folder = tmp_path / "photos" / "validation" / LABELS[i % 5]
-        folder.mkdir(parents=True, exist_ok=True)
-        if i not in BAD:
-            os.link(file, folder / file.name)
-    options = ("--model", source, "--data", data, "--output", tmp_path / "new")
-    assert exit_status(evaluate.main, *options) == 0
+ROW = {
+    "image": "cat.jpg",
+    "classes": list("abcde"),
+    "scores": [0.2] * 5,
+    "label": "b",
+    "error": None,
+}
+JOB = {
+    "model": "S24",
+    "data": "digits",
+    "split": "train",
+    "parts": 1,
+    "top": 5,
+    "weights": "",
+    "image_size": [224, 224],
+}
+
+
+@pytest.mark.parametrize(
+    ("job", "row", "message"),
+    [
+        ({"data": None}, {}, "no labels. Repeat them with --data"),
+        ({"parts": 2}, {}, "1 of 2 files. Repeat the command"),
+        ({"top": 3}, {}, "3 classes per image. Repeat them with --top 5"),
+        ({}, {"label": None}, "no label, or several"),
+        ({}, {"error": "damaged"}, "1 images cannot be read"),
+    ],
+)
+def test_predictions_that_give_no_accuracy_are_refused(
+    job, row, message, tmp_path, capfd
+):
+    for name, changes in (("good", {}), ("bad", row)):
+        settings = JOB | {"format": "jsonl"} | (job if name == "bad" else {})
+        with open_job(f"{tmp_path}/{name}", settings, "jsonl", False) as opened:
+            opened.write(0, pa.Table.from_pylist([ROW | changes]))
+    command = ("--output", tmp_path / "new", "--predictions")
+    assert exit_status(evaluate.main, *command, tmp_path / "bad") == 1
+    assert message in capfd.readouterr().err
+    assert exit_status(evaluate.main, *command, tmp_path / "good") == 0
     (path,) = (tmp_path / "new").glob("*.json")
     result = json.loads(path.read_text())
-    rows = predict_here(
-        parts_of_dataset(data, "validation", None, 8), described(source)
-    )
-    right = sum(row["classes"][0] == row["label"] for row in rows)
-    assert len(rows) == result["images"] == COUNT - len(BAD)
-    assert right == round(result["top1"] * result["images"]) > 0
+    assert (result["data"], result["model"]) == ("digits train", "S24-224")
+    assert (result["top1"], result["top5"], result["images"]) == (0, 1, 1)
 
 
 def test_a_lost_block_is_noticed(images):
@@ -259,23 +297,38 @@ def test_a_job_that_failed_at_once_is_repeated(tmp_path):
 
 
 def test_the_command_writes_every_row_and_leaves_no_process(
-    models, images, tmp_path, capfd, monkeypatch
+    models, labeled, tmp_path, capfd, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    source = models / "model.tflite"
+    source, data = models / "model.tflite", f"folder:{labeled}"
     command = (
-        *("predict", "--model", source, "--input", images, "--top", 3),
+        *("predict", "--model", source, "--data", data),
         *("--output", "predictions", "--part-size", 16),
     )
     assert exit_status(main, *command) == 0
     assert "Wrote predictions" in capfd.readouterr().out
     assert not living_processes(tmp_path)
-    expected = predict_here(parts_of(images), described(source))
-    rows = pq.read_table("predictions").to_pylist()
-    assert [row["image"] for row in rows] == [r["image"] for r in expected]
-    assert [row["classes"] for row in rows] == [r["classes"] for r in expected]
+    parts, _ = parts_of_dataset(data, "validation", None, 16)
+    expected = predict_here(parts, described(source, top=5))
+    assert pq.read_table("predictions").to_pylist() == expected
     assert exit_status(main, *command, "--resume") == 0
     assert "All predictions are in" in capfd.readouterr().out
+
+    for options in (
+        ("--predictions", "predictions"),
+        ("--model", source, "--data", data),
+    ):
+        command = (*options, "--output", "results", "--max-unreadable")
+        assert exit_status(evaluate.main, *command, 1) == 1
+        assert "2 images cannot be read" in capfd.readouterr().err
+        assert exit_status(evaluate.main, *command, 2) == 0
+    direct, predicted = (
+        json.loads(path.read_text())
+        for path in sorted(Path("results").glob("*.json"))
+    )
+    assert len(predicted.pop("unreadable")) == len(direct["unreadable"]) == 2
+    assert predicted.pop("images_per_second") is None
+    assert predicted.items() <= direct.items()
 
 
 def processes_in(folder):

@@ -197,7 +197,11 @@ ROWS = [
         foreign_list | 1 | is a JSON file of something else.
         """,
     ),
-    ("training.evaluate", 1, "Give --model MODEL (may be repeated), or --all."),
+    (
+        "training.evaluate",
+        1,
+        "Give --model MODEL (may be repeated), --all, or --predictions",
+    ),
     ("training.evaluate --all --model S24", 1, "Give --model MODEL"),
     ("training.evaluate --model", 2, "--model requires an argument."),
     *rows(
