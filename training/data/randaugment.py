@@ -127,7 +127,9 @@ def equalize(image: tf.Tensor, _: tf.Tensor | None = None) -> tf.Tensor:
 def _look_up(image: tf.Tensor, levels: tf.Tensor) -> tf.Tensor:
     """Replaces pixels by a `(256, 3)` table of their new values."""
     levels = tf.cast(tf.reshape(levels, [-1]), tf.float32)
-    return tf.reshape(tf.gather(levels, _places(image)), tf.shape(image))
+    # Single values: tf.gather takes twice as long.
+    values = tf.gather_nd(levels, _places(image)[:, None])
+    return tf.reshape(values, tf.shape(image))
 
 
 def _places(image: tf.Tensor) -> tf.Tensor:
@@ -217,49 +219,108 @@ def _to_8_bits(values: tf.Tensor) -> tf.Tensor:
 
 def shear_x(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     """Shears horizontally: row y reads from x + factor y."""
-    rows = tf.range(tf.shape(image)[0])
-    return _shift_rows(image, factor * (tf.cast(rows, tf.float32) + 0.5))
+    return _shear(image, factor, axis=1)
 
 
 def shear_y(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     """Shears vertically: column x reads from y + factor x."""
-    return _transpose(shear_x(_transpose(image), factor))
+    return _shear(image, factor, axis=0)
 
 
 def translate_x(image: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
     """Shifts horizontally: reads from x + share of the width."""
-    height, width = tf.unstack(tf.shape(image)[:2])
-    shift = share * tf.cast(width, tf.float32)
-    return _shift_rows(image, tf.fill([height], shift))
+    return _translate(image, share, axis=1)
 
 
 def translate_y(image: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
     """Shifts vertically: reads from y + share of the height."""
-    return _transpose(translate_x(_transpose(image), share))
+    return _translate(image, share, axis=0)
 
 
-def _transpose(image: tf.Tensor) -> tf.Tensor:
-    return tf.transpose(image, (1, 0, 2))
-
-
-def _shift_rows(image: tf.Tensor, shifts: tf.Tensor) -> tf.Tensor:
-    """Row y reads from x + shifts[y], bicubic; outside is `FILL`."""
-    height, width = tf.unstack(tf.shape(image)[:2])
+def _shear(image: tf.Tensor, factor: tf.Tensor, axis: int) -> tf.Tensor:
+    """Shifts each line along the axis; outside is `FILL`."""
+    size = tf.shape(image)[:2]
+    lines = tf.cast(tf.range(size[1 - axis]), tf.float32)
+    shifts = factor * (lines + 0.5)
     whole = tf.floor(shifts)
-    # The shift within a pixel is the same all along a row: rows are filtered
+    # The shift within a pixel is the same all along a line: lines are filtered
     # as a whole, and only then moved by whole pixels.
-    first, last = image[:, :1], image[:, -1:]
-    padded = tf.concat([first, first, image, last, last], axis=1)
-    taps = [padded[:, tap : tap + width + 1] for tap in range(4)]
-    filtered = _to_8_bits(_cubic(taps, (shifts - whole)[:, None, None]))
+    part = shifts - whole
+    part = part[:, None] if axis else tf.repeat(part, 3)
+    filtered = _between(image, part, axis, 0, size[axis] + 1)
     pixels = tf.concat([tf.reshape(filtered, (-1, 3)), [FILL]], axis=0)
-    columns = tf.range(width)
-    x = tf.cast(columns, tf.float32) + shifts[:, None] + 0.5
-    inside = (x >= 0.0) & (x < tf.cast(width, tf.float32))
-    source = columns + tf.cast(whole, tf.int32)[:, None] + 1
-    source += (width + 1) * tf.range(height)[:, None]
-    fill = (width + 1) * height
-    return tf.gather(pixels, tf.where(inside, source, fill))
+    rows, columns = tf.range(size[0])[:, None], tf.range(size[1])[None]
+    lines, along = (rows, columns) if axis else (columns, rows)
+    shifts, whole = (tf.reshape(t, tf.shape(lines)) for t in (shifts, whole))
+    place = tf.cast(along, tf.float32) + shifts + 0.5
+    inside = (place >= 0.0) & (place < tf.cast(size[axis], tf.float32))
+    moved = along + tf.cast(whole, tf.int32) + 1
+    row, column = (rows, moved) if axis else (moved, columns)
+    source = row * (size[1] + axis) + column
+    source = tf.where(inside, source, tf.shape(pixels)[0] - 1)
+    return tf.gather_nd(pixels, source[..., None])
+
+
+def _translate(image: tf.Tensor, share: tf.Tensor, axis: int) -> tf.Tensor:
+    """Shifts all lines along the axis; outside is `FILL`."""
+    size = tf.shape(image)[axis]
+    shift = share * tf.cast(size, tf.float32)
+    whole = tf.floor(shift)
+    place = tf.cast(tf.range(size), tf.float32) + shift + 0.5
+    before, after = (
+        tf.math.count_nonzero(outside, dtype=tf.int32)
+        for outside in (place < 0.0, place >= tf.cast(size, tf.float32))
+    )
+    inside = size - before - after
+    first = before + tf.cast(whole, tf.int32) + 1
+    filtered = _between(image, shift - whole, axis, first, inside)
+
+    def shape(count: tf.Tensor) -> tuple[tf.Tensor | int, ...]:
+        height, width = tf.unstack(tf.shape(image)[:2])
+        return (height, count, 3) if axis else (count, width, 3)
+
+    parts = [
+        tf.broadcast_to(FILL, shape(before)),
+        tf.reshape(filtered, shape(inside)),
+        tf.broadcast_to(FILL, shape(after)),
+    ]
+    return tf.reshape(tf.concat(parts, axis), tf.shape(image))
+
+
+def _between(
+    image: tf.Tensor,
+    part: tf.Tensor,
+    axis: int,
+    first: int | tf.Tensor,
+    count: tf.Tensor,
+) -> tf.Tensor:
+    """Bicubic values between neighbors along an axis, with flat rows.
+
+    Args:
+        image: `(height, width, 3)` tensor, which its edges continue.
+        part: place between two pixels, in 0...1.
+        axis: 0 or 1.
+        first: number of the first value. Value i + 1 follows pixel i.
+        count: number of values.
+    """
+    if axis:
+        start, end = image[:, :1], image[:, -1:]
+    else:
+        start, end = image[:1], image[-1:]
+    padded = tf.concat([start, start, image, end, end], axis)
+
+    def tap(number: int) -> tf.Tensor:
+        begin = first + number
+        if axis:
+            values = padded[:, begin : begin + count]
+        else:
+            values = padded[begin : begin + count]
+        # By rows: broadcasting three channels takes several times as long.
+        return tf.reshape(
+            values, (tf.shape(values)[0], 3 * tf.shape(values)[1])
+        )
+
+    return _to_8_bits(_cubic([tap(number) for number in range(4)], part))
 
 
 def rotate(image: tf.Tensor, degrees: tf.Tensor) -> tf.Tensor:
@@ -274,25 +335,30 @@ def rotate(image: tf.Tensor, degrees: tf.Tensor) -> tf.Tensor:
     inside = (x >= 0.0) & (x < w) & (y >= 0.0) & (y < h)
     x, y = x - 0.5, y - 0.5
     left, top = tf.floor(x), tf.floor(y)
+    # Where the result is `FILL`, the fill pixel behind all others is read:
+    # selecting values takes several times as long as selecting places.
+    pixels = tf.concat([tf.reshape(image, (-1, 3)), [FILL]], axis=0)
     columns = [
         tf.clip_by_value(tf.cast(left, tf.int32) + tap, 0, width - 1)
         for tap in range(-1, 3)
     ]
+    columns = [tf.where(inside, column, 0) for column in columns]
     rows = [
         tf.clip_by_value(tf.cast(top, tf.int32) + tap, 0, height - 1) * width
         for tap in range(-1, 3)
     ]
+    rows = [tf.where(inside, row, height * width) for row in rows]
     # Of each channel: broadcasting takes twice as long.
     right, down = (
         tf.tile(t[..., None], (1, 1, 3)) for t in (x - left, y - top)
     )
-    pixels = tf.reshape(image, (-1, 3))
     filtered = [
-        _cubic([tf.gather(pixels, row + column) for column in columns], right)
+        _cubic(
+            [tf.gather_nd(pixels, (row + c)[..., None]) for c in columns], right
+        )
         for row in rows
     ]
-    turned = _cubic(filtered, down)
-    return tf.where(inside[..., None], _to_8_bits(turned), FILL)
+    return _to_8_bits(_cubic(filtered, down))
 
 
 def _cubic(taps: Sequence[tf.Tensor], t: tf.Tensor) -> tf.Tensor:
