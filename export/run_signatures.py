@@ -52,7 +52,7 @@ def main(version: str, output: str, *images: str) -> None:
                 arrays[f"{name}/{output_name}/{size}"] = value
     for name, batch in warmup_requests(folder):
         signatures[name](**batch)
-    np.savez(output, allow_pickle=False, **arrays)
+    np.savez(output, **arrays)
 
 
 def example(encoded: bytes) -> bytes:
