@@ -10,7 +10,10 @@ import tensorflow as tf
 from tests.helpers.models import randomise, small
 from training.loop.distillation import Teacher, make_loss
 from training.loop.losses import hard_distillation, soft_target_cross_entropy
-from training.loop.rematerialization import rematerialize
+from training.loop.rematerialization import (
+    rematerialize,
+    rematerialize_mlp,
+)
 from training.recipes import QUICKSTART
 
 
@@ -64,8 +67,15 @@ def test_half_of_the_loss_is_the_teachers(images, tmp_path):
     )
 
 
-@pytest.mark.parametrize("xla", [False, True])
-def test_rematerialized_blocks_have_the_same_gradients(xla, images):
+@pytest.mark.parametrize(
+    ("change", "xla"),
+    [
+        (rematerialize, False),
+        (rematerialize, True),
+        (rematerialize_mlp, True),
+    ],
+)
+def test_rematerialized_blocks_have_the_same_gradients(change, xla, images):
     """Also where branches are dropped: the second run drops the same ones."""
 
     def gradients(change):
@@ -90,7 +100,7 @@ def test_rematerialized_blocks_have_the_same_gradients(xla, images):
         return [keras.ops.convert_to_numpy(g) for g in first]
 
     for kept, again in zip(
-        gradients(lambda model: None), gradients(rematerialize), strict=True
+        gradients(lambda model: None), gradients(change), strict=True
     ):
         # XLA fuses otherwise; another mask would move the gradient by its size.
         scale = np.abs(kept).max() + 1e-6

@@ -7,7 +7,7 @@ from keras_cait.models import VARIANTS, CaiT
 from keras_cait.optimizers import freeze
 from keras_cait.pretrained import PRETRAINED, nearest_pretrained
 from keras_cait.weights import load_pretrained, load_weights
-from training.loop.rematerialization import rematerialize
+from training.loop.rematerialization import rematerialize, rematerialize_mlp
 from training.recipes import Recipe
 
 
@@ -29,6 +29,8 @@ def build(recipe: Recipe, classes: int) -> CaiT:
     freeze(model, recipe.trainable)
     if recipe.rematerialize:
         rematerialize(model)
+    else:
+        rematerialize_mlp(model)
     return model
 
 

@@ -51,9 +51,9 @@ def estimated_memory(recipe: Recipe, parameters: int, devices: int) -> float:
     state = 4 * parameters * (3 + sums + moments)
 
     patches = (recipe.image_size // recipe.patch_size) ** 2
-    # Per patch: two norms, qkv, attention, its projection, MLP (4 + 4 + 1) and
+    # Per patch: two norms, qkv, attention, its projection, MLP (4 + 1) and
     # residuals; the scores before and after each mixing and the softmax.
-    block = 18 * width + 4 * sizes["num_heads"] * patches
+    block = 14 * width + 4 * sizes["num_heads"] * patches
     kept = 1 if recipe.rematerialize else depth
     inputs = width * depth
     class_attention = 3 * width * sizes["class_attention_depth"]
