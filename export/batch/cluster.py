@@ -18,6 +18,8 @@ os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
 os.environ["RAY_COLOR_PREFIX"] = "0"
 # That a worker died is said twice; this line is longer than a screen.
 os.environ["RAY_DEDUP_LOGS_SKIP_REGEX"] = "^A worker died or was killed"
+# Decoders that waited for a second would end, and take seconds to start again.
+os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "3600000")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # TensorFlow leaves oneDNN off on processors without VNNI.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
