@@ -145,7 +145,7 @@ def kinds() -> dict[str, bytes]:
     """Whole images of all kinds, by the row of the table of formats."""
     image = example()
     rng = np.random.default_rng(0)
-    ink = Image.fromarray(rng.integers(0, 256, (60, 80, 4), "uint8"), "CMYK")
+    ink = Image.frombytes("CMYK", (80, 60), rng.bytes(60 * 80 * 4))
     wide = rng.integers(0, 65536, (60, 80), "uint16")
     alpha = {mode: image.convert(mode) for mode in ("LA", "RGBA")}
     for one in alpha.values():

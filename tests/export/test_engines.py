@@ -1,6 +1,7 @@
 """Engines other than TensorFlow run what the library and the exports write."""
 
 import json
+import sys
 
 import numpy as np
 import onnxruntime
@@ -39,7 +40,14 @@ def run_litert(path, images):
     ("name", "run"),
     [
         ("model.onnx", run_onnx),
-        ("model.xml", run_openvino),
+        pytest.param(
+            *("model.xml", run_openvino),
+            marks=pytest.mark.xfail(
+                sys.version_info >= (3, 13),
+                raises=NameError,
+                reason="OpenVINO 2026.4 deletes a name that it never bound.",
+            ),
+        ),
         ("model.tflite", run_litert),
     ],
 )

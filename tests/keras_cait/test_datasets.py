@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
@@ -145,13 +146,13 @@ def listed(monkeypatch):
     """The folders that are listed, of a set large enough for an index."""
     monkeypatch.setattr(folders, "MIN_INDEXED", 1)
     found = []
-    list_folder = os.scandir
 
     def scandir(path):
         found.append(str(path))
-        return list_folder(path)
+        return os.scandir(path)
 
-    monkeypatch.setattr(folders.os, "scandir", scandir)
+    module = SimpleNamespace(**{**vars(os), "scandir": scandir})
+    monkeypatch.setattr(folders, "os", module)
     return found
 
 
