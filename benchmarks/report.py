@@ -48,6 +48,7 @@ BENCHMARKS: dict[str, list[str]] = {
     "checkpoints": [],
     "gpu": [],
     "pipeline": [],
+    "batch": [],
     "serving": ["--xla"],
     "litert": ["--variants", "XXS24", "XS24", "S24"],
     "int8": [],
