@@ -38,7 +38,7 @@ def main(version: str, output: str, *images: str) -> None:
         "images": pixels,
         "inputs": [example(image) for image in encoded],
     }
-    arrays = {"pixels": pixels}
+    arrays: dict[str, Any] = {"pixels": pixels}
     for name, described in manifest["signatures"].items():
         (key,) = described["inputs"]
         for size in BATCH_SIZES:
