@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import json, parquet
 
+from keras_cait.decoding.readable import check_readable
 from keras_cait.files import read_json
 from training.metrics import Predictions, join
 
@@ -69,9 +70,10 @@ def read_predictions(
             f"{str(folder)!r} has {len(files)} of {job['parts']} files. Repeat "
             "the command of its predictions with --resume."
         )
-    found, unreadable = [], []
+    count, found, unreadable = 0, [], []
     for file in files:
         rows = read_rows(file)
+        count += len(rows)
         is_good = pc.is_null(rows["error"])
         bad, good = rows.filter(pc.invert(is_good)), rows.filter(is_good)
         unreadable += bad["image"].to_pylist()
@@ -82,14 +84,7 @@ def read_predictions(
             )
         if len(good):
             found.append(compared(good, k))
-    if len(unreadable) > max_unreadable:
-        raise ValueError(
-            f"{len(unreadable)} images cannot be read, more than "
-            f"max_unreadable={max_unreadable}. Replace or remove them: "
-            f"{', '.join(unreadable)}"
-        )
-    if not found:
-        raise ValueError(f"None of the {len(unreadable)} images can be read.")
+    check_readable(unreadable, count, max_unreadable)
     return join(found), job, unreadable
 
 

@@ -49,13 +49,7 @@ def readable(dataset: Dataset, max_unreadable: int) -> Dataset:
     with ThreadPoolExecutor() as threads:
         found = list(threads.map(is_readable, range(len(dataset))))
     bad = [dataset.name(i) for i, is_good in enumerate(found) if not is_good]
-    if len(bad) > max_unreadable:
-        raise ValueError(
-            f"{len(bad)} images cannot be read, more than max_unreadable="
-            f"{max_unreadable}. Replace or remove them: {', '.join(bad)}"
-        )
-    if len(bad) == len(dataset):
-        raise ValueError(f"None of the {len(bad)} images can be read.")
+    check_readable(bad, len(dataset), max_unreadable)
     for name in bad:
         print(f"Skipping an unreadable image: {name}", flush=True)
     good = [i for i, is_good in enumerate(found) if is_good]
@@ -69,3 +63,26 @@ def readable(dataset: Dataset, max_unreadable: int) -> Dataset:
         records=dataset.records and dataset.records.select(good),
         unreadable=tuple(bad),
     )
+
+
+def check_readable(bad: list[str], count: int, max_unreadable: int) -> None:
+    """Checks that not too many images cannot be read.
+
+    Args:
+        bad: names of those that cannot.
+        count: number of all images.
+        max_unreadable: maximum number of bad ones.
+
+    Raises:
+        ValueError: there are more, or nothing else.
+
+    Example:
+    >>> check_readable(["cat.jpg"], count=2, max_unreadable=1)
+    """
+    if len(bad) > max_unreadable:
+        raise ValueError(
+            f"{len(bad)} images cannot be read, more than max_unreadable="
+            f"{max_unreadable}. Replace or remove them: {', '.join(bad)}"
+        )
+    if len(bad) == count:
+        raise ValueError(f"None of the {count} images can be read.")

@@ -3,7 +3,6 @@
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from PIL import Image
 
 from export.predictors import keras_predictor
 from export.serving.model_folder import write_version
+from tests.helpers.environments import make_environment
 
 DOCUMENT = Path(__file__).parents[2] / "docs/batch.md"
 LABELS = [f"class {i}" for i in range(5)]
@@ -19,11 +19,9 @@ LABELS = [f"class {i}" for i in range(5)]
 
 @pytest.mark.large
 def test_beam_classifies(small_model, images, tmp_path):
-    make = [sys.executable, "-m", "venv", tmp_path / "venv"]
-    subprocess.run(make, check=True)
-    install = [tmp_path / "venv/bin/pip", "install", "--quiet"]
-    packages = ["apache-beam>=2.77", "tensorflow-cpu<2.21"]
-    subprocess.run([*install, *packages], check=True)
+    programs = make_environment(
+        tmp_path / "venv", ["apache-beam>=2.77", "tensorflow-cpu<2.21"]
+    )
     (program,) = re.findall(
         r"```python\n(import json\n.*?)```", DOCUMENT.read_text(), re.S
     )
@@ -36,7 +34,7 @@ def test_beam_classifies(small_model, images, tmp_path):
     (photos / "junk.png").write_bytes(b"junk")
     subprocess.run(
         [
-            *(tmp_path / "venv/bin/python", tmp_path / "classify.py"),
+            *(programs / "python", tmp_path / "classify.py"),
             *(version, photos / "*.png", tmp_path / "predictions"),
         ],
         check=True,

@@ -4,7 +4,6 @@ import json
 import re
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 from export.inference_graph import InferenceModel
 from export.litert import convert
 from export.serving.model_folder import write_version
+from tests.helpers.environments import make_environment
 
 DOCUMENT = Path(__file__).parents[2] / "docs/serving.md"
 LABELS = [f"class {i}" for i in range(5)]
@@ -55,10 +55,7 @@ def export_litert(model, folder):
 def test_mlserver_serves(
     implementation, package, export, datatype, small_model, images, tmp_path
 ):
-    make = [sys.executable, "-m", "venv", tmp_path / "venv"]
-    subprocess.run(make, check=True)
-    install = [tmp_path / "venv/bin/pip", "install", "--quiet"]
-    subprocess.run([*install, "mlserver>=1.7", package], check=True)
+    programs = make_environment(tmp_path / "venv", ["mlserver>=1.7", package])
 
     folder = tmp_path / "served"
     module, name = implementation.split(".")
@@ -77,7 +74,7 @@ def test_mlserver_serves(
     )
     export(small_model, folder)
     model = f"http://127.0.0.1:{ports['http_port']}/v2/models/digits"
-    server = subprocess.Popen([tmp_path / "venv/bin/mlserver", "start", folder])
+    server = subprocess.Popen([programs / "mlserver", "start", folder])
     try:
         for _ in range(120):
             try:

@@ -1,6 +1,5 @@
 """Servers older than the TensorFlow that exported run its versions."""
 
-import subprocess
 import sys
 
 import numpy as np
@@ -11,6 +10,7 @@ from export.check_saved_model import LARGEST_BATCH, run_signatures
 from export.serving.configuration import SERVER
 from export.serving.manifest import OLDEST_TENSORFLOW
 from export.serving.model_folder import write_version
+from tests.helpers.environments import make_environment
 
 LABELS = [f"class {i}" for i in range(5)]
 
@@ -30,22 +30,18 @@ LABELS = [f"class {i}" for i in range(5)]
 )
 def test_an_older_tensorflow_runs_exports(tensorflow, small_model, tmp_path):
     version = write_version(small_model, LABELS, tmp_path / "cait")
-    make = [sys.executable, "-m", "venv", tmp_path / "venv"]
-    subprocess.run(make, check=True)
-    python = str(tmp_path / "venv/bin/python")
-    for packages in (
+    programs = make_environment(
+        tmp_path / "venv",
         [f"tensorflow-cpu=={tensorflow}"],
         ["--no-deps", f"tensorflow-serving-api=={tensorflow}"],
-    ):
-        install = [python, "-m", "pip", "install", "--quiet", *packages]
-        subprocess.run(install, check=True)
+    )
     images = [
         image_files.encode(image_files.example(seed=seed), kind)
         for seed in range(LARGEST_BATCH // 2)
         for kind in ("PNG", "JPEG")
     ]
     expected = run_signatures(version, images)
-    found = run_signatures(version, images, python)
+    found = run_signatures(version, images, str(programs / "python"))
     for name, array in expected.items():
         if array.dtype.kind == "S":
             np.testing.assert_array_equal(found[name], array, name)

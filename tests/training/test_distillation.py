@@ -10,10 +10,7 @@ import tensorflow as tf
 from tests.helpers.models import randomise, small
 from training.loop.distillation import Teacher, make_loss
 from training.loop.losses import hard_distillation, soft_target_cross_entropy
-from training.loop.rematerialization import (
-    rematerialize,
-    rematerialize_mlp,
-)
+from training.loop.rematerialization import rematerialize, rematerialize_mlp
 from training.recipes import QUICKSTART
 
 
