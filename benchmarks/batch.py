@@ -3,8 +3,7 @@
 The quickstart's model, with random weights, classifies JPEGs of digits:
 `python -m export predict`, and a loop that reads 64 files at a time and calls
 the SavedModel, in turns; each in a new process. Both also classify a tenth of
-the images: the difference is the speed, and what is left the start. The
-medians count, also of the ratios in a round.
+the images: the difference is the speed, and what is left the start.
 
 Simulated GPUs classify 1,000 images/s: a model sleeps as long, and images are
 blank and tiny. What is measured is how many GPUs one driver can feed.
@@ -26,6 +25,7 @@ from unittest import mock
 import psutil
 from cyclopts import App, Parameter
 
+from benchmarks.interleave import Timing, relative
 from benchmarks.results import Count, Output, Rounds, Rows, show, write
 
 BATCH = 64
@@ -37,7 +37,7 @@ BLOCK, PART = 448, 3584
 # Side of their images. Blocks are so large that Ray neither merges them nor
 # divides their predictions.
 SIDE, BLOCK_BYTES = 8, 80_000
-# Shared memory per process, of which blocks without pixels need little.
+# Shared memory per process: blocks without pixels need little.
 STORE_BYTES = 32 << 20
 
 LOOP = """
@@ -92,7 +92,7 @@ def main(
         title = "Simulated GPUs"
         tables[title] = simulated(workers)
         show(title, tables[title])
-    write(tables, output)
+    write(tables, output, rounds)
 
 
 def write_images(folder: Path, count: int, side: int) -> None:
@@ -116,9 +116,8 @@ def write_model(folder: Path) -> None:
 
     recipe = RECIPES["quickstart"]
     model = keras_cait.CaiT(
-        *(recipe.embed_dim, recipe.depth, recipe.num_heads),
+        **recipe.architecture(),
         patch_size=recipe.patch_size,
-        class_attention_depth=recipe.class_attention_depth,
         input_shape=(recipe.image_size, recipe.image_size, 3),
         classes=10,
     )
@@ -135,11 +134,11 @@ def beside_loop(folder: Path, images: int, rounds: int) -> Rows:
         (some / file.name).hardlink_to(file)
     predict = ("-m", "export", "predict", "--model", str(model))
     names = ("bare loop", "1 worker", "2 workers")
-    speeds: dict[str, list[float]] = {name: [] for name in names}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
     starts: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds):
         for name in names:
-            seconds = []
+            both = []
             for files in (some, folder / "images"):
                 output = folder / f"{name} {files.name} {number}"
                 command = (
@@ -148,20 +147,18 @@ def beside_loop(folder: Path, images: int, rounds: int) -> Rows:
                 )
                 if name == "bare loop":
                     command = ("-c", LOOP, str(model / "1"), str(files))
-                seconds.append(timed(command))
-            short, long = seconds
-            speeds[name].append((images - few) / (long - short))
-            starts[name].append(short - few / speeds[name][-1])
+                both.append(timed(command))
+            short, long = both
+            seconds[name].append((long - short) / (images - few))
+            starts[name].append(short - few * seconds[name][-1])
+    timings = {name: Timing(tuple(found)) for name, found in seconds.items()}
     return {
         name: {
-            "images/s": statistics.median(found),
-            "bare loop = 1": statistics.median(
-                ours / theirs
-                for ours, theirs in zip(found, speeds["bare loop"], strict=True)
-            ),
+            **timing.columns("images/s", lambda s: 1 / s),
+            "bare loop = 1": relative(timings["bare loop"], timing),
             "start, s": statistics.median(starts[name]),
         }
-        for name, found in speeds.items()
+        for name, timing in timings.items()
     }
 
 
