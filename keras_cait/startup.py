@@ -1,9 +1,10 @@
-"""How the project's programs end when an import fails or is interrupted.
+"""How the project's programs import, and end if that fails or is interrupted.
 
 `keras_cait` imports this first, before Keras. What fails later, once a command
 runs, is handled by `keras_cait.command_line.run`.
 """
 
+import gc
 import os
 import signal
 import sys
@@ -89,6 +90,7 @@ def handle(number: int, handler: Callable[[int, FrameType | None], Any]) -> Any:
 
 
 if is_program():
+    gc.disable()  # until `run`: what imports make is no garbage
     sys.excepthook = explain
     handle(signal.SIGINT, stop)
     handle(signal.SIGTERM, stop)

@@ -1,5 +1,6 @@
 """Every command ends in one style: one line on stderr, and an exit status."""
 
+import gc
 import os
 import signal
 import time
@@ -44,6 +45,14 @@ def test_failures_are_one_line(arguments, status, message, capsys):
     assert out == ""
     assert err.count("\n") == 1
     assert message in err
+
+
+def test_a_command_collects_garbage_again(monkeypatch):
+    monkeypatch.setattr("gc.freeze", lambda: None)
+    gc.disable()  # as `keras_cait.startup`
+    with pytest.raises(SystemExit):
+        run(app, ["work", "nothing"])
+    assert gc.isenabled()
 
 
 @pytest.mark.parametrize(
