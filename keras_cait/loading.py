@@ -45,14 +45,12 @@ class Classifier:
             3)`, RGB in 0...255, to float32 probabilities `(batch, classes)`.
         image_size: height and width of the images in pixels.
         classes: number of classes.
-        identity: SHA-256 of the weights, or the repository of published ones.
         model: the Keras model; `None` if the source is an exported file.
     """
 
     predict: Callable[[Any], Any]
     image_size: tuple[int, int]
     classes: int
-    identity: str
     model: keras.Model | None = None
 
 
@@ -201,12 +199,27 @@ def load_classifier(
         classes=classes,
         precision=precision,
     )
+    return classifier(model)
+
+
+def identity(source: str | Path) -> str:
+    """SHA-256 of a model's file or folder, or the repository of published ones.
+
+    Args:
+        source: as of `load_classifier`.
+
+    Example:
+    >>> identity("S24")
+    'timm/cait_s24_224.fb_dist_in1k'
+    """
     row = published(source)
-    identity = row.repository if row else sha256(_existing(source))
-    return classifier(model, identity)
+    if row:
+        return row.repository
+    path = _existing(source)
+    return sha256(saved_model_folder(path) or path)
 
 
-def classifier(model: keras.Model, identity: str = "") -> Classifier:
+def classifier(model: keras.Model) -> Classifier:
     """A Keras model as a `Classifier`, which normalizes images if needed.
 
     Raises:
@@ -232,7 +245,7 @@ def classifier(model: keras.Model, identity: str = "") -> Classifier:
 
     _, height, width, _ = model.inputs[0].shape
     classes = int(model.outputs[0].shape[-1])
-    return Classifier(predict, (height, width), classes, identity, model)
+    return Classifier(predict, (height, width), classes, model)
 
 
 def load_labels(
@@ -563,9 +576,7 @@ def _saved_model(folder: Path) -> Classifier:
     def predict(images: Any) -> Any:
         return layer(ops.cast(images, "uint8"))["probabilities"]
 
-    return Classifier(
-        predict, tuple(size), int(outputs.shape[-1]), sha256(folder)
-    )
+    return Classifier(predict, tuple(size), int(outputs.shape[-1]))
 
 
 def _verify_files(folder: Path, digests: dict[str, str]) -> None:
@@ -577,7 +588,7 @@ def _verify_files(folder: Path, digests: dict[str, str]) -> None:
 def _litert(path: Path, threads: int | None) -> Classifier:
     check_file(path)
     model = LiteRTModel(path, threads)
-    return Classifier(model, model.image_size, model.classes, sha256(path))
+    return Classifier(model, model.image_size, model.classes)
 
 
 def _checked(labels: list[str], path: str) -> list[str]:

@@ -45,13 +45,13 @@ from keras_cait.files import (
     folder_path,
     locked,
     read_json,
-    sha256,
     write_text,
 )
 from keras_cait.litert import LiteRTModel
 from keras_cait.loading import (
     Classifier,
     classifier,
+    identity,
     load_classifier,
     load_model,
     published,
@@ -142,7 +142,7 @@ def load_for_evaluation(
             raise ValueError("--raw needs the run's own image size.")
         model = load_model(source, precision=precision)
         restore_raw_weights(model, source)
-        loaded = classifier(model, sha256(Path(source) / "model.keras"))
+        loaded = classifier(model)
     else:
         is_own = precision == "float32" and is_exported(source)
         loaded = load_classifier(
@@ -210,11 +210,7 @@ def measure(
             f"{batch_size}."
         )
     check_classes(classifier.classes, examples, settings["data"])
-    settings = {
-        **settings,
-        "weights": classifier.identity,
-        "unreadable": list(examples.unreadable),
-    }
+    settings = {**settings, "unreadable": list(examples.unreadable)}
     if path.exists():
         result = read_json(path)
         check_settings(settings, result, path)
@@ -479,6 +475,7 @@ def evaluate(
             "image_size": list(loaded.image_size),
             "precision": precision,
             **split,
+            "weights": identity(source),
         }
         path = result_file(output, data, names["model"], precision)
         result = measure(loaded, examples, settings, path, size, distribution)

@@ -40,7 +40,7 @@ class Model(NamedTuple):
         top: number of classes per image.
         size: height and width of the images in pixels.
         batch_size: images per run of the model.
-        identity: as of `keras_cait.loading.Classifier`.
+        identity: as of `keras_cait.loading.identity`.
     """
 
     load: Callable[..., Callable[[np.ndarray], dict[str, np.ndarray]]]
@@ -77,6 +77,7 @@ def describe(
     from export.predictors import embedder, load_pixel_predictor
     from keras_cait.loading import (
         find_labels,
+        identity,
         load_classifier,
         load_labels,
         published,
@@ -103,7 +104,7 @@ def describe(
         top,
         loaded.image_size,
         batch_size,
-        loaded.identity,
+        identity(source),
     )
 
 

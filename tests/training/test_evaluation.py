@@ -242,7 +242,7 @@ def guesser():
         calls.append(len(images))
         return tf.nn.softmax(images[:, 0, 0, :3] / 50)
 
-    return Classifier(predict, (4, 4), 3, "guesser"), calls
+    return Classifier(predict, (4, 4), 3), calls
 
 
 def noise(count):
@@ -266,7 +266,7 @@ def test_an_interrupted_evaluation_resumes(guesser, tmp_path):
             raise KeyboardInterrupt
         return classifier.predict(images)
 
-    broken = Classifier(interrupted, (4, 4), 3, "guesser")
+    broken = Classifier(interrupted, (4, 4), 3)
     path = tmp_path / "b.json"
     with pytest.raises(KeyboardInterrupt):
         measure(broken, noise(50), SETTINGS, path, 8, save_seconds=0)
