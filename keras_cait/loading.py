@@ -31,7 +31,13 @@ from keras_cait.pretrained import (
     nearest_pretrained,
 )
 from keras_cait.transformer import VisionTransformer
-from keras_cait.weights import load_pretrained, load_weights, read_tensors
+from keras_cait.weights import (
+    explaining,
+    fill,
+    load_pretrained,
+    load_weights,
+    read_tensors,
+)
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".weights.h5")
 
@@ -537,18 +543,21 @@ def _inferred(
     rows, columns = grid or (math.isqrt(patches),) * 2
     size = image_size and (image_size, image_size)
     height, width = size or (rows * patch_size, columns * patch_size)
-    return CaiT(
-        embed_dim,
-        count("blocks"),
-        num_heads,
-        patch_size,
-        hidden_dim / embed_dim,
-        count("blocks_token_only"),
-        input_shape=(height, width, 3),
-        classes=classes,
-        weights=path,
-        dtype=precision,
-    )
+    with filled_later():
+        model = CaiT(
+            embed_dim,
+            count("blocks"),
+            num_heads,
+            patch_size,
+            hidden_dim / embed_dim,
+            count("blocks_token_only"),
+            input_shape=(height, width, 3),
+            classes=classes,
+            dtype=precision,
+        )
+    with explaining(model, path):
+        fill(model, tensors, grid)
+    return model
 
 
 def _saved_model(folder: Path) -> Classifier:

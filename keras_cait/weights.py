@@ -3,7 +3,8 @@
 import logging
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -181,25 +182,60 @@ def _load(model: keras.Model, path: Path, with_head: bool) -> keras.Model:
         )
     if not path.is_file():
         raise ValueError(f"There is no file {str(path)!r}.")
-    try:
+    with explaining(model, path):
         if is_h5:
             _load_h5(model, path)
         elif path.suffix == ".keras":
-            _fill(model, *_read_keras(path), with_head)
+            fill(model, *_read_keras(path), with_head)
         else:
-            _fill(model, *read_tensors(path), with_head)
+            fill(model, *read_tensors(path), with_head)
+    return model
+
+
+@contextmanager
+def explaining(model: keras.Model, path: Path) -> Iterator[None]:
+    """Names file and model if a file does not load.
+
+    Args:
+        model: the model to fill.
+        path: the file.
+
+    Raises:
+        ValueError: the block has raised one.
+
+    Example:
+    >>> with explaining(model, path):  # doctest: +SKIP
+    ...     fill(model, *read_tensors(path))
+    """
+    try:
+        yield
     except ValueError as error:
         raise ValueError(
             f"Cannot load {str(path)!r} into {model.name!r}, whose weights "
             f"stay as they were: {error}"
         ) from None
-    return model
 
 
-def _fill(
-    model: keras.Model, tensors: Tensors, grid: Grid | None, with_head: bool
+def fill(
+    model: keras.Model,
+    tensors: Tensors,
+    grid: Grid | None,
+    with_head: bool = True,
 ) -> None:
-    """Fills a model from reference tensors; `grid` is of their positions."""
+    """Fills a model from reference tensors, as `read_tensors` reads them.
+
+    Args:
+        model: as of `load_weights`.
+        tensors: reference tensors by name.
+        grid: grid of their positions, if it is known.
+        with_head: whether a head is filled, too.
+
+    Raises:
+        ValueError: the tensors do not fit. The model stays as it was.
+
+    Example:
+    >>> fill(model, *read_tensors(path))  # doctest: +SKIP
+    """
     if grid is None and not any(
         name.startswith("blocks_token_only.") for name in tensors
     ):
