@@ -13,8 +13,9 @@ logger = logging.getLogger(__name__)
 def fetch(row: PretrainedWeights) -> Path:
     """Downloads pretrained weights, or finds them in the hub's cache.
 
-    The client is `huggingface_hub`. Its environment variables apply: `HF_HOME`
-    is the location of the cache, `HF_ENDPOINT` is the address of the hub, and
+    What is in the cache is taken without asking the hub. The client is
+    `huggingface_hub`. Its environment variables apply: `HF_HOME` is the
+    location of the cache, `HF_ENDPOINT` is the address of the hub, and
     `HF_HUB_OFFLINE=1` forbids network access.
 
     Args:
@@ -31,7 +32,12 @@ def fetch(row: PretrainedWeights) -> Path:
     >>> fetch(PRETRAINED["S24", 224])  # doctest: +SKIP
     """
     # Imported here to keep `import keras_cait` fast.
-    from huggingface_hub import constants, hf_hub_download, hf_hub_url
+    from huggingface_hub import (
+        constants,
+        hf_hub_download,
+        hf_hub_url,
+        try_to_load_from_cache,
+    )
     from huggingface_hub.utils import logging as client_logging
 
     address = hf_hub_url(row.repository, row.file)
@@ -41,9 +47,11 @@ def fetch(row: PretrainedWeights) -> Path:
     if verbosity == logging.WARNING:
         client_logging.set_verbosity_error()
     try:
-        path = hf_hub_download(
-            row.repository, row.file, library_name="keras-cait"
-        )
+        path = try_to_load_from_cache(row.repository, row.file)
+        if not isinstance(path, str):
+            path = hf_hub_download(
+                row.repository, row.file, library_name="keras-cait"
+            )
     # The client passes on the errors of all its libraries: sockets, TLS, HTTP,
     # disk. None of their tracebacks would help.
     except Exception as error:
