@@ -217,148 +217,113 @@ def _to_8_bits(values: tf.Tensor) -> tf.Tensor:
     return tf.floor(tf.clip_by_value(values, 0.0, 255.0))
 
 
+# XLA makes one pass of these. Elsewhere it is slower (tables, convolution), or
+# rounds otherwise than Pillow (blending).
+_compiled = tf.function(autograph=False, jit_compile=True)
+
+
+@_compiled
 def shear_x(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     """Shears horizontally: row y reads from x + factor y."""
     return _shear(image, factor, axis=1)
 
 
+@_compiled
 def shear_y(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     """Shears vertically: column x reads from y + factor x."""
     return _shear(image, factor, axis=0)
 
 
+@_compiled
 def translate_x(image: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
     """Shifts horizontally: reads from x + share of the width."""
     return _translate(image, share, axis=1)
 
 
+@_compiled
 def translate_y(image: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
     """Shifts vertically: reads from y + share of the height."""
     return _translate(image, share, axis=0)
 
 
 def _shear(image: tf.Tensor, factor: tf.Tensor, axis: int) -> tf.Tensor:
-    """Shifts each line along the axis; outside is `FILL`."""
-    size = tf.shape(image)[:2]
-    lines = tf.cast(tf.range(size[1 - axis]), tf.float32)
-    shifts = factor * (lines + 0.5)
-    whole = tf.floor(shifts)
-    # The shift within a pixel is the same all along a line: lines are filtered
-    # as a whole, and only then moved by whole pixels.
-    part = shifts - whole
-    part = part[:, None] if axis else tf.repeat(part, 3)
-    filtered = _between(image, part, axis, 0, size[axis] + 1)
-    pixels = tf.concat([tf.reshape(filtered, (-1, 3)), [FILL]], axis=0)
-    rows, columns = tf.range(size[0])[:, None], tf.range(size[1])[None]
+    """Shifts each line along the axis."""
+    height, width = image.shape[:2]
+    rows, columns = tf.range(height)[:, None], tf.range(width)[None]
     lines, along = (rows, columns) if axis else (columns, rows)
-    shifts, whole = (tf.reshape(t, tf.shape(lines)) for t in (shifts, whole))
-    place = tf.cast(along, tf.float32) + shifts + 0.5
-    inside = (place >= 0.0) & (place < tf.cast(size[axis], tf.float32))
-    moved = along + tf.cast(whole, tf.int32) + 1
-    row, column = (rows, moved) if axis else (moved, columns)
-    source = row * (size[1] + axis) + column
-    source = tf.where(inside, source, tf.shape(pixels)[0] - 1)
-    return tf.gather_nd(pixels, source[..., None])
+    pixels = tf.reshape(image, (-1, 3))
+
+    def read(places: tf.Tensor) -> tf.Tensor:
+        row, column = (rows, places) if axis else (places, columns)
+        return tf.gather(pixels, row * width + column)
+
+    shifts = factor * (tf.cast(lines, tf.float32) + 0.5)
+    return _shift(read, along, shifts, image.shape[axis])
 
 
 def _translate(image: tf.Tensor, share: tf.Tensor, axis: int) -> tf.Tensor:
-    """Shifts all lines along the axis; outside is `FILL`."""
-    size = tf.shape(image)[axis]
-    shift = share * tf.cast(size, tf.float32)
-    whole = tf.floor(shift)
-    place = tf.cast(tf.range(size), tf.float32) + shift + 0.5
-    before, after = (
-        tf.math.count_nonzero(outside, dtype=tf.int32)
-        for outside in (place < 0.0, place >= tf.cast(size, tf.float32))
-    )
-    inside = size - before - after
-    first = before + tf.cast(whole, tf.int32) + 1
-    filtered = _between(image, shift - whole, axis, first, inside)
+    """Shifts all lines along the axis."""
+    size = image.shape[axis]
+    along = tf.range(size)[None] if axis else tf.range(size)[:, None]
 
-    def shape(count: tf.Tensor) -> tuple[tf.Tensor | int, ...]:
-        height, width = tf.unstack(tf.shape(image)[:2])
-        return (height, count, 3) if axis else (count, width, 3)
+    def read(places: tf.Tensor) -> tf.Tensor:
+        return tf.gather(image, tf.reshape(places, [-1]), axis=axis)
 
-    parts = [
-        tf.broadcast_to(FILL, shape(before)),
-        tf.reshape(filtered, shape(inside)),
-        tf.broadcast_to(FILL, shape(after)),
-    ]
-    return tf.reshape(tf.concat(parts, axis), tf.shape(image))
+    return _shift(read, along, share * size, size)
 
 
-def _between(
-    image: tf.Tensor,
-    part: tf.Tensor,
-    axis: int,
-    first: int | tf.Tensor,
-    count: tf.Tensor,
+def _shift(
+    read: Callable[[tf.Tensor], tf.Tensor],
+    along: tf.Tensor,
+    shift: tf.Tensor,
+    size: int,
 ) -> tf.Tensor:
-    """Bicubic values between neighbors along an axis, with flat rows.
+    """Bicubic values beside the pixels of an image; outside is `FILL`.
 
     Args:
-        image: `(height, width, 3)` tensor, which its edges continue.
-        part: place between two pixels, in 0...1.
-        axis: 0 or 1.
-        first: number of the first value. Value i + 1 follows pixel i.
-        count: number of values.
+        read: function of places along an axis to the pixels there.
+        along: the places of the pixels along the axis.
+        shift: by how much farther each is read.
+        size: of the image along the axis.
     """
-    if axis:
-        start, end = image[:, :1], image[:, -1:]
-    else:
-        start, end = image[:1], image[-1:]
-    padded = tf.concat([start, start, image, end, end], axis)
-
-    def tap(number: int) -> tf.Tensor:
-        begin = first + number
-        if axis:
-            values = padded[:, begin : begin + count]
-        else:
-            values = padded[begin : begin + count]
-        # By rows: broadcasting three channels takes several times as long.
-        return tf.reshape(
-            values, (tf.shape(values)[0], 3 * tf.shape(values)[1])
-        )
-
-    return _to_8_bits(_cubic([tap(number) for number in range(4)], part))
+    center = tf.cast(along, tf.float32) + shift + 0.5
+    inside = (center >= 0.0) & (center < size)
+    whole = tf.floor(shift)
+    start = along + tf.cast(whole, tf.int32)
+    taps = [
+        read(tf.clip_by_value(start + tap, 0, size - 1)) for tap in range(-1, 3)
+    ]
+    values = _to_8_bits(_cubic(taps, (shift - whole)[..., None]))
+    return tf.where(inside[..., None], values, FILL)
 
 
+@_compiled
 def rotate(image: tf.Tensor, degrees: tf.Tensor) -> tf.Tensor:
     """Rotates counterclockwise about the center, bicubic; outside is `FILL`."""
-    height, width = tf.unstack(tf.shape(image)[:2])
-    h, w = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
+    height, width = image.shape[:2]
     angle = degrees * math.pi / 180
-    right = tf.range(w)[None] + 0.5 - w / 2
-    down = tf.range(h)[:, None] + 0.5 - h / 2
-    x = tf.cos(angle) * right - tf.sin(angle) * down + w / 2
-    y = tf.sin(angle) * right + tf.cos(angle) * down + h / 2
-    inside = (x >= 0.0) & (x < w) & (y >= 0.0) & (y < h)
+    right = tf.range(float(width))[None] + 0.5 - width / 2
+    down = tf.range(float(height))[:, None] + 0.5 - height / 2
+    x = tf.cos(angle) * right - tf.sin(angle) * down + width / 2
+    y = tf.sin(angle) * right + tf.cos(angle) * down + height / 2
+    inside = (x >= 0.0) & (x < width) & (y >= 0.0) & (y < height)
     x, y = x - 0.5, y - 0.5
     left, top = tf.floor(x), tf.floor(y)
-    # Where the result is `FILL`, the fill pixel behind all others is read:
-    # selecting values takes several times as long as selecting places.
-    pixels = tf.concat([tf.reshape(image, (-1, 3)), [FILL]], axis=0)
-    columns = [
-        tf.clip_by_value(tf.cast(left, tf.int32) + tap, 0, width - 1)
-        for tap in range(-1, 3)
-    ]
-    columns = [tf.where(inside, column, 0) for column in columns]
-    rows = [
-        tf.clip_by_value(tf.cast(top, tf.int32) + tap, 0, height - 1) * width
-        for tap in range(-1, 3)
-    ]
-    rows = [tf.where(inside, row, height * width) for row in rows]
-    # Of each channel: broadcasting takes twice as long.
-    right, down = (
-        tf.tile(t[..., None], (1, 1, 3)) for t in (x - left, y - top)
+    columns, rows = (
+        [
+            tf.clip_by_value(tf.cast(start, tf.int32) + tap, 0, size - 1)
+            for tap in range(-1, 3)
+        ]
+        for start, size in ((left, width), (top, height))
     )
+    pixels = tf.reshape(image, (-1, 3))
+    right, down = (x - left)[..., None], (y - top)[..., None]
     filtered = [
-        _cubic(
-            [tf.gather_nd(pixels, (row + c)[..., None]) for c in columns], right
-        )
+        _cubic([tf.gather(pixels, row * width + c) for c in columns], right)
         for row in rows
     ]
-    return _to_8_bits(_cubic(filtered, down))
+    values = _to_8_bits(_cubic(filtered, down))
+    return tf.where(inside[..., None], values, FILL)
 
 
 def _cubic(taps: Sequence[tf.Tensor], t: tf.Tensor) -> tf.Tensor:
