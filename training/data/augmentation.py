@@ -220,34 +220,30 @@ def random_erasing(
 
 
 def paste(
-    images: tf.Tensor, patch: tf.Tensor, top: tf.Tensor, left: tf.Tensor
+    image: tf.Tensor, patch: tf.Tensor, top: tf.Tensor, left: tf.Tensor
 ) -> tf.Tensor:
-    """Replaces a rectangle of an image, or of each image of a batch.
+    """Replaces a rectangle of an image.
 
     Args:
-        images: `(..., height, width, channels)` tensor.
-        patch: `(..., rows, columns, channels)` tensor that fits into it.
+        image: `(height, width, channels)` tensor.
+        patch: `(rows, columns, channels)` tensor that fits into it.
         top, left: int scalars. Corner of the rectangle.
 
     Returns:
-        A tensor like `images`.
+        A tensor like `image`.
 
     Example:
     >>> pasted = paste(tf.zeros((2, 3, 1)), tf.ones((1, 2, 1)), 1, 1)
     >>> pasted[..., 0].numpy().tolist()
     [[0.0, 0.0, 0.0], [0.0, 1.0, 1.0]]
     """
-    rows, columns = tf.unstack(tf.shape(patch)[-3:-1])
-    above, middle, below = (
-        images[..., :top, :, :],
-        images[..., top : top + rows, :, :],
-        images[..., top + rows :, :, :],
-    )
+    rows, columns = tf.unstack(tf.shape(patch)[:2])
+    middle = image[top : top + rows]
     middle = tf.concat(
-        [middle[..., :left, :], patch, middle[..., left + columns :, :]], -2
+        [middle[:, :left], patch, middle[:, left + columns :]], axis=1
     )
-    pasted = tf.concat([above, middle, below], -3)
-    return tf.ensure_shape(pasted, images.shape)
+    pasted = tf.concat([image[:top], middle, image[top + rows :]], axis=0)
+    return tf.ensure_shape(pasted, image.shape)
 
 
 def erasing_box(

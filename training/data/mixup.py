@@ -9,9 +9,9 @@ References:
     timm.data.mixup (1.0.31), recorded in tests/reference/recipe/mixup.npz.
 """
 
-import tensorflow as tf
+from functools import partial
 
-from training.data.augmentation import paste
+import tensorflow as tf
 
 
 def smooth_one_hot(
@@ -122,6 +122,7 @@ def cutmix_box(
     return tf.stack([start[0], stop[0], start[1], stop[1]])
 
 
+@partial(tf.function, autograph=False, jit_compile=True)  # in one pass
 def mix(
     images: tf.Tensor,
     targets: tf.Tensor,
@@ -132,7 +133,8 @@ def mix(
     """Mixes a batch with its mirror image, for given draws.
 
     Args:
-        images: `(batch, height, width, channels)` float32 tensor.
+        images: `(batch, height, width, channels)` float32 tensor of finite
+            values.
         targets: `(batch, classes)` float32 tensor.
         is_cutmix: bool scalar.
         share: float32 scalar in 0...1. Weight of the image itself in Mixup.
@@ -149,22 +151,17 @@ def mix(
     [[0.75 0.25]
      [0.25 0.75]]
     """
-    top, bottom, left, right = tf.unstack(tf.cast(box, tf.int32))
-    pixels = tf.cast(tf.reduce_prod(tf.shape(images)[1:3]), tf.float32)
-    replaced = tf.cast((bottom - top) * (right - left), tf.float32)
-    share = tf.where(is_cutmix, 1.0 - replaced / pixels, share)
-
-    def cutmix() -> tf.Tensor:
-        patch = tf.reverse(images[:, top:bottom, left:right], [0])
-        return paste(images, patch, top, left)
-
-    def mixup() -> tf.Tensor:
-        # Flat: broadcasting over channels takes twice as long.
-        flat = tf.reshape(images, (tf.shape(images)[0], -1))
-        return tf.reshape(_blend(flat, share), tf.shape(images))
-
-    mixed = tf.cond(is_cutmix, cutmix, mixup)
-    return tf.ensure_shape(mixed, images.shape), _blend(targets, share)
+    top, bottom, left, right = tf.unstack(box)
+    height, width = images.shape[1:3]
+    replaced = (bottom - top) * (right - left) / (height * width)
+    row = tf.range(float(height))[:, None, None]
+    column = tf.range(float(width))[:, None]
+    is_in_box = (
+        (row >= top) & (row < bottom) & (column >= left) & (column < right)
+    )
+    weights = tf.where(is_cutmix, tf.where(is_in_box, 0.0, 1.0), share)
+    share = tf.where(is_cutmix, 1.0 - replaced, share)
+    return _blend(images, weights), _blend(targets, share)
 
 
 def _blend(values: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
