@@ -3,10 +3,11 @@
 Both run DeiT's recipe on the same 500 x 375 JPEG files: random-resized crop to
 224, flip, RandAugment `rand-m9-mstd0.5-inc1`, normalization, random erasing,
 Mixup or CutMix, to float32 batches. timm does it as in its training script:
-workers mix batches of 8 bits, and its prefetcher normalizes and erases. Each
-has a process of its own with all cores, timm with one worker per core, in
-interleaved rounds. Images per second and core come from the processor time of
-all processes and threads, which other work on the machine hardly changes.
+workers mix batches of 8 bits, and its prefetcher normalizes and erases. As
+where GPUs train, an operation has one thread. Each has a process of its own
+with all cores, timm with one worker per core, in interleaved rounds. Images
+per second and core come from the processor time of all processes and threads,
+which other work on the machine hardly changes.
 """
 
 import importlib.util
@@ -42,6 +43,8 @@ def keras_cait_batches(folder: Path, batch_size: int) -> Iterator[Any]:
     )
     from training.recipes import RECIPES
 
+    # As `make_strategy` does where GPUs train.
+    tf.config.threading.set_intra_op_parallelism_threads(1)
     recipe = replace(
         RECIPES["s24-224"],
         global_batch_size=batch_size,
@@ -83,6 +86,7 @@ def timm_batches(folder: Path, batch_size: int) -> Iterator[Any]:
         create_loader,
     )
 
+    torch.set_num_threads(1)
     # Fork the workers, the default on Linux, although this one was spawned.
     multiprocessing.set_start_method("fork", force=True)
     # For 1 image in 650, timm asks for 0 bits, which Pillow 13 refuses.

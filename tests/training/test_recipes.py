@@ -22,6 +22,7 @@ from training.data.datasets import Examples
 from training.data.pipeline import training_batches
 from training.loop.model import check_weights
 from training.loop.run_folder import settled
+from training.loop.strategies import make_strategy
 from training.recipes import (
     FIGURES,
     RECIPES,
@@ -333,6 +334,19 @@ def test_automatic_precision_is_that_of_the_devices_or_of_the_run(
     (tmp_path / "checkpoints" / "ckpt-1.index").touch()
     (tmp_path / "recipe.json").write_text('{"precision": "mixed_bfloat16"}')
     assert settled(recipe, tmp_path, strategy).precision == "mixed_bfloat16"
+
+
+@pytest.mark.parametrize(("gpus", "threads"), [([], []), (["GPU"], [1])])
+def test_cpus_split_operations_unless_gpus_train(gpus, threads, monkeypatch):
+    found = []
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: gpus)
+    monkeypatch.setattr(
+        tf.config.threading,
+        "set_intra_op_parallelism_threads",
+        found.append,
+    )
+    make_strategy.__wrapped__("one")
+    assert found == threads
 
 
 def test_missing_archives_are_named(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import faulthandler
 import os
+from contextlib import suppress
 from functools import cache
 
 import tensorflow as tf
@@ -41,6 +42,8 @@ def make_strategy(
             name = "mirrored"
         else:
             name = "one"
+    if name == "tpu" or tf.config.list_physical_devices("GPU"):
+        _one_thread_per_operation()
     if name == "one":
         return tf.distribute.get_strategy()
     if name == "mirrored":
@@ -60,6 +63,15 @@ def make_strategy(
         "The strategy must be auto, one, mirrored, workers or tpu. Got "
         f"{name!r}."
     )
+
+
+def _one_thread_per_operation() -> None:
+    """For CPUs that only prepare images, as many at a time as they have cores.
+
+    To split the operations of an image, too, takes a quarter more time in all.
+    """
+    with suppress(RuntimeError):  # TensorFlow is in use, as in a notebook
+        tf.config.threading.set_intra_op_parallelism_threads(1)
 
 
 def _workers(timeout: float) -> tf.distribute.Strategy:
