@@ -13,6 +13,12 @@ from keras_cait.preprocessing import ORIENTATION
 EXIF = b"Exif\0\0"
 
 
+# Called where there is EXIF: inlined, its operations cost time in any image.
+@tf.function(
+    input_signature=[tf.TensorSpec((), tf.string)],
+    autograph=False,
+    experimental_attributes={"_noinline": True},
+)
 def read_orientation(tiff: tf.Tensor) -> tf.Tensor:
     """The orientation in a TIFF directory, 1...8; 1 if none can be read."""
     # What is read behind the end is 0: no tag.
