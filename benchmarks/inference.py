@@ -21,6 +21,8 @@ from benchmarks.results import Count, Output, Rounds, Rows, show, write
 from training.recipes import Variant
 
 LABELS = [f"class {i}" for i in range(1000)]
+# OpenVINO computes in bfloat16 by default where the CPU supports it.
+OPENVINO_FLOAT32 = {"INFERENCE_PRECISION_HINT": "f32"}
 
 Run = Callable[[], object]
 # A function of images as the engine takes them to the scores of classes.
@@ -124,19 +126,23 @@ def timm_runner(case: Case, compiled: bool) -> Run:
     return forward
 
 
-def onnx_runtime_runner(case: Case) -> Run:
-    return partial(onnx_runtime_engine(timm_onnx(case)), onnx_images(case))
+def onnx_runtime_runner(case: Case, threads: int = 0) -> Run:
+    engine = onnx_runtime_engine(timm_onnx(case), threads)
+    return partial(engine, onnx_images(case))
 
 
 def openvino_runner(case: Case) -> Run:
     return partial(openvino_engine(timm_onnx(case)), onnx_images(case))
 
 
-def onnx_runtime_engine(path: str) -> Engine:
+def onnx_runtime_engine(path: str, threads: int = 0) -> Engine:
+    """ONNX Runtime with some threads, or with one for each core."""
     import onnxruntime
 
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(
-        path, providers=["CPUExecutionProvider"]
+        path, options, providers=["CPUExecutionProvider"]
     )
     return lambda images: session.run(None, {"images": images})[0]
 
@@ -144,10 +150,7 @@ def onnx_runtime_engine(path: str) -> Engine:
 def openvino_engine(path: str) -> Engine:
     import openvino
 
-    # OpenVINO computes in bfloat16 by default where the CPU supports it.
-    model = openvino.compile_model(
-        path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
-    )
+    model = openvino.compile_model(path, "CPU", OPENVINO_FLOAT32)
     return lambda images: model(images)[0]
 
 

@@ -49,7 +49,7 @@ BENCHMARKS: dict[str, list[str]] = {
     "gpu": [],
     "pipeline": [],
     "batch": [],
-    "serving": ["--xla"],
+    "serving": [],
     "litert": ["--variants", "XXS24", "XS24", "S24"],
     "int8": [],
     "loading": [],

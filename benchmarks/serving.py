@@ -1,48 +1,60 @@
-"""Serving: throughput and latency of a served model.
+"""Serving: throughput and latency of a busy server.
 
+Every request has one thread, and as many are in flight as there are cores.
 First in process: the exported SavedModel from pixels and from encoded 500 x 375
-JPEGs, a plain `model.export`, timm, and ONNX Runtime with timm's exported
-model. Then through gRPC at several concurrencies, from the server named by
---server or else from a Python server on loopback, which is slower than
+JPEGs, a plain `model.export`, timm, and ONNX Runtime and OpenVINO with timm's
+exported model. Then through gRPC at several concurrencies, from the server
+named by --server or else from a Python server on loopback, which is slower than
 TF Serving.
 """
 
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from cyclopts import App, Parameter
 
 from benchmarks.inference import (
     LABELS,
+    OPENVINO_FLOAT32,
     Case,
     Run,
+    onnx_images,
     onnx_runtime_runner,
     saved_model_runner,
     served_model,
+    timm_onnx,
     timm_runner,
 )
 from benchmarks.interleave import Runner, Timing, interleave, relative
 from benchmarks.results import Count, Output, Rounds, Rows, show, write
 from training.recipes import Variant
 
+CORES = os.cpu_count() or 1
+REQUESTS = 4 * CORES  # of a round
+# How TensorFlow and PyTorch are told; the others have options.
+ONE_THREAD = {"TF_NUM_INTRAOP_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
-def export_models(variant: str, folder: Path, xla: bool) -> None:
-    """Exports a served model, and the same weights with `model.export`."""
-    import keras_cait
-    from export.serving.model_folder import write_version
 
-    model = getattr(keras_cait, f"CaiT_{variant}")(weights=None)
-    write_version(model, LABELS, folder / "cait", xla=xla)
-    model.export(folder / "plain", verbose=False)
+def in_flight(set_up: Callable[..., Run], case: Case, **settings: Any) -> Run:
+    """Requests of a thread for each core."""
+    run = set_up(case, **settings)
+    pool = ThreadPoolExecutor(CORES)
+
+    def requests() -> None:
+        for request in [pool.submit(run) for _ in range(REQUESTS)]:
+            request.result()
+
+    return requests
 
 
 def jpeg_runner(case: Case) -> Run:
-    loaded = served_model(f"{case.folder}/cait/1")
+    loaded = served_model(f"{case.folder}/graph/1")
     import tensorflow as tf
 
     images = tf.constant(jpegs(case.batch_size))
@@ -60,16 +72,57 @@ def plain_export_runner(case: Case) -> Run:
     return lambda: loaded.serve(images).numpy()
 
 
+def openvino_queue(case: Case) -> Run:
+    """OpenVINO's own way to have a request for each core."""
+    import openvino
+
+    streams = {"NUM_STREAMS": CORES, "INFERENCE_NUM_THREADS": CORES}
+    model = openvino.compile_model(
+        timm_onnx(case), "CPU", OPENVINO_FLOAT32 | streams
+    )
+    queue = openvino.AsyncInferQueue(model, CORES)
+    images = onnx_images(case)
+
+    def requests() -> None:
+        for _ in range(REQUESTS):
+            queue.start_async(images)
+        queue.wait_all()
+
+    return requests
+
+
+def tensorflow_runner(set_up: Callable[..., Run], **settings: Any) -> Runner:
+    return "tensorflow", partial(in_flight, set_up, **settings)
+
+
 RUNNERS: dict[str, Runner] = {
-    "keras-cait, pixels": (
-        "tensorflow",
-        partial(saved_model_runner, name="cait"),
+    "keras-cait, pixels": tensorflow_runner(saved_model_runner, name="graph"),
+    "keras-cait, pixels, packed weights": tensorflow_runner(
+        saved_model_runner, name="graph", packed=True
     ),
-    "keras-cait, JPEG bytes": ("tensorflow", jpeg_runner),
-    "model.export": ("tensorflow", plain_export_runner),
-    "timm eager": ("timm", partial(timm_runner, compiled=False)),
-    "ONNX Runtime": ("onnxruntime", onnx_runtime_runner),
+    "keras-cait, pixels, XLA": tensorflow_runner(
+        saved_model_runner, name="xla"
+    ),
+    "keras-cait, JPEG bytes": tensorflow_runner(jpeg_runner),
+    "model.export": tensorflow_runner(plain_export_runner),
+    "timm eager": ("timm", partial(in_flight, timm_runner, compiled=False)),
+    "ONNX Runtime": (
+        "onnxruntime",
+        partial(in_flight, onnx_runtime_runner, threads=1),
+    ),
+    "OpenVINO": ("openvino", openvino_queue),
 }
+
+
+def export_models(variant: str, folder: str) -> None:
+    """Exports without and with XLA, and the same weights by `model.export`."""
+    import keras_cait
+    from export.serving.model_folder import write_version
+
+    model = getattr(keras_cait, f"CaiT_{variant}")(weights=None)
+    for name in ("graph", "xla"):
+        write_version(model, LABELS, Path(folder, name), xla=name == "xla")
+    model.export(Path(folder, "plain"), verbose=False)
 
 
 def jpegs(count: int) -> list[bytes]:
@@ -113,7 +166,7 @@ def loopback_server(folder: str) -> tuple[Any, str]:
     from tensorflow_serving.apis import prediction_service_pb2_grpc
     from tensorflow_serving.apis.predict_pb2 import PredictResponse
 
-    loaded = tf.saved_model.load(f"{folder}/cait/1")
+    loaded = tf.saved_model.load(f"{folder}/graph/1")
     signature = loaded.signatures["serving_default"]
 
     class Service(prediction_service_pb2_grpc.PredictionServiceServicer):
@@ -135,15 +188,16 @@ def loopback_server(folder: str) -> tuple[Any, str]:
 
 
 def rows(batch_size: int, timings: dict[str, Timing | str]) -> Rows:
-    """Images per second, relative to timm."""
+    """Images per second, relative to timm and OpenVINO."""
     found = {}
     for name, timing in timings.items():
         if isinstance(timing, str):
             found[name] = {"images/s": timing}
             continue
         found[name] = {
-            **timing.columns("images/s", lambda s: batch_size / s),
+            **timing.columns("images/s", lambda s: REQUESTS * batch_size / s),
             "timm eager = 1": relative(timings["timm eager"], timing),
+            "OpenVINO = 1": relative(timings["OpenVINO"], timing),
         }
     return found
 
@@ -158,10 +212,9 @@ app = App(
 @app.default
 def main(
     *,
-    variant: Variant = "S24",
+    variants: tuple[Variant, ...] = ("XXS24", "S24"),
     batch_sizes: tuple[Count, ...] = (1, 8),
     rounds: Rounds = 7,
-    xla: Annotated[bool, Parameter(negative=())] = False,
     concurrency: tuple[Count, ...] = (1, 2, 4, 8, 16, 32),
     requests: Count = 64,
     server: str | None = None,
@@ -170,38 +223,43 @@ def main(
     """Times the SavedModel in process and behind a server.
 
     Args:
-        variant: Model to export, such as XXS24 or S24.
-        batch_sizes: Images per run, in process.
-        xla: Export with --xla.
-        concurrency: Requests in flight.
+        variants: Models to export.
+        batch_sizes: Images per request, in process.
+        concurrency: Requests in flight, through a server.
         requests: Requests at each concurrency.
-        server: Address (host:port) of a server with a model named cait.
+        server: Address (host:port) of a server with a model named cait. It
+            alone is timed.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.update(ONE_THREAD)
     # Not above: a baseline's process would import Keras and count its memory.
     from keras_cait.models import VARIANTS
 
-    size = VARIANTS[variant].image_size
     tables = {}
-    with tempfile.TemporaryDirectory() as folder:
-        export_models(variant, Path(folder), xla)
-        for batch_size in batch_sizes:
-            case = Case(variant, size, batch_size, folder)
-            timings = interleave(RUNNERS, (case,), rounds)
-            title = f"CaiT-{variant}, batch {batch_size}"
-            tables[title] = rows(batch_size, timings)
-            show(title, tables[title])
-        loopback = None
-        if server is None:
-            loopback, server = loopback_server(folder)
-        send = partial(load, server, requests=requests)
-        load(server, 1, requests=4)  # warm-up
-        title = "Requests of one image each"
+
+    def time_server(title: str, address: str) -> None:
+        load(address, 1, requests=4)  # warm-up
         tables[title] = {
-            f"{count} in flight": send(count) for count in concurrency
+            f"{count} in flight": load(address, count, requests)
+            for count in concurrency
         }
         show(title, tables[title])
-        if loopback:
+
+    if server:
+        time_server("Requests of one image each", server)
+        variants = ()
+    for variant in variants:
+        with tempfile.TemporaryDirectory() as folder:
+            export_models(variant, folder)
+            for batch_size in batch_sizes:
+                size = VARIANTS[variant].image_size
+                case = Case(variant, size, batch_size, folder)
+                timings = interleave(RUNNERS, (case,), rounds)
+                title = f"CaiT-{variant}, batch {batch_size}"
+                tables[title] = rows(batch_size, timings)
+                show(title, tables[title])
+            loopback, address = loopback_server(folder)
+            time_server(f"CaiT-{variant}, requests of one image", address)
             loopback.stop(0)
     write(tables, output, rounds)
 

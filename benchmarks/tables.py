@@ -7,7 +7,7 @@ A Markdown file names the function and its arguments in a marked region, which
 import ast
 import configparser
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,25 +69,38 @@ def models() -> str:
 
 
 def inference_summary() -> str:
+    """One request at a time, with all threads."""
+    runs = (
+        "keras-cait, XLA",
+        "keras-cait, SavedModel",
+        "OpenVINO",
+        "ONNX Runtime",
+        "ZeroModels, XLA",
+        "timm eager",
+    )
+    return images_per_second("inference", "CaiT-{} at 224, batch {}", runs)
+
+
+def serving_summary() -> str:
+    """A busy server: as many requests as cores, with a thread each."""
+    title = "CaiT-{}, batch {}"
+    every = read("serving")["tables"][title.format("S24", 1)]
+    return images_per_second("serving", title, every)
+
+
+def images_per_second(name: str, title: str, runs: Iterable[str]) -> str:
     """Images per second at batch 1 and 8, with the speedup over timm."""
-    tables = read("inference")["tables"]
+    tables = read(name)["tables"]
     return markdown(
         {
-            name: {
+            run: {
                 f"{variant}, batch {batch_size}": speed(
-                    tables[f"CaiT-{variant} at 224, batch {batch_size}"][name]
+                    tables[title.format(variant, batch_size)][run]
                 )
                 for variant in ("XXS24", "S24")
                 for batch_size in (1, 8)
             }
-            for name in (
-                "keras-cait, XLA",
-                "keras-cait, SavedModel",
-                "OpenVINO",
-                "ONNX Runtime",
-                "ZeroModels, XLA",
-                "timm eager",
-            )
+            for run in runs
         },
         "Images/s",
     )
@@ -130,22 +143,6 @@ def explanations() -> str:
     """How much of each map lies on the digit that it is about."""
     (rows,) = read("explanations")["tables"].values()
     return markdown(rows, "Map")
-
-
-def serving_summary() -> str:
-    """Images per second of the SavedModel and its baselines."""
-    return markdown(
-        {
-            name: {
-                f"batch {size}": speed(
-                    read("serving")["tables"][f"CaiT-S24, batch {size}"][name]
-                )
-                for size in (1, 8)
-            }
-            for name in read("serving")["tables"]["CaiT-S24, batch 1"]
-        },
-        "Images/s",
-    )
 
 
 def litert_summary() -> str:
