@@ -137,6 +137,10 @@ RUNNERS: dict[str, Runner] = {
         "tensorflow",
         partial(keras_cait_runner, xla=False),
     ),
+    "keras-cait, rematerialized, without XLA": (
+        "tensorflow",
+        partial(keras_cait_runner, rematerialize=True, xla=False),
+    ),
     "timm eager": ("timm", partial(timm_runner, compiled=False)),
     "timm compiled": ("timm", partial(timm_runner, compiled=True)),
 }
