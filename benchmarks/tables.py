@@ -88,6 +88,13 @@ def serving_summary() -> str:
     return images_per_second("serving", title, every)
 
 
+def limited_to_avx2() -> str:
+    """The inference of a processor without AVX-512."""
+    title = "CaiT-{} at 224, batch {}"
+    every = read("inference_avx2")["tables"][title.format("S24", 1)]
+    return images_per_second("inference_avx2", title, every)
+
+
 def images_per_second(name: str, title: str, runs: Iterable[str]) -> str:
     """Images per second at batch 1 and 8, with the speedup over timm."""
     tables = read(name)["tables"]
