@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -238,8 +238,13 @@ RUNNERS: dict[str, Runner] = {
 }
 
 
-def export_models(variant: str, image_size: int, folder: str) -> None:
-    """Exports a served model without and with XLA."""
+def export_models(
+    variant: str,
+    image_size: int,
+    folder: str,
+    signatures: Sequence[Any] = ("pixels",),
+) -> Any:
+    """Exports a served model without and with XLA, and returns the model."""
     import keras_cait
     from export.serving.model_folder import write_version
 
@@ -252,8 +257,9 @@ def export_models(variant: str, image_size: int, folder: str) -> None:
             LABELS,
             Path(folder, name),
             xla=name == "xla",
-            signatures=["pixels"],
+            signatures=signatures,
         )
+    return model
 
 
 def rows(case: Case, timings: dict[str, Timing | str]) -> Rows:

@@ -13,44 +13,45 @@ from pathlib import Path
 
 from cyclopts import App
 
-from benchmarks.inference import Run
+from benchmarks.inference import Case, Run, timm_model
 from benchmarks.interleave import Runner, Timing, interleave, relative
 from benchmarks.results import Output, Rounds, Rows, show, write
 from training.recipes import Variant
 
 
-def read_runner(variant: str, path: Path) -> Run:
-    return path.read_bytes
+def file(case: Case) -> Path:
+    return Path(case.folder, "model.safetensors")
 
 
-def keras_cait_runner(variant: str, path: Path) -> Run:
+def read_runner(case: Case) -> Run:
+    return file(case).read_bytes
+
+
+def keras_cait_runner(case: Case) -> Run:
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     import keras_cait
 
-    model = getattr(keras_cait, f"CaiT_{variant}")(weights=None)
-    return partial(keras_cait.load_weights, model, path)
+    model = getattr(keras_cait, f"CaiT_{case.variant}")(weights=None)
+    return partial(keras_cait.load_weights, model, file(case))
 
 
-def crc_runner(variant: str, path: Path) -> Run:
-    return partial(zlib.crc32, path.read_bytes())
+def crc_runner(case: Case) -> Run:
+    return partial(zlib.crc32, file(case).read_bytes())
 
 
-def sha256_runner(variant: str, path: Path) -> Run:
+def sha256_runner(case: Case) -> Run:
     def verify() -> None:
-        with path.open("rb") as file:
-            hashlib.file_digest(file, "sha256")
+        with file(case).open("rb") as opened:
+            hashlib.file_digest(opened, "sha256")
 
     return verify
 
 
-def timm_runner(variant: str, path: Path) -> Run:
+def timm_runner(case: Case) -> Run:
     import timm
 
-    from keras_cait.models import VARIANTS
-
-    size = VARIANTS[variant].image_size
-    model = timm.create_model(f"cait_{variant.lower()}_{size}")
-    return partial(timm.models.load_checkpoint, model, str(path))
+    model = timm_model(case)
+    return partial(timm.models.load_checkpoint, model, str(file(case)))
 
 
 RUNNERS: dict[str, Runner] = {
@@ -90,13 +91,14 @@ def main(
         variant: Model to load, such as XXS24 or M48.
     """
     import keras_cait
+    from keras_cait.models import VARIANTS
 
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.safetensors"
+        case = Case(variant, VARIANTS[variant].image_size, 1, folder)
         model = getattr(keras_cait, f"CaiT_{variant}")(weights=None)
-        keras_cait.save_weights(model, path)
-        megabytes = path.stat().st_size / 1e6
-        timings = interleave(RUNNERS, (variant, path), rounds)
+        keras_cait.save_weights(model, file(case))
+        megabytes = file(case).stat().st_size / 1e6
+        timings = interleave(RUNNERS, (case,), rounds)
     title = f"Weights of CaiT-{variant}, {megabytes:.0f} MB"
     tables = {title: rows(timings)}
     show(title, tables[title])

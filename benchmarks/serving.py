@@ -14,16 +14,15 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from cyclopts import App, Parameter
 
 from benchmarks.inference import (
-    LABELS,
     OPENVINO_FLOAT32,
     Case,
     Run,
+    export_models,
     onnx_images,
     onnx_runtime_runner,
     saved_model_runner,
@@ -112,17 +111,6 @@ RUNNERS: dict[str, Runner] = {
     ),
     "OpenVINO": ("openvino", openvino_queue),
 }
-
-
-def export_models(variant: str, folder: str) -> None:
-    """Exports without and with XLA, and the same weights by `model.export`."""
-    import keras_cait
-    from export.serving.model_folder import write_version
-
-    model = getattr(keras_cait, f"CaiT_{variant}")(weights=None)
-    for name in ("graph", "xla"):
-        write_version(model, LABELS, Path(folder, name), xla=name == "xla")
-    model.export(Path(folder, "plain"), verbose=False)
 
 
 def jpegs(count: int) -> list[bytes]:
@@ -233,6 +221,7 @@ def main(
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.update(ONE_THREAD)
     # Not above: a baseline's process would import Keras and count its memory.
+    from export.options import SERVED_SIGNATURES
     from keras_cait.models import VARIANTS
 
     tables = {}
@@ -247,12 +236,12 @@ def main(
 
     if server:
         time_server("Requests of one image each", server)
-        variants = ()
-    for variant in variants:
+    for variant in () if server else variants:
         with tempfile.TemporaryDirectory() as folder:
-            export_models(variant, folder)
+            size = VARIANTS[variant].image_size
+            model = export_models(variant, size, folder, SERVED_SIGNATURES)
+            model.export(f"{folder}/plain", verbose=False)
             for batch_size in batch_sizes:
-                size = VARIANTS[variant].image_size
                 case = Case(variant, size, batch_size, folder)
                 timings = interleave(RUNNERS, (case,), rounds)
                 title = f"CaiT-{variant}, batch {batch_size}"

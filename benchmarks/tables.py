@@ -83,20 +83,24 @@ def inference_summary() -> str:
 
 def serving_summary() -> str:
     """A busy server: as many requests as cores, with a thread each."""
-    title = "CaiT-{}, batch {}"
-    every = read("serving")["tables"][title.format("S24", 1)]
-    return images_per_second("serving", title, every)
+    return images_per_second("serving", "CaiT-{}, batch {}")
 
 
 def limited_to_avx2() -> str:
     """The inference of a processor without AVX-512."""
-    title = "CaiT-{} at 224, batch {}"
-    every = read("inference_avx2")["tables"][title.format("S24", 1)]
-    return images_per_second("inference_avx2", title, every)
+    return images_per_second("inference_avx2", "CaiT-{} at 224, batch {}")
 
 
-def images_per_second(name: str, title: str, runs: Iterable[str]) -> str:
-    """Images per second at batch 1 and 8, with the speedup over timm."""
+def images_per_second(
+    name: str, title: str, runs: Iterable[str] | None = None
+) -> str:
+    """Images per second at batch 1 and 8, with the speedup over timm.
+
+    Args:
+        name: of the benchmark.
+        title: of its tables, with places for variant and batch size.
+        runs: rows to show; `None` shows all.
+    """
     tables = read(name)["tables"]
     return markdown(
         {
@@ -107,7 +111,7 @@ def images_per_second(name: str, title: str, runs: Iterable[str]) -> str:
                 for variant in ("XXS24", "S24")
                 for batch_size in (1, 8)
             }
-            for run in runs
+            for run in runs or tables[title.format("S24", 1)]
         },
         "Images/s",
     )

@@ -9,8 +9,6 @@ References:
     timm.data.mixup (1.0.31), recorded in tests/reference/recipe/mixup.npz.
 """
 
-from functools import partial
-
 import tensorflow as tf
 
 
@@ -122,7 +120,7 @@ def cutmix_box(
     return tf.stack([start[0], stop[0], start[1], stop[1]])
 
 
-@partial(tf.function, autograph=False, jit_compile=True)  # in one pass
+@tf.function(autograph=False, jit_compile=True)  # in one pass
 def mix(
     images: tf.Tensor,
     targets: tf.Tensor,
