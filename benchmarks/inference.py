@@ -1,8 +1,9 @@
 """Inference: images per second of keras-cait and its alternatives.
 
 *graph* and *XLA* are the Keras model in a `tf.function`; *SavedModel* is what
-`python -m export saved-model` writes, called with uint8 pixels. The machine's
-own rate is that of a float32 product of two 2048 x 2048 matrices.
+`python -m export saved-model` writes, called with uint8 pixels, with the
+settings of the server's files that it writes. The machine's own rate is that of
+a float32 product of two 2048 x 2048 matrices.
 """
 
 import os
@@ -90,17 +91,24 @@ def tensorflow_runner(model: Any, case: Case, xla: bool) -> Run:
     return lambda: step(images).numpy()
 
 
-def served_model(path: str, onednn: bool = True, packed: bool = False) -> Any:
-    """Loads a SavedModel with the settings of a server."""
+def served_model(
+    path: str, onednn: bool = True, packed: bool = False, threads: int = 1
+) -> Any:
+    """Loads a SavedModel with the settings of a server.
+
+    Operations have some threads each, or with 0 one for each core.
+    """
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     os.environ["TF_ENABLE_ONEDNN_OPTS"] = str(int(onednn))
     os.environ["TF_ONEDNN_ASSUME_FROZEN_WEIGHTS"] = str(int(packed))
     import tensorflow as tf
 
+    if threads:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
     return tf.saved_model.load(path)
 
 
-def saved_model_runner(case: Case, name: str, **settings: bool) -> Run:
+def saved_model_runner(case: Case, name: str, **settings: Any) -> Run:
     """The signature `pixels` of a served model in the folder."""
     loaded = served_model(f"{case.folder}/{name}/1", **settings)
     import tensorflow as tf
@@ -220,9 +228,17 @@ RUNNERS: dict[str, Runner] = {
         "tensorflow",
         partial(saved_model_runner, name="graph", onednn=False),
     ),
+    "keras-cait, SavedModel, default threads": (
+        "tensorflow",
+        partial(saved_model_runner, name="graph", threads=0),
+    ),
+    "keras-cait, SavedModel of one part, default threads": (
+        "tensorflow",
+        partial(saved_model_runner, name="whole", threads=0),
+    ),
     "keras-cait, SavedModel, XLA": (
         "tensorflow",
-        partial(saved_model_runner, name="xla"),
+        partial(saved_model_runner, name="xla", threads=0),
     ),
     "keras-cait, graph": ("tensorflow", keras_cait_runner),
     "keras-cait, XLA": ("tensorflow", partial(keras_cait_runner, xla=True)),
@@ -244,20 +260,24 @@ def export_models(
     folder: str,
     signatures: Sequence[Any] = ("pixels",),
 ) -> Any:
-    """Exports a served model without and with XLA, and returns the model."""
+    """Exports served models, and returns the model they were made from.
+
+    They are `graph`, `whole` (of one part) and `xla`.
+    """
     import keras_cait
     from export.serving.model_folder import write_version
 
     model = getattr(keras_cait, f"CaiT_{variant}")(
         weights=None, input_shape=(image_size, image_size, 3)
     )
-    for name in ("graph", "xla"):
+    for name in ("graph", "whole", "xla"):
         write_version(
             model,
             LABELS,
             Path(folder, name),
             xla=name == "xla",
             signatures=signatures,
+            parts=1 if name == "whole" else None,
         )
     return model
 

@@ -99,6 +99,9 @@ RUNNERS: dict[str, Runner] = {
     "keras-cait, pixels, packed weights": tensorflow_runner(
         saved_model_runner, name="graph", packed=True
     ),
+    "keras-cait, pixels, one part": tensorflow_runner(
+        saved_model_runner, name="whole"
+    ),
     "keras-cait, pixels, XLA": tensorflow_runner(
         saved_model_runner, name="xla"
     ),

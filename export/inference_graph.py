@@ -1,13 +1,14 @@
 """The inference graph that every format exports.
 
 Weights come from `export.folding`. Shapes in comments: B batch, N patches,
-H heads, C embed_dim, D = C / H.
+n patches of a part, H heads, C embed_dim, D = C / H.
 """
 
 import math
 from functools import partial
 from typing import Any, get_args
 
+import numpy as np
 import tensorflow as tf
 
 import keras_cait
@@ -39,6 +40,9 @@ class InferenceModel(tf.Module):
         heads_last: how heads are mixed. By default a matrix is multiplied with
             the scores, which is fastest in TensorFlow; otherwise the scores
             with a matrix, the only way that GPUs take in LiteRT.
+        parts: int > 0. Parts of the patches that meet only at keys and values.
+            TensorFlow computes them at the same time, each on one core, with
+            fewer pauses than when the cores share every operation.
 
     Returns:
         dict of float32 tensors: `logits` and `probabilities`
@@ -77,6 +81,9 @@ class InferenceModel(tf.Module):
         self.gelu = gelu
         self.image_size = image_size(model)
         self.patch_size = model.patch_size
+        height, width = self.image_size
+        self.grid = height // model.patch_size, width // model.patch_size
+        self.patches = math.prod(self.grid)
         self.num_heads = model.num_heads
         self.embed_dim = model.embed_dim
         self.classes = model.classes
@@ -92,10 +99,10 @@ class InferenceModel(tf.Module):
         }
 
     def __call__(
-        self, images: tf.Tensor, heads_last: bool = False
+        self, images: tf.Tensor, heads_last: bool = False, parts: int = 1
     ) -> dict[str, tf.Tensor]:
         weights, width = self.weights, self.embed_dim
-        rows, columns = (side // self.patch_size for side in self.image_size)
+        sizes = [len(p) for p in np.array_split(range(self.patches), parts)]
         batch: Any = images.shape[0] or tf.shape(images)[0]
         x = tf.nn.conv2d(
             tf.cast(images, tf.float32),
@@ -105,17 +112,32 @@ class InferenceModel(tf.Module):
         )
         # The reshape also corrects the shape of an empty batch, for which
         # oneDNN's convolution returns that of the images.
-        x = tf.reshape(x, (-1, rows * columns, width)) + weights["positions"]
-        x = tf.reshape(x, (-1, width))  # (B * N, C)
+        x = tf.reshape(x, (-1, self.patches, width)) + weights["positions"]
+        # LiteRT would keep a split into one.
+        xs = tf.split(x, sizes, axis=1) if parts > 1 else [x]
+        xs = [tf.reshape(x, (-1, width)) for x in xs]  # (B * n, C)
         for i, block in enumerate(weights["self_attention"]):
             with tf.name_scope(f"self_attention_block_{i}"):
-                x = x + self.self_attention(
-                    normalize(x), block, rows * columns, heads_last
+                block = tf.nest.map_structure(tf.convert_to_tensor, block)
+                branches = self.self_attention(
+                    [normalize(x) for x in xs], block, sizes, heads_last
                 )
-                x = tf.add(x, self.mlp(normalize(x), block), "output")
+                xs = [
+                    x + branch for x, branch in zip(xs, branches, strict=True)
+                ]
+                xs = [
+                    tf.add(x, self.mlp(normalize(x), block), "output")
+                    for x in xs
+                ]
 
         # Both class-attention blocks read the same patches.
-        patches = normalize(tf.reshape(x, (-1, rows * columns, width)))
+        patches = tf.concat(
+            [
+                tf.reshape(normalize(x), (-1, size, width))
+                for x, size in zip(xs, sizes, strict=True)
+            ],
+            axis=1,
+        )
         token = tf.tile(weights["class_token"], (batch, 1))
         attention = []
         for i, block in enumerate(weights["class_attention"]):
@@ -127,9 +149,9 @@ class InferenceModel(tf.Module):
                 token = tf.add(
                     token, self.mlp(normalize(token), block), "output"
                 )
-            _, scores = tf.split(scores, (1, rows * columns), axis=-1)
+            _, scores = tf.split(scores, (1, self.patches), axis=-1)
             attention.append(
-                tf.reshape(scores, (-1, self.num_heads, rows, columns))
+                tf.reshape(scores, (-1, self.num_heads, *self.grid))
             )
 
         token = normalize(token)
@@ -141,39 +163,36 @@ class InferenceModel(tf.Module):
             "embedding": token * gamma + beta,
             "attention": tf.reshape(
                 tf.concat(attention, axis=1),
-                (-1, len(attention), self.num_heads, rows, columns),
+                (-1, len(attention), self.num_heads, *self.grid),
             ),
         }
 
     def self_attention(
         self,
-        x: tf.Tensor,
+        parts: list[tf.Tensor],
         weights: dict[str, Any],
-        patches: int,
+        sizes: list[int],
         heads_last: bool,
-    ) -> tf.Tensor:
-        """Talking-heads attention: (B * N, C) -> (B * N, C)."""
+    ) -> list[tf.Tensor]:
+        """Talking-heads attention, of each part to all: (B * n, C) each."""
         heads, head_dim = self.num_heads, self.embed_dim // self.num_heads
-        qkv = tf.reshape(
-            matmul(x, weights["qkv"], "qkv"), (-1, patches, 3 * heads, head_dim)
-        )
-        query, key, value = tf.split(tf.transpose(qkv, (2, 0, 1, 3)), 3)
-        scores = tf.matmul(query, key, transpose_b=True)  # (H, B, N, N)
-        mixing, bias = weights["proj_weights"]
-        if heads_last:
-            logits = mix_last(scores, weights["proj_logits"], "proj_logits")
-            scores = mix_last(softmax(logits), mixing, "proj_weights", bias)
-            values = tf.matmul(scores, value)  # (H, B, N, D)
-        else:
-            logits = mix_heads(scores, weights["proj_logits"], "proj_logits")
-            scores = mix_heads(softmax(logits), mixing, "proj_weights")
-            values = tf.matmul(scores, value)
-            bias = tf.reshape(bias, (-1, 1, 1, 1))
-            values += bias * tf.reduce_sum(value, axis=2, keepdims=True)
-        values = tf.transpose(values, (1, 2, 0, 3))
-        return dense(
-            tf.reshape(values, (-1, self.embed_dim)), weights["proj"], "proj"
-        )
+
+        def project(x: tf.Tensor, patches: int) -> list[tf.Tensor]:
+            qkv = matmul(x, weights["qkv"], "qkv")
+            qkv = tf.reshape(qkv, (-1, patches, 3 * heads, head_dim))
+            return tf.split(tf.transpose(qkv, (2, 0, 1, 3)), 3)
+
+        def output(values: tf.Tensor) -> tf.Tensor:
+            values = tf.transpose(values, (1, 2, 0, 3))
+            values = tf.reshape(values, (-1, self.embed_dim))
+            return dense(values, weights["proj"], "proj")
+
+        queries, keys, values = zip(*map(project, parts, sizes), strict=True)
+        key, value = tf.concat(keys, axis=2), tf.concat(values, axis=2)
+        return [
+            output(talk(query, key, value, weights, heads_last))
+            for query in queries
+        ]
 
     def class_attention(
         self, token: tf.Tensor, patches: tf.Tensor, weights: dict[str, Any]
@@ -232,8 +251,29 @@ def dense(x: tf.Tensor, weights: Dense, name: str) -> tf.Tensor:
     return tf.cast(matmul(x, weights, name), tf.float32)
 
 
+def talk(
+    query: tf.Tensor,
+    key: tf.Tensor,
+    value: tf.Tensor,
+    weights: dict[str, Any],
+    heads_last: bool,
+) -> tf.Tensor:
+    """Values for some queries: (H, B, n, D), (H, B, N, D) -> (H, B, n, D)."""
+    scores = tf.matmul(query, key, transpose_b=True)  # (H, B, n, N)
+    mixing, bias = weights["proj_weights"]
+    if heads_last:
+        logits = mix_last(scores, weights["proj_logits"], "proj_logits")
+        scores = mix_last(softmax(logits), mixing, "proj_weights", bias)
+        return tf.matmul(scores, value)
+    logits = mix_heads(scores, weights["proj_logits"], "proj_logits")
+    scores = mix_heads(softmax(logits), mixing, "proj_weights")
+    bias = tf.reshape(bias, (-1, 1, 1, 1))
+    total = tf.reduce_sum(value, axis=2, keepdims=True)
+    return tf.matmul(scores, value) + bias * total
+
+
 def mix_heads(scores: tf.Tensor, kernel: tf.Variable, name: str) -> tf.Tensor:
-    """Mixes the heads of (H, B, N, N) by an (H, H) matrix."""
+    """Mixes the heads of (H, B, n, N) by an (H, H) matrix."""
     heads, _, queries, keys = scores.shape
     with tf.name_scope(name):
         # Rank 3, because LiteRT turns a product of rank 2 into a dense layer
@@ -249,7 +289,7 @@ def mix_last(
     name: str,
     bias: tf.Variable | None = None,
 ) -> tf.Tensor:
-    """Mixes the heads of (H, B, N, N) as a 1 x 1 convolution does channels.
+    """Mixes the heads of (H, B, n, N) as a 1 x 1 convolution does channels.
 
     A few keys are convolved as one pixel of `COLUMNS` channels, since a
     convolution of 4 channels leaves most of a vector register empty.

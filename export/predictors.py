@@ -136,6 +136,7 @@ def load_pixel_predictor(
     """
     if threads:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(threads)
     loaded = load_classifier(
         source,
         variant=variant,

@@ -24,6 +24,7 @@ def write_saved_model(
     fast_jpeg: bool = False,
     signatures: Sequence[ServedSignature] = SERVED_SIGNATURES,
     strict: bool = False,
+    parts: int = 1,
 ) -> None:
     """Writes a SavedModel with its signatures.
 
@@ -56,17 +57,18 @@ def write_saved_model(
             images, and engines other than TensorFlow take it, too.
         strict: whether a call fails if any of its images is refused. There is
             no output `error` then.
+        parts: as of `InferenceModel`.
 
     Raises:
-        ValueError: `labels` or `top` do not fit the model, or there are no
-            signatures.
+        ValueError: `labels`, `top` or `parts` do not fit the model, or there
+            are no signatures.
     """
     if not signatures:
         raise ValueError(
             f"Give at least one signature: {', '.join(SERVED_SIGNATURES)}."
         )
     served = Signatures(
-        model, labels, top, xla, max_megapixels, fast_jpeg, strict
+        model, labels, top, xla, max_megapixels, fast_jpeg, strict, parts
     )
     functions = served.concrete_functions(signatures)
     # Only the model, so that no function is saved that no signature needs.
@@ -92,11 +94,11 @@ class Signatures(tf.Module):
     """The functions behind the signatures of a SavedModel.
 
     Args:
-        model, labels, top, xla, max_megapixels, fast_jpeg, strict: as of
-            `write_saved_model`.
+        model, labels, top, xla, max_megapixels, fast_jpeg, strict, parts: as
+            of `write_saved_model`.
 
     Raises:
-        ValueError: `labels` or `top` do not fit the model.
+        ValueError: `labels`, `top` or `parts` do not fit the model.
     """
 
     def __init__(
@@ -108,11 +110,17 @@ class Signatures(tf.Module):
         max_megapixels: float = MAX_MEGAPIXELS,
         fast_jpeg: bool = False,
         strict: bool = False,
+        parts: int = 1,
     ):
         super().__init__()
         check_labels(labels, model.classes)
         if top < 1:
             raise ValueError(f"top must be at least 1. Got {top}.")
+        if not 1 <= parts <= model.patches:
+            raise ValueError(
+                f"parts must be 1 to {model.patches}, the number of patches. "
+                f"Got {parts}."
+            )
         self.model = model
         self.labels = tf.constant(labels)
         self.top = min(top, len(labels))
@@ -121,6 +129,7 @@ class Signatures(tf.Module):
         self.max_megapixels = max_megapixels
         self.fast_jpeg = fast_jpeg
         self.strict = strict
+        self.parts = parts
 
     def concrete_functions(
         self, names: Sequence[ServedSignature] = SERVED_SIGNATURES
@@ -207,7 +216,7 @@ class Signatures(tf.Module):
 
         @tf.function(jit_compile=self.xla)
         def run(images):
-            outputs = self.model(images)
+            outputs = self.model(images, parts=self.parts)
             return {name: outputs[name] for name in names}
 
         return run(images)

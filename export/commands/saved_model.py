@@ -33,6 +33,7 @@ def saved_model(
     fast_jpeg: bool = False,
     signatures: ServedSignatures = SERVED_SIGNATURES,
     strict: bool = False,
+    parts: Count | None = None,
 ) -> None:
     """Write the next version of a model for TensorFlow Serving.
 
@@ -51,6 +52,9 @@ def saved_model(
             is with pixels alone, OpenVINO takes the version, too.
         strict: A call fails if any of its images is refused. By default each
             image has its own answer or error.
+        parts: Cores that a request keeps busy, one for each part of its
+            patches. By default 2; with --xla, which divides the work itself, 1.
+            Give 1 for OpenVINO and for GPUs.
     """
     from export.check_saved_model import check_saved_model
     from export.exportable import load_exportable
@@ -76,6 +80,7 @@ def saved_model(
         fast_jpeg=fast_jpeg,
         signatures=signatures,
         strict=strict,
+        parts=parts,
         check=lambda path: check_saved_model(path, trained, images),
     )
     print(f"Wrote {version}")

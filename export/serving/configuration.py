@@ -10,7 +10,7 @@ from export.serving.memory import BATCH_THREADS, Memory
 TEMPLATES = Path(__file__).parent / "templates"
 # Its image is known to exist: the newest that tensorflow/serving announced.
 SERVER = "2.20.0"
-CPUS = 4  # that one server may use
+MOST_CPUS = 4  # of a server whose requests do not keep more busy
 
 
 def configuration(
@@ -19,6 +19,7 @@ def configuration(
     stable: int,
     batch_sizes: Sequence[int],
     xla: bool,
+    parts: int,
     memory: Memory,
 ) -> dict[str, str]:
     """Fills the templates.
@@ -29,7 +30,8 @@ def configuration(
         stable: the version with the label `stable`; `canary` is the newest.
         batch_sizes: sizes to which the server pads its batches.
         xla: whether any version needs XLA, which the server disables by
-            default.
+            default. Only its code is faster with more threads per operation.
+        parts: the most cores that a request of any version keeps busy.
         memory: memory of the server.
 
     Returns:
@@ -37,7 +39,7 @@ def configuration(
 
     Example:
     >>> memory = Memory(request=1500, limit=12000)
-    >>> files = configuration("cait", [2, 3], 2, [1, 8], False, memory)
+    >>> files = configuration("cait", [2, 3], 2, [1, 8], False, 2, memory)
     >>> "value: 2" in files["models.config"]
     True
     """
@@ -55,7 +57,8 @@ def configuration(
         ),
         "xla": str(xla).lower(),
         "server": SERVER,
-        "cpus": CPUS,
+        "intra_op": 0 if xla else 1,  # 0 is one for each core
+        "cpus": max(MOST_CPUS, BATCH_THREADS * parts),
         "memory_request": memory.request,
         "memory_limit": memory.limit,
     }

@@ -34,6 +34,7 @@ from keras_cait.files import folder_path, locked, read_json
 from keras_cait.preprocessing import MAX_MEGAPIXELS
 
 BATCH_SIZES = (1, 2, 4, 8)
+PARTS = 2
 # Plain words that YAML reads as something else than text.
 YAML_WORDS = ("y", "n", "yes", "no", "on", "off", "true", "false", "null")
 
@@ -51,6 +52,7 @@ def write_version(
     fast_jpeg: bool = False,
     signatures: Sequence[ServedSignature] = SERVED_SIGNATURES,
     strict: bool = False,
+    parts: int | None = None,
     check: Callable[[Path], object] = lambda version: None,
 ) -> Path:
     """Writes the next version of a served model, whole or not at all.
@@ -73,6 +75,8 @@ def write_version(
         signatures: those to write, as of `export.saved_model`.
         strict: whether a call fails if any of its images is refused; as of
             `write_saved_model`.
+        parts: cores that a request keeps busy, one for each part of its
+            patches. `None` is 2; with `xla`, which divides the work itself, 1.
         check: called with the path of the finished version before it appears.
             If it raises, nothing is written.
 
@@ -98,6 +102,7 @@ def write_version(
         raise ValueError(
             f"max_megapixels must be positive. Got {max_megapixels}."
         )
+    parts = parts or (1 if xla else PARTS)
     with (
         locked(output),
         tempfile.TemporaryDirectory(
@@ -125,6 +130,7 @@ def write_version(
                 fast_jpeg,
                 signatures,
                 strict,
+                parts,
             )
             size = inference.image_size
             write_warmup(folder, output.name, size, batch_sizes, signatures)
@@ -140,6 +146,7 @@ def write_version(
             "max_megapixels": max_megapixels,
             "fast_jpeg": fast_jpeg,
             "strict": strict,
+            "parts": parts,
         }
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=2))
         manifests.append(manifest)
@@ -149,6 +156,7 @@ def write_version(
             stable,
             batch_sizes,
             any(one["xla"] for one in manifests),
+            max(one.get("parts", 1) for one in manifests),
             server_memory(manifests, max(batch_sizes)),
         )
         check(folder)

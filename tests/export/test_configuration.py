@@ -22,7 +22,7 @@ MEMORY = Memory(request=1500, limit=12000)
 
 @pytest.fixture(scope="module")
 def files():
-    return configuration("cait_tiny", [1, 2], 1, [2, 1], False, MEMORY)
+    return configuration("cait_tiny", [1, 2], 1, [2, 1], False, 2, MEMORY)
 
 
 @pytest.fixture(scope="module")

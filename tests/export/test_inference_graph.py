@@ -35,9 +35,10 @@ def assert_close(found, expected, relative):
         assert difference <= relative, name
 
 
-def test_all_outputs_match_the_keras_model(small_model, images):
+@pytest.mark.parametrize("parts", [1, 2, 3, 16])
+def test_all_outputs_match_the_keras_model(small_model, images, parts):
     assert_close(
-        InferenceModel(small_model)(images),
+        InferenceModel(small_model)(images, parts=parts),
         outputs(small_model, images),
         relative=1e-5,
     )

@@ -15,10 +15,11 @@ from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
 import keras_cait
 from export.__main__ import main
-from export.serving.manifest import weights_hash
+from export.serving.manifest import read_graph, weights_hash
 from export.serving.model_folder import (
     check_served_name,
     existing_versions,
+    read_manifest,
     write_version,
 )
 from keras_cait.files import locked
@@ -101,12 +102,36 @@ def test_a_promoted_version_stays_stable(model, copied, tmp_path):
 
 def test_the_server_is_told_of_xla(model, served, copied, tmp_path):
     """It refuses to compile for the CPU otherwise; versions may be mixed."""
-    flag = "--xla_cpu_compilation_enabled={}\n"
-    assert flag.format("false") in (served / "compose.yaml").read_text()
+    flags = (
+        "--xla_cpu_compilation_enabled={}\n"
+        "      - --tensorflow_intra_op_parallelism={}\n"
+    )
+    assert flags.format("false", 1) in (served / "compose.yaml").read_text()
     output = tmp_path / "cait"
     for xla in (True, False):
         write_version(model, LABELS, output, xla=xla, batch_sizes=(1,))
-        assert flag.format("true") in (output / "compose.yaml").read_text()
+        assert flags.format("true", 0) in (output / "compose.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "parts", "cpus"),
+    [({}, 2, 4), ({"parts": 3}, 3, 6), ({"xla": True}, 1, 4)],
+    ids=str,
+)
+def test_a_request_keeps_a_core_busy_for_each_part(
+    tmp_path, options, parts, cpus
+):
+    model = randomise(small(depth=1, class_attention_depth=1))
+    version = write_version(
+        model, LABELS, tmp_path / "cait", signatures=("pixels",), **options
+    )
+    functions = read_graph(version).graph_def.library.function
+    operations = [node.op for one in functions for node in one.node_def]
+    class_attention_and_head = 2
+    assert operations.count("Softmax") == parts + class_attention_and_head
+    assert read_manifest(version)["parts"] == parts
+    limits = (tmp_path / "cait/compose.yaml").read_text()
+    assert f'limits: {{cpus: "{cpus}"' in limits
 
 
 def test_memory_suits_all_versions(model, copied, tmp_path):

@@ -324,3 +324,11 @@ def test_labels_fit_the_model(model, tmp_path):
         write_saved_model(InferenceModel(model), LABELS[1:], tmp_path / "1")
     with pytest.raises(ValueError, match="Got 0"):
         write_saved_model(InferenceModel(model), LABELS, tmp_path / "1", 0)
+
+
+@pytest.mark.parametrize("parts", [0, 17])
+def test_no_more_parts_than_patches(model, tmp_path, parts):
+    with pytest.raises(ValueError, match=f"1 to 16.*Got {parts}"):
+        write_saved_model(
+            InferenceModel(model), LABELS, tmp_path / "1", parts=parts
+        )
