@@ -88,13 +88,13 @@ def draw(record: dict[str, Any], path: Path) -> None:
     drawn = {
         title: rows for title, rows in record["tables"].items() if len(rows) > 1
     }
-    columns = min(3, len(drawn))
+    columns = min(2, len(drawn))
     lines = -(-len(drawn) // columns)
     longest = max(map(len, drawn.values()))
     figure, grid = plt.subplots(
         lines,
         columns,
-        figsize=(3.6 * columns + 1, (0.24 * longest + 0.9) * lines),
+        figsize=(4.6 * columns + 1, (0.24 * longest + 0.9) * lines),
         layout="constrained",
         squeeze=False,
     )

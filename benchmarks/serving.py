@@ -1,11 +1,11 @@
 """Serving: throughput and latency of a busy server.
 
 Every request has one thread, and as many are in flight as there are cores.
-First in process: the exported SavedModel from pixels and from encoded 500 x 375
-JPEGs, a plain `model.export`, timm, and ONNX Runtime and OpenVINO with timm's
-exported model. Then through gRPC at several concurrencies, from the server
-named by --server or else from a Python server on loopback, which is slower than
-TF Serving.
+First in process: the SavedModel, exported with `--parts 1`, from pixels and
+from encoded 500 x 375 JPEGs, a plain `model.export`, timm, and ONNX Runtime and
+OpenVINO with timm's exported model. Then through gRPC at several concurrencies,
+from the server named by --server or else from a Python server on loopback,
+which is slower than TF Serving.
 """
 
 import os
@@ -53,7 +53,7 @@ def in_flight(set_up: Callable[..., Run], case: Case, **settings: Any) -> Run:
 
 
 def jpeg_runner(case: Case) -> Run:
-    loaded = served_model(f"{case.folder}/graph/1")
+    loaded = served_model(f"{case.folder}/whole/1")
     import tensorflow as tf
 
     images = tf.constant(jpegs(case.batch_size))
@@ -95,12 +95,9 @@ def tensorflow_runner(set_up: Callable[..., Run], **settings: Any) -> Runner:
 
 
 RUNNERS: dict[str, Runner] = {
-    "keras-cait, pixels": tensorflow_runner(saved_model_runner, name="graph"),
+    "keras-cait, pixels": tensorflow_runner(saved_model_runner, name="whole"),
     "keras-cait, pixels, packed weights": tensorflow_runner(
-        saved_model_runner, name="graph", packed=True
-    ),
-    "keras-cait, pixels, one part": tensorflow_runner(
-        saved_model_runner, name="whole"
+        saved_model_runner, name="whole", packed=True
     ),
     "keras-cait, pixels, XLA": tensorflow_runner(
         saved_model_runner, name="xla"
@@ -157,7 +154,7 @@ def loopback_server(folder: str) -> tuple[Any, str]:
     from tensorflow_serving.apis import prediction_service_pb2_grpc
     from tensorflow_serving.apis.predict_pb2 import PredictResponse
 
-    loaded = tf.saved_model.load(f"{folder}/graph/1")
+    loaded = tf.saved_model.load(f"{folder}/whole/1")
     signature = loaded.signatures["serving_default"]
 
     class Service(prediction_service_pb2_grpc.PredictionServiceServicer):

@@ -71,14 +71,34 @@ def models() -> str:
 def inference_summary() -> str:
     """One request at a time, with all threads."""
     runs = (
-        "keras-cait, XLA",
         "keras-cait, SavedModel",
+        "keras-cait, XLA",
         "OpenVINO",
         "ONNX Runtime",
         "ZeroModels, XLA",
         "timm eager",
     )
     return images_per_second("inference", "CaiT-{} at 224, batch {}", runs)
+
+
+def parts_gain(batch_size: str) -> str:
+    """How many times as fast two parts are as one with TensorFlow's threads."""
+    tables = read("inference")["tables"]
+    speeds = [
+        tables[f"CaiT-{variant} at 224, batch {batch_size}"]
+        for variant in ("XXS24", "S24")
+    ]
+    whole = "keras-cait, SavedModel of one part, default threads"
+    gains = [
+        table["keras-cait, SavedModel"]["images/s"] / table[whole]["images/s"]
+        for table in speeds
+    ]
+    return f"{min(gains):.1f} to {max(gains):.1f}"
+
+
+def at_384() -> str:
+    """The inference of 384 pixels."""
+    return images_per_second("inference_384", "CaiT-{} at 384, batch {}")
 
 
 def serving_summary() -> str:
