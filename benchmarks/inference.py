@@ -96,7 +96,7 @@ def served_model(
 ) -> Any:
     """Loads a SavedModel with the settings of a server.
 
-    Operations have some threads each, or with 0 one for each core.
+    The threads are those of an operation; 0 is one for each core.
     """
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     os.environ["TF_ENABLE_ONEDNN_OPTS"] = str(int(onednn))
