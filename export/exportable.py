@@ -118,6 +118,23 @@ def image_size(model: keras_cait.CaiT) -> tuple[int, int]:
     return height, width
 
 
+def patch_grid(model: keras_cait.CaiT) -> tuple[int, int]:
+    """Rows and columns of patches in a model's images.
+
+    Args:
+        model: `CaiT`.
+
+    Raises:
+        ValueError: as of `image_size`.
+
+    Example:
+    >>> patch_grid(CaiT(48, 1, 4, input_shape=(64, 96, 3)))
+    (4, 6)
+    """
+    height, width = image_size(model)
+    return height // model.patch_size, width // model.patch_size
+
+
 def check_labels(labels: Sequence[str], classes: int) -> None:
     """Checks that there is one label per class.
 

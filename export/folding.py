@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 import keras_cait
-from export.exportable import image_size
+from export.exportable import patch_grid
 from keras_cait.layers import resample_positions
 
 
@@ -121,10 +121,10 @@ def fold(model: keras_cait.CaiT) -> dict[str, Any]:
 
 def positions(model: keras_cait.CaiT) -> np.ndarray:
     """Position embeddings resampled to the grid of the images: (N, C)."""
-    height, width = image_size(model)
-    grid = (height // model.patch_size, width // model.patch_size)
     layer = model.get_layer("position_embedding")
-    table = resample_positions(layer.position_embedding, layer.grid_size, grid)
+    table = resample_positions(
+        layer.position_embedding, layer.grid_size, patch_grid(model)
+    )
     return np.asarray(table, "float64").reshape(-1, model.embed_dim)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 import keras_cait
-from export.exportable import check_exportable, image_size
+from export.exportable import check_exportable, image_size, patch_grid
 from export.folding import fold
 from export.options import Gelu, Precision
 from keras_cait.layers import LAYER_NORM_EPSILON
@@ -81,8 +81,7 @@ class InferenceModel(tf.Module):
         self.gelu = gelu
         self.image_size = image_size(model)
         self.patch_size = model.patch_size
-        height, width = self.image_size
-        self.grid = height // model.patch_size, width // model.patch_size
+        self.grid = patch_grid(model)
         self.patches = math.prod(self.grid)
         self.num_heads = model.num_heads
         self.embed_dim = model.embed_dim

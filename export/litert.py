@@ -101,9 +101,8 @@ def signature_function(
 
     def run(images):
         outputs = dict(model(images, heads_last=True))
-        rows, columns = (side // model.patch_size for side in model.image_size)
         maps = model.num_heads * len(model.weights["class_attention"])
-        shape = (images.shape[0], maps, rows, columns)
+        shape = (images.shape[0], maps, *model.grid)
         outputs["attention"] = tf.reshape(outputs["attention"], shape)
         return {name: outputs[name] for name in names}
 

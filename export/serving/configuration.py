@@ -10,7 +10,7 @@ from export.serving.memory import BATCH_THREADS, Memory
 TEMPLATES = Path(__file__).parent / "templates"
 # Its image is known to exist: the newest that tensorflow/serving announced.
 SERVER = "2.20.0"
-MOST_CPUS = 4  # of a server whose requests do not keep more busy
+LEAST_CPUS = 4  # that one server may use
 
 
 def configuration(
@@ -58,7 +58,7 @@ def configuration(
         "xla": str(xla).lower(),
         "server": SERVER,
         "intra_op": 0 if xla else 1,  # 0 is one for each core
-        "cpus": max(MOST_CPUS, BATCH_THREADS * parts),
+        "cpus": max(LEAST_CPUS, BATCH_THREADS * parts),
         "memory_request": memory.request,
         "memory_limit": memory.limit,
     }

@@ -9,11 +9,12 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.framework.node_def_pb2 import NodeDef
 from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef, TensorInfo
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 import keras_cait
-from export.exportable import image_size
+from export.exportable import patch_grid
 from keras_cait.conversion import to_reference
 from keras_cait.files import sha256
 
@@ -42,9 +43,7 @@ def describe_version(model: keras_cait.CaiT, folder: Path) -> dict[str, Any]:
         "image_size": model.image_shape[:2],
         "classes": model.classes,
         "parameters": model.count_params(),
-        "patches": math.prod(
-            side // model.patch_size for side in image_size(model)
-        ),
+        "patches": math.prod(patch_grid(model)),
         "heads": model.num_heads,
         "width": model.embed_dim,
         "weights_sha256": weights_hash(model),
@@ -77,11 +76,16 @@ def read_graph(folder: Path) -> MetaGraphDef:
 
 def operations(folder: Path) -> list[str]:
     """Names of the TensorFlow ops that a SavedModel uses."""
+    return sorted({node.op for node in nodes(folder)})
+
+
+def nodes(folder: Path) -> list[NodeDef]:
+    """All nodes of a SavedModel, with those of its functions."""
     graph = read_graph(folder).graph_def
-    nodes = [*graph.node]
+    found = [*graph.node]
     for function in graph.library.function:
-        nodes += function.node_def
-    return sorted({node.op for node in nodes})
+        found += function.node_def
+    return found
 
 
 def describe_tensors(infos: Mapping[str, TensorInfo]) -> dict[str, Any]:

@@ -102,7 +102,8 @@ def write_version(
         raise ValueError(
             f"max_megapixels must be positive. Got {max_megapixels}."
         )
-    parts = parts or (1 if xla else PARTS)
+    if parts is None:
+        parts = 1 if xla else PARTS
     with (
         locked(output),
         tempfile.TemporaryDirectory(

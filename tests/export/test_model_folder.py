@@ -15,7 +15,7 @@ from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
 import keras_cait
 from export.__main__ import main
-from export.serving.manifest import read_graph, weights_hash
+from export.serving.manifest import nodes, weights_hash
 from export.serving.model_folder import (
     check_served_name,
     existing_versions,
@@ -125,8 +125,7 @@ def test_a_request_keeps_a_core_busy_for_each_part(
     version = write_version(
         model, LABELS, tmp_path / "cait", signatures=("pixels",), **options
     )
-    functions = read_graph(version).graph_def.library.function
-    operations = [node.op for one in functions for node in one.node_def]
+    operations = [node.op for node in nodes(version)]
     class_attention_and_head = 2
     assert operations.count("Softmax") == parts + class_attention_and_head
     assert read_manifest(version)["parts"] == parts
