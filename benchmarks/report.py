@@ -46,7 +46,7 @@ BENCHMARKS: dict[str, list[str]] = {
     "latency": [],
     "training": [],
     "checkpoints": [],
-    "gpu": [],
+    "gpu": ["--tasks", "inference"],
     "pipeline": [],
     "batch": [],
     "serving": [],

@@ -79,10 +79,14 @@ class Estimate(NamedTuple):
     cores: float
 
 
+def training_on_gpu() -> Rows:
+    """Training steps of S24 as they were measured on an H200."""
+    return read("gpu_training")["tables"]["CaiT-S24, training, batch 256"]
+
+
 def utilization() -> float:
-    """Share of the peak that a training of S24 reached on an H200."""
-    rows = read("gpu")["tables"]["CaiT-S24, training, batch 256"]
-    return rows["keras-cait, without the kernel"]["MFU, %"] / 100
+    """Share of the peak that they reached, without the kernel."""
+    return training_on_gpu()["keras-cait, without the kernel"]["MFU, %"] / 100
 
 
 def input_seconds(image_size: int) -> float:
@@ -186,7 +190,7 @@ def training_rows() -> Rows:
 
 def input_rows() -> Rows:
     """Cores that feed S24 at its measured speed on one and eight GPUs."""
-    measured = read("gpu")["tables"]["CaiT-S24, training, batch 256"]
+    measured = training_on_gpu()
     rows = {}
     for label, name in (
         ("as `training.train`, without the kernel", "without the kernel"),

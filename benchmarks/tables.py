@@ -27,9 +27,15 @@ def benchmark(name: str) -> str:
         f"`python -m benchmarks.{name}`, {measured_on(name)} {shows}".rstrip(),
         f"![{name}: first column of each table](benchmark-{name}.png)",
     ]
-    for title, rows in read(name)["tables"].items():
-        parts += [f"**{title}**", markdown(rows)]
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, rows_of(name)])
+
+
+def rows_of(name: str) -> str:
+    """The tables of a record under their titles."""
+    return "\n\n".join(
+        f"**{title}**\n\n{markdown(rows)}"
+        for title, rows in read(name)["tables"].items()
+    )
 
 
 def measured_on(name: str) -> str:
@@ -99,6 +105,12 @@ def at_384() -> str:
 def serving_summary() -> str:
     """A busy server: as many requests as cores, with a thread each."""
     return images_per_second("serving", "CaiT-{}, batch {}")
+
+
+def gpu_training() -> str:
+    """Training steps on a GPU."""
+    shows = read("gpu_training")["shows"]
+    return f"{measured_on('gpu_training')} {shows}\n\n{rows_of('gpu_training')}"
 
 
 def limited_to_avx2() -> str:
