@@ -30,6 +30,7 @@ from training.loop.distillation import make_loss
 from training.loop.model import build
 from training.loop.optimizers import make_optimizer
 from training.loop.run_folder import claimed
+from training.loop.stack_traces import one_stack_trace
 from training.loop.trainer import Trainer
 from training.recipes import QUICKSTART, RECIPES, Recipe, override
 
@@ -208,6 +209,24 @@ def test_a_run_that_was_interrupted_ends_bit_equal(
     confusion = np.array(record["confusion"])
     assert record["top1"] == pytest.approx(confusion.trace() / 100)
     assert len(list((tmp_path / "halves" / "validation").rglob("*.png"))) == 100
+
+
+def test_operations_share_the_stack_trace_that_tensorflow_would_copy():
+    def double_negative(x):
+        with one_stack_trace():
+            x = -x
+            x = 2 * x
+        return x + 1
+
+    graph = (
+        tf.function(double_negative)
+        .get_concrete_function(tf.TensorSpec(()))
+        .graph
+    )
+    of_type = {op.type: op.traceback for op in graph.get_operations()}
+    shared = list(of_type["Neg"])
+    assert shared and shared == list(of_type["Mul"])
+    assert shared != list(of_type["AddV2"])
 
 
 @pytest.mark.parametrize("warmup", [False, True])

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from training.loop.distillation import Loss
+from training.loop.stack_traces import one_stack_trace
 from training.recipes import Recipe
 
 SUM = tf.distribute.ReduceOp.SUM
@@ -135,7 +136,8 @@ class Trainer:
             self.ema_model.set_weights(self.model.get_weights())
 
     def _train_step(self, images: tf.Tensor, targets: tf.Tensor) -> None:
-        self.strategy.run(self._replica_step, args=(images, targets))
+        with one_stack_trace():
+            self.strategy.run(self._replica_step, args=(images, targets))
 
     def _replica_step(self, images: tf.Tensor, targets: tf.Tensor) -> None:
         replica = tf.distribute.get_replica_context()
@@ -277,9 +279,10 @@ class Trainer:
     def _evaluation_step(
         self, images: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor
     ) -> None:
-        self.strategy.run(
-            self._replica_evaluation, args=(images, labels, weights)
-        )
+        with one_stack_trace():
+            self.strategy.run(
+                self._replica_evaluation, args=(images, labels, weights)
+            )
 
     def _replica_evaluation(
         self, images: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor
