@@ -85,7 +85,7 @@ def training_on_gpu() -> Rows:
 
 
 def utilization() -> float:
-    """Share of the peak that they reached, without the kernel."""
+    """Share of the peak that these steps reached without the kernel."""
     return training_on_gpu()["keras-cait, without the kernel"]["MFU, %"] / 100
 
 
