@@ -422,7 +422,7 @@ app = App(
 def main(
     *,
     variants: tuple[Literal["XXS24", "S24"], ...] = ("XXS24", "S24"),
-    tasks: tuple[Task, ...] = ("training", "inference"),
+    tasks: tuple[Task, ...] = tuple(BATCH_SIZES),
     runners: tuple[str, ...] = tuple(RUNNERS),
     patience: Count = 600,
     limit: Count = 3600,

@@ -22,12 +22,12 @@ ROOT = Path(__file__).parents[1]
 
 def benchmark(name: str) -> str:
     """Everything that one benchmark measured, with its figure."""
-    shows = read(name).get("shows", "")
     parts = [
-        f"`python -m benchmarks.{name}`, {measured_on(name)} {shows}".rstrip(),
+        f"`python -m benchmarks.{name}`, {measured_on(name)}",
         f"![{name}: first column of each table](benchmark-{name}.png)",
+        rows_of(name),
     ]
-    return "\n\n".join([*parts, rows_of(name)])
+    return "\n\n".join(parts)
 
 
 def rows_of(name: str) -> str:
@@ -39,13 +39,14 @@ def rows_of(name: str) -> str:
 
 
 def measured_on(name: str) -> str:
-    """Date, machine and versions of a measurement."""
+    """Date, machine and versions of a measurement, and what it shows."""
     record = read(name)
     versions = ", ".join(
         f"{package} {version}"
         for package, version in record["versions"].items()
     )
-    return f"{record['date']}, {record['machine']}; {versions}."
+    measured = f"{record['date']}, {record['machine']}; {versions}."
+    return f"{measured} {record.get('shows', '')}".rstrip()
 
 
 def machine(name: str) -> str:
@@ -105,12 +106,6 @@ def at_384() -> str:
 def serving_summary() -> str:
     """A busy server: as many requests as cores, with a thread each."""
     return images_per_second("serving", "CaiT-{}, batch {}")
-
-
-def gpu_training() -> str:
-    """Training steps on a GPU."""
-    shows = read("gpu_training")["shows"]
-    return f"{measured_on('gpu_training')} {shows}\n\n{rows_of('gpu_training')}"
 
 
 def limited_to_avx2() -> str:

@@ -15,7 +15,10 @@ from tensorflow.python.util import tf_stack
 
 @contextmanager
 def one_stack_trace() -> Iterator[None]:
-    """Operations that are made inside share the stack of this call."""
+    """Operations that are made inside share the stack of this call.
+
+    Also a decorator of a function to trace.
+    """
     # No public option exists. Nothing is lost where TensorFlow no longer calls
     # this function: each operation then has its own trace.
     module: Any = tf_stack

@@ -135,9 +135,9 @@ class Trainer:
         with self.strategy.scope():
             self.ema_model.set_weights(self.model.get_weights())
 
+    @one_stack_trace()
     def _train_step(self, images: tf.Tensor, targets: tf.Tensor) -> None:
-        with one_stack_trace():
-            self.strategy.run(self._replica_step, args=(images, targets))
+        self.strategy.run(self._replica_step, args=(images, targets))
 
     def _replica_step(self, images: tf.Tensor, targets: tf.Tensor) -> None:
         replica = tf.distribute.get_replica_context()
@@ -276,13 +276,13 @@ class Trainer:
                 "on_nonfinite=skip."
             )
 
+    @one_stack_trace()
     def _evaluation_step(
         self, images: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor
     ) -> None:
-        with one_stack_trace():
-            self.strategy.run(
-                self._replica_evaluation, args=(images, labels, weights)
-            )
+        self.strategy.run(
+            self._replica_evaluation, args=(images, labels, weights)
+        )
 
     def _replica_evaluation(
         self, images: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor
