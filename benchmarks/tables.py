@@ -113,6 +113,11 @@ def limited_to_avx2() -> str:
     return images_per_second("inference_avx2", "CaiT-{} at 224, batch {}")
 
 
+def on_amd() -> str:
+    """The inference on a processor of AMD."""
+    return images_per_second("amd/inference", "CaiT-{} at 224, batch {}")
+
+
 def images_per_second(
     name: str, title: str, runs: Iterable[str] | None = None
 ) -> str:
