@@ -88,6 +88,12 @@ def inference_summary() -> str:
     return images_per_second("inference", "CaiT-{} at 224, batch {}", runs)
 
 
+def inference(name: str, image_size: str = "224") -> str:
+    """All runs of a record of `benchmarks/inference.py`."""
+    title = f"CaiT-{{}} at {image_size}, batch {{}}"
+    return images_per_second(name, title)
+
+
 def parts_gain(batch_size: str) -> str:
     """How many times as fast two parts are as one with TensorFlow's threads."""
     whole = "keras-cait, SavedModel of one part, default threads"
@@ -98,24 +104,9 @@ def parts_gain(batch_size: str) -> str:
     )
 
 
-def at_384() -> str:
-    """The inference of 384 pixels."""
-    return images_per_second("inference_384", "CaiT-{} at 384, batch {}")
-
-
 def serving_summary() -> str:
     """A busy server: as many requests as cores, with a thread each."""
     return images_per_second("serving", "CaiT-{}, batch {}")
-
-
-def limited_to_avx2() -> str:
-    """The inference of a processor without AVX-512."""
-    return images_per_second("inference_avx2", "CaiT-{} at 224, batch {}")
-
-
-def on_amd() -> str:
-    """The inference on a processor of AMD."""
-    return images_per_second("amd/inference", "CaiT-{} at 224, batch {}")
 
 
 def images_per_second(

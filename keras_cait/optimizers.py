@@ -179,13 +179,15 @@ class AdamW(Optimizer, keras.optimizers.Adam):
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
         """Computes what all variables share once, not once for each."""
         step = ops.cast(self.iterations + 1, trainable_variables[0].dtype)
-        corrections = 1 - self.beta_1**step, 1 - self.beta_2**step
-        super()._backend_update_step(
-            grads, trainable_variables, (learning_rate, *corrections)
+        shared = (
+            learning_rate,
+            1 - self.beta_1**step,
+            1 - self.beta_2**step,
         )
+        super()._backend_update_step(grads, trainable_variables, shared)
 
     def update_step(self, gradient, variable, learning_rate):
-        learning_rate, *corrections = learning_rate
+        learning_rate, correction_1, correction_2 = learning_rate
         index = self._get_variable_index(variable)
         rate = learning_rate * self.rate_factors[index]
         if self.decays[index]:
@@ -195,8 +197,8 @@ class AdamW(Optimizer, keras.optimizers.Adam):
         rate = ops.cast(rate, variable.dtype)
         first.assign_add((1 - self.beta_1) * (gradient - first))
         second.assign_add((1 - self.beta_2) * (gradient * gradient - second))
-        scale = ops.sqrt(second / corrections[1]) + self.epsilon
-        variable.assign_sub(rate / corrections[0] * first / scale)
+        scale = ops.sqrt(second / correction_2) + self.epsilon
+        variable.assign_sub(rate / correction_1 * first / scale)
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
