@@ -19,6 +19,7 @@ pytestmark = pytest.mark.large
 
 ACCUMULATED = {"accumulation_steps": 4}
 XLA = {"xla": True}
+REMATERIALIZED = {"rematerialize": True}
 DROPPING = {"drop_path_rate": 0.2}
 SKIPPING = {"on_nonfinite": "skip", "trouble": [7, "not_a_number"]}
 FLOAT16 = {"precision": "mixed_float16", **SKIPPING}
@@ -66,6 +67,7 @@ def one(processes):
         "one": {},
         "one-accumulated": ACCUMULATED,
         "one-xla": XLA,
+        "one-rematerialized": REMATERIALIZED,
         "one-dropping": DROPPING,
         "one-skipping": SKIPPING,
         "moved": KILLED,
@@ -83,10 +85,11 @@ def mirrored(one):
         "mirrored-bfloat16": BFLOAT16,
         "moved": {},
         "mirrored": {},
+        "mirrored-rematerialized": REMATERIALIZED,
         "mirrored-dropping": DROPPING,
         "mirrored-skipping": SKIPPING,
         "mirrored-float16": FLOAT16,
-        "mirrored-accumulated-xla": ACCUMULATED | XLA,
+        "mirrored-accumulated-xla": ACCUMULATED | XLA | REMATERIALIZED,
         "mirrored-killed": DROPPING | KILLED,
     }
     statuses = one.ended(one.run("mirrored", runs))
@@ -108,13 +111,21 @@ def workers(one):
     return one
 
 
-@pytest.mark.parametrize("run", ["one-accumulated", "one-xla"])
+@pytest.mark.parametrize(
+    "run", ["one-accumulated", "one-xla", "one-rematerialized"]
+)
 def test_same_weights_on_one_device(run, one):
     assert difference(one.state(run), one.state("one")) <= 1e-5
 
 
 @pytest.mark.parametrize(
-    "run", ["mirrored", "mirrored-accumulated-xla", "moved"]
+    "run",
+    [
+        "mirrored",
+        "mirrored-rematerialized",
+        "mirrored-accumulated-xla",
+        "moved",
+    ],
 )
 def test_same_weights_on_two_devices(run, mirrored):
     assert difference(mirrored.state(run), mirrored.state("one")) <= 1e-5
