@@ -18,8 +18,9 @@ def cait(activation=None, **arguments):
     )
 
 
+@pytest.mark.parametrize("xla", [False, True])
 @pytest.mark.parametrize("kind", ["logits", "softmax", "saved_model"])
-def test_a_teacher_predicts_at_its_own_size(kind, images, tmp_path):
+def test_a_teacher_predicts_at_its_own_size(kind, xla, images, tmp_path):
     model = cait("softmax" if kind == "softmax" else None)
     path = tmp_path / "teacher.keras"
     if kind == "saved_model":
@@ -30,9 +31,9 @@ def test_a_teacher_predicts_at_its_own_size(kind, images, tmp_path):
     images = tf.image.resize(images, (48, 48), "bicubic")
     resized = tf.image.resize(images, (32, 32), "bicubic", antialias=True)
     expected = tf.nn.softmax(cait()(resized))
-    teacher = Teacher(str(path), classes=5)
+    teacher = tf.function(Teacher(str(path), classes=5), jit_compile=xla)
     np.testing.assert_allclose(
-        tf.nn.softmax(tf.function(teacher)(images)), expected, atol=1e-5
+        tf.nn.softmax(teacher(images)), expected, atol=1e-5
     )
     with pytest.raises(ValueError, match="the dataset has 10 classes"):
         Teacher(str(path), classes=10)

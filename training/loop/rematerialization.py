@@ -9,8 +9,9 @@ import tensorflow as tf
 from keras_cait.blocks import SelfAttentionBlock
 from keras_cait.models import CaiT
 
-# In a graph that TensorFlow inlined, nothing would order the second run after
-# the first, and every block would have its own copy of the operations.
+# Calls stay calls: all blocks share one graph, and the second run waits for the
+# gradient of its outputs. Inlined, each block would have a copy of the graph,
+# and nothing would order the runs.
 function = partial(
     tf.function,
     autograph=False,
@@ -53,13 +54,12 @@ def _rematerialized(block: SelfAttentionBlock) -> Callable:
         block: whose code runs; its own variables are not read.
 
     Returns:
-        Function of `(inputs, *values)`, trainable variables first, to the
-        outputs. Both runs drop the same branches, as the seeds are values. With
-        `keras.RematScope` the second would draw new ones, and the gradients
-        would be wrong.
+        Function of `(inputs, *values)` to the outputs. Both runs drop the same
+        branches, as the seeds are among the values. With `keras.RematScope` the
+        second would draw new ones, and the gradients would be wrong.
     """
     call, count = block.call, len(block.trainable_variables)
-    variables = [*block.trainable_variables, *block.non_trainable_variables]
+    variables = _variables(block)
 
     def run(inputs, values):
         with keras.StatelessScope(zip(variables, values, strict=True)):
@@ -90,6 +90,10 @@ def _rematerialized(block: SelfAttentionBlock) -> Callable:
     return rematerialized
 
 
+def _variables(block: SelfAttentionBlock) -> list[keras.Variable]:
+    return [*block.trainable_variables, *block.non_trainable_variables]
+
+
 def _call(block: SelfAttentionBlock, run: Callable) -> Callable:
     """The `call` of a block that runs `_rematerialized` in training."""
     call = block.call
@@ -97,8 +101,8 @@ def _call(block: SelfAttentionBlock, run: Callable) -> Callable:
     def rematerialized_call(inputs, training=None):
         if not training:
             return call(inputs, training=training)
-        variables = [*block.trainable_variables, *block.non_trainable_variables]
-        outputs = run(inputs, *map(keras.ops.convert_to_tensor, variables))
+        values = map(keras.ops.convert_to_tensor, _variables(block))
+        outputs = run(inputs, *values)
         if block.drop_path_rate:  # the run used the draws of two branches
             for _ in range(2):
                 block.stochastic_depth.seed_generator.next()
