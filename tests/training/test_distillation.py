@@ -61,3 +61,19 @@ def test_half_of_the_loss_is_the_teachers(images, tmp_path):
     np.testing.assert_allclose(
         loss(images, targets, logits), expected, rtol=1e-6
     )
+
+
+def test_a_teacher_that_xla_cannot_compile_is_a_clear_error(tmp_path):
+    @tf.function(input_signature=[tf.TensorSpec((None, 28, 28, 3))])
+    def shrink(images):
+        images = tf.image.resize(images, (1, 5), "bicubic", antialias=True)
+        return {"logits": images[:, 0, :, 0]}
+
+    module = tf.Module()
+    tf.saved_model.save(module, str(tmp_path), signatures=shrink)
+    recipe = dataclasses.replace(
+        QUICKSTART, distillation="soft", teacher=str(tmp_path)
+    )
+    with pytest.raises(ValueError, match=r"ScaleAndTranslate.*--no-xla"):
+        make_loss(recipe, classes=5)
+    make_loss(dataclasses.replace(recipe, xla=False), classes=5)

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,8 +37,8 @@ def make_loss(recipe: Recipe, classes: int) -> Loss:
         are those of the student, RGB in 0...255.
 
     Raises:
-        ValueError: the teacher is missing, cannot be loaded, or has another
-            number of classes.
+        ValueError: the teacher is missing, cannot be loaded or compiled, or
+            has another number of classes.
 
     Reference: Touvron et al., DeiT, section 4 (arXiv 2012.12877).
     """
@@ -46,6 +47,8 @@ def make_loss(recipe: Recipe, classes: int) -> Loss:
             targets, logits
         )
     teacher = Teacher(recipe.teacher, classes)
+    if recipe.xla:
+        _check_xla(teacher, recipe)
     weight = recipe.distillation_weight
 
     def loss(
@@ -134,6 +137,21 @@ class Teacher:
         if self.is_softmax:
             outputs = tf.math.log(tf.maximum(outputs, 1e-30))
         return outputs
+
+
+def _check_xla(teacher: Teacher, recipe: Recipe) -> None:
+    """Raises ValueError for a teacher with an operation that XLA lacks."""
+    compiled = tf.function(teacher, autograph=False, jit_compile=True)
+    images = tf.TensorSpec((1, recipe.image_size, recipe.image_size, 3))
+    try:
+        compiled.experimental_get_compiler_ir(images)(stage="hlo")
+    except ValueError as error:
+        lacking = re.search(r"XLA_\w+: (\w+) \(No registered", str(error))
+        if lacking:
+            raise ValueError(
+                f"XLA cannot compile {lacking[1]}, an operation of the teacher "
+                f"{recipe.teacher!r}. Train with --no-xla."
+            ) from None
 
 
 def _resize(images: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
