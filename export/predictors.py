@@ -185,6 +185,8 @@ def embedder(
             f"{source!r} has no embedding. Omit --embedding, or give a CaiT."
         )
     exported = tf.saved_model.load(str(folder))
+    if "embedding" not in exported.signatures:
+        raise ValueError(_no_embedding(folder, "pixels embedding"))
 
     @tf.function
     def embed_encoded(images):
@@ -205,11 +207,15 @@ def _litert_embedder(
 ) -> Callable[[np.ndarray], np.ndarray]:
     interpreter = open_interpreter(model.path, threads)
     if "embedding" not in interpreter.get_signature_list():
-        raise ValueError(
-            f"{str(model.path)!r} has no embedding. Export it with "
-            "--signatures embedding, or omit --embedding."
-        )
+        raise ValueError(_no_embedding(model.path, "embedding"))
     embed = copy(model)  # the same images and batches, another signature
     embed.runner = interpreter.get_signature_runner("embedding")
     embed.output = "embedding"
     return embed
+
+
+def _no_embedding(path: Path, signatures: str) -> str:
+    return (
+        f"{str(path)!r} has no embedding. Export it with --signatures "
+        f"{signatures}, or omit --embedding."
+    )

@@ -118,8 +118,8 @@ class Signatures(tf.Module):
             raise ValueError(f"top must be at least 1. Got {top}.")
         if not 1 <= parts <= model.patches:
             raise ValueError(
-                f"parts must be 1 to {model.patches}, the number of patches. "
-                f"Got {parts}."
+                f"parts must be at least 1 and at most {model.patches}, the "
+                f"number of patches. Got {parts}."
             )
         self.model = model
         self.labels = tf.constant(labels)

@@ -189,14 +189,19 @@ def match_classes(
     ]
     if unknown:
         raise ValueError(
-            f"The model does not know the classes {', '.join(unknown[:3])} of "
-            f"the dataset, only {', '.join(labels[:3])} and "
-            f"{max(0, len(labels) - 3)} more. Use images of its classes."
+            "The model does not know these classes of the dataset: "
+            f"{_listed(unknown)}. Its own are {_listed(labels)}. Use images of "
+            "its classes."
         )
     return [
         index[name] if name in index else index[wordnet[name]]
         for name in class_names
     ]
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def class_index(label: int | np.ndarray) -> int:

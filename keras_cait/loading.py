@@ -565,6 +565,11 @@ def _saved_model(folder: Path) -> Classifier:
     try:
         description = json.loads(manifest.read_text())
         _verify_files(folder, description.get("sha256", {}))
+        if "pixels" not in description.get("signatures", ["pixels"]):
+            raise ValueError(
+                "it lacks the signature pixels. Add pixels to the --signatures "
+                "of its export"
+            )
         layer = keras.layers.TFSMLayer(
             str(folder), call_endpoint="pixels", trainable=False
         )

@@ -178,13 +178,17 @@ class AdamW(Optimizer, keras.optimizers.Adam):
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
         """Computes what all variables share once, not once for each."""
-        step = ops.cast(self.iterations + 1, trainable_variables[0].dtype)
-        shared = (
-            learning_rate,
-            1 - self.beta_1**step,
-            1 - self.beta_2**step,
+        dtype = trainable_variables[0].dtype
+        # In bfloat16, beta_2 is 1.
+        precise = keras.backend.result_type(dtype, "float32")
+        step = ops.cast(self.iterations + 1, precise)
+        corrections = [
+            ops.cast(1 - beta**step, dtype)
+            for beta in (self.beta_1, self.beta_2)
+        ]
+        super()._backend_update_step(
+            grads, trainable_variables, (learning_rate, *corrections)
         )
-        super()._backend_update_step(grads, trainable_variables, shared)
 
     def update_step(self, gradient, variable, learning_rate):
         learning_rate, correction_1, correction_2 = learning_rate

@@ -26,6 +26,7 @@ from export.batch.job import open_job
 from export.batch.pipeline import Classify, decode, describe, gather
 from export.inference_graph import InferenceModel
 from export.litert import convert
+from export.predictors import load_pixel_predictor
 from export.serving.model_folder import write_version
 from keras_cait.loading import load_classifier
 from keras_cait.preprocessing import load_image, resize_and_crop
@@ -393,3 +394,19 @@ def test_a_killed_job_loses_and_repeats_nothing(
     expected = predict_here(parts_of(images), described(source))
     for row, right in zip(rows, cycle(expected), strict=False):
         assert row["classes"] == right["classes"]
+
+
+@pytest.mark.parametrize(
+    ("signature", "message"),
+    [
+        ("serving_default", "lacks the signature pixels"),
+        ("pixels", r"has no embedding.*--signatures pixels embedding"),
+    ],
+)
+def test_a_missing_signature_is_named(models, tmp_path, signature, message):
+    model = keras.saving.load_model(models / "model.keras")
+    write_version(
+        model, LABELS, tmp_path, batch_sizes=(1,), signatures=[signature]
+    )
+    with pytest.raises(ValueError, match=message):
+        load_pixel_predictor(str(tmp_path), embedding=True)

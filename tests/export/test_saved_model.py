@@ -328,7 +328,7 @@ def test_labels_fit_the_model(model, tmp_path):
 
 @pytest.mark.parametrize("parts", [0, 17])
 def test_no_more_parts_than_patches(model, tmp_path, parts):
-    with pytest.raises(ValueError, match=f"1 to 16.*Got {parts}"):
+    with pytest.raises(ValueError, match=f"at most 16.*Got {parts}"):
         write_saved_model(
             InferenceModel(model), LABELS, tmp_path / "1", parts=parts
         )

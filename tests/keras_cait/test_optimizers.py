@@ -86,6 +86,16 @@ def test_adamw_is_the_references(case):
         np.testing.assert_allclose(states[name], run[1:], rtol=1e-5, atol=1e-7)
 
 
+def test_adamw_corrects_its_moments_in_bfloat16():
+    """With the same gradient at all steps, each moves by the rate."""
+    variable = keras.Variable(1.0, dtype="bfloat16", name="bias")
+    optimizer = AdamW(0.125)
+    optimizer.build([variable])
+    for step in range(1, 4):
+        optimizer.apply([ops.ones((), "bfloat16")])
+        np.testing.assert_allclose(float(variable), 1 - step / 8, atol=0.01)
+
+
 @pytest.mark.parametrize("nesterov", [True, False])
 def test_sgd_is_pytorchs(nesterov):
     """By the formula of `torch.optim.SGD`, with rates that change."""
