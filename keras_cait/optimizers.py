@@ -179,7 +179,7 @@ class AdamW(Optimizer, keras.optimizers.Adam):
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
         """Computes what all variables share once, not once for each."""
         dtype = trainable_variables[0].dtype
-        # In bfloat16, beta_2 is 1.
+        # bfloat16 would round beta_2 to 1.
         precise = keras.backend.result_type(dtype, "float32")
         step = ops.cast(self.iterations + 1, precise)
         corrections = [
