@@ -47,7 +47,8 @@ def make_loss(recipe: Recipe, classes: int) -> Loss:
             targets, logits
         )
     teacher = Teacher(recipe.teacher, classes)
-    if recipe.xla:
+    # Outside of a step, the variables of several devices do not compile.
+    if recipe.xla and not tf.distribute.has_strategy():
         _check_xla(teacher, recipe)
     weight = recipe.distillation_weight
 
