@@ -252,6 +252,8 @@ def main(
         folder: Where the dataset is written, and kept; by default, a temporary
             folder.
     """
+    # As `make_strategy` does where GPUs train.
+    tf.config.threading.set_intra_op_parallelism_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         place = folder or Path(temporary)
         if not (place / "array_record").exists():

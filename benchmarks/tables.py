@@ -604,9 +604,3 @@ def reading() -> str:
             markdown(tables["Stages of s24-224"], "Stage"),
         ]
     )
-
-
-def pipeline_milliseconds() -> str:
-    """Time of a core for an image in the benchmark of the pipeline."""
-    (rows,) = read("pipeline")["tables"].values()
-    return f"{1000 / rows['keras-cait']['images/s and core']:.1f} ms"
