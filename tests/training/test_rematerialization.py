@@ -42,7 +42,7 @@ def gradients(change, images, xla, trainable="all", **arguments):
         (rematerialize, False, {}),
         (rematerialize, True, {"trainable": "attention"}),
         (rematerialize, False, {"trainable": "head", "drop_path_rate": 0.4}),
-        (rematerialize, False, {"dtype": "mixed_bfloat16"}),
+        (rematerialize, True, {"dtype": "mixed_bfloat16"}),
         (rematerialize_mlp, True, {"drop_path_rate": 0.4}),
     ],
 )
