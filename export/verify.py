@@ -21,6 +21,7 @@ from export.predictors import (
     load_predictor,
     to_pixels,
 )
+from keras_cait.conversion import listed
 from keras_cait.datasets import Dataset
 from keras_cait.loading import saved_model_folder
 from keras_cait.preprocessing import imagenet_labels
@@ -190,18 +191,13 @@ def match_classes(
     if unknown:
         raise ValueError(
             "The model does not know these classes of the dataset: "
-            f"{_listed(unknown)}. Its own are {_listed(labels)}. Use images of "
+            f"{listed(unknown)}. Its own are {listed(labels)}. Use images of "
             "its classes."
         )
     return [
         index[name] if name in index else index[wordnet[name]]
         for name in class_names
     ]
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
 
 
 def class_index(label: int | np.ndarray) -> int:

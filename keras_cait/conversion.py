@@ -5,7 +5,7 @@ Reference tensors have the names of timm's `cait.py` and of the official
 kernels `(out, in, height, width)`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -103,7 +103,7 @@ def from_reference(
     if missing or unknown:
         raise ValueError(
             "The tensors do not belong to this model. Missing: "
-            f"{_listed(missing)}. Not in the model: {_listed(unknown)}. Build "
+            f"{listed(missing)}. Not in the model: {listed(unknown)}. Build "
             "the model with the variant, depth and head of the tensors."
         )
     misfits = [
@@ -114,7 +114,7 @@ def from_reference(
     if misfits:
         raise ValueError(
             "The tensors belong to a model of another size: "
-            f"{_listed(misfits, '; ')}. Build the model with the sizes of the "
+            f"{listed(misfits, '; ')}. Build the model with the sizes of the "
             "tensors."
         )
 
@@ -130,8 +130,13 @@ def _is_state(variable: keras.Variable) -> bool:
     return variable.path.endswith("seed_generator_state")
 
 
-def _listed(items: list[str], separator: str = ", ") -> str:
-    """Lists the first eight items."""
+def listed(items: Sequence[str], separator: str = ", ") -> str:
+    """The first eight items, as a part of a message.
+
+    Example:
+    >>> listed("abcdefghij", "")
+    'abcdefgh... (10 in total)'
+    """
     more = [f"... ({len(items)} in total)"] if len(items) > 8 else []
     return separator.join([*items[:8], *more]) or "none"
 
