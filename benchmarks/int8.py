@@ -74,7 +74,7 @@ def write_litert(case: Case) -> None:
     else:
         model = getattr(keras_cait, f"CaiT_{case.variant}")(weights=None)
     keras_cait.save_weights(model, f"{case.folder}/model.safetensors")
-    float32 = convert(InferenceModel(model), batch_size=case.batch_size)
+    float32 = convert(InferenceModel(model))
     images = list(calibration(case).astype("float32"))
     for scheme in SCHEMES:
         path = Path(case.folder, f"{scheme}.tflite")

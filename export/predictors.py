@@ -1,7 +1,6 @@
 """Models of any kind as functions of encoded images."""
 
 from collections.abc import Callable, Mapping, Sequence
-from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import tensorflow as tf
 
 import keras_cait
 from export.exportable import image_size
-from keras_cait.litert import LiteRTModel, open_interpreter
+from keras_cait.litert import LiteRTModel
 from keras_cait.loading import (
     Classifier,
     find_labels,
@@ -147,7 +146,7 @@ def load_pixel_predictor(
     classify: Callable = loaded.predict
     if not isinstance(classify, LiteRTModel):
         classify = tf.function(classify)
-    embed = embedder(source, loaded, threads) if embedding else None
+    embed = embedder(source, loaded) if embedding else None
 
     def predict(pixels):
         images = pixels.astype("float32")
@@ -158,7 +157,7 @@ def load_pixel_predictor(
 
 
 def embedder(
-    source: str, loaded: Classifier, threads: int | None = None
+    source: str, loaded: Classifier
 ) -> Callable[[np.ndarray], np.ndarray]:
     """The embedding of a model as a function of float32 pixels.
 
@@ -167,7 +166,6 @@ def embedder(
     Args:
         source: where the model was loaded from.
         loaded: the model.
-        threads: CPU threads of a `.tflite` file; `None` is one for each core.
 
     Raises:
         ValueError: the model has no embedding.
@@ -178,7 +176,7 @@ def embedder(
         embed = tf.function(keras.Model(model.input, head.input))
         return lambda images: np.asarray(embed(images))
     if isinstance(loaded.predict, LiteRTModel):
-        return _litert_embedder(loaded.predict, threads)
+        return _litert_embedder(loaded.predict)
     folder = saved_model_folder(source)
     if folder is None:
         raise ValueError(
@@ -202,16 +200,10 @@ def embedder(
     return lambda images: embed_encoded(images).numpy()
 
 
-def _litert_embedder(
-    model: LiteRTModel, threads: int | None
-) -> Callable[[np.ndarray], np.ndarray]:
-    interpreter = open_interpreter(model.path, threads)
-    if "embedding" not in interpreter.get_signature_list():
+def _litert_embedder(model: LiteRTModel) -> LiteRTModel:
+    if "embedding" not in model.signatures:
         raise ValueError(_no_embedding(model.path, "embedding"))
-    embed = copy(model)  # the same images and batches, another signature
-    embed.runner = interpreter.get_signature_runner("embedding")
-    embed.output = "embedding"
-    return embed
+    return LiteRTModel(model.path, model.threads, "embedding")
 
 
 def _no_embedding(path: Path, signatures: str) -> str:

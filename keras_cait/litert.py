@@ -7,12 +7,16 @@ import time
 import zipfile
 import zlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 SIGNATURE = "serving_default"
+# Runs of the graph at once. Each has a copy of the weights, and more threads
+# where there are more.
+STREAMS = 4
 # File in the archive behind a model, beside labels.txt.
 CHECKSUM = "crc32.txt"
 
@@ -20,21 +24,28 @@ CHECKSUM = "crc32.txt"
 class LiteRTModel:
     """A `.tflite` image classifier, as `python -m export litert` writes it.
 
+    A run of the graph uses all threads. Where a call needs many runs, several
+    go on at once and share the threads, which makes them wait less for each
+    other.
+
     Args:
         path: the file.
         threads: int > 0. CPU threads; `None` is one for each core.
+        signature: `"serving_default"`, or `"embedding"` for a file with it.
 
     Call arguments:
         images: array `(images, height, width, 3)` of any number of images, RGB
             in 0...255.
 
     Returns:
-        float32 array `(images, classes)` of probabilities.
+        float32 array `(images, classes)` of probabilities, or `(images,
+        embed_dim)` of embeddings.
 
     Attributes:
         image_size: `(height, width)` in pixels.
         batch_size: int. Images per run of the graph; calls are padded to it.
         classes: int.
+        signatures: names of the signatures in the file.
 
     Raises:
         ValueError: the file is missing, damaged, or not an image classifier.
@@ -44,23 +55,39 @@ class LiteRTModel:
     >>> LiteRTModel("model.tflite")(images)  # doctest: +SKIP
     """
 
-    def __init__(self, path: str | Path, threads: int | None = None):
-        interpreter = open_interpreter(path, threads)
+    def __init__(
+        self,
+        path: str | Path,
+        threads: int | None = None,
+        signature: str = SIGNATURE,
+    ):
+        self.path = Path(path)
+        self.threads = threads or os.cpu_count() or 1
+        interpreter = open_interpreter(path, self.threads)
         signatures = interpreter.get_signature_list()
-        signature = signatures.get(SIGNATURE, {})
-        outputs = signature.get("outputs", [])
-        if signature.get("inputs") != ["images"] or outputs not in (
+        self.signatures = tuple(signatures)
+        found = signatures.get(signature, {})
+        outputs = found.get("outputs", [])
+        if found.get("inputs") != ["images"] or outputs not in (
             ["probabilities"],
             ["logits"],
+            ["embedding"],
         ):
             raise ValueError(
                 f"{str(path)!r} is not an image classifier. Expected the "
-                f"signature {SIGNATURE!r} from images to probabilities or "
+                f"signature {signature!r} from images to probabilities or "
                 f"logits, got {signatures}. Export a model with "
                 "python -m export litert."
             )
-        self.path = Path(path)
-        self.runner = interpreter.get_signature_runner(SIGNATURE)
+        self.runner = interpreter.get_signature_runner(signature)
+        self.streams = [self.runner]
+        count = max(n for n in range(1, STREAMS + 1) if self.threads % n == 0)
+        if count > 1:
+            opened = [
+                open_interpreter(path, self.threads // count)
+                for _ in range(count)
+            ]
+            self.streams = [o.get_signature_runner(signature) for o in opened]
         details = self.runner.get_input_details()["images"]
         self.batch_size, height, width, _ = map(int, details["shape"])
         self.image_size = (height, width)
@@ -71,13 +98,23 @@ class LiteRTModel:
 
     def __call__(self, images: Any) -> np.ndarray:
         images = np.asarray(images, self.dtype)
-        batches = []
-        for start in range(0, len(images), self.batch_size):
-            batch = images[start : start + self.batch_size]
-            padding = [(0, self.batch_size - len(batch)), *[(0, 0)] * 3]
-            outputs = self.runner(images=np.pad(batch, padding))[self.output]
-            batches.append(outputs[: len(batch)])
-        outputs = np.concatenate(batches)
+        outputs = np.empty((len(images), self.classes), np.float32)
+
+        def run(runner: Any, starts: range) -> None:
+            for start in starts:
+                batch = images[start : start + self.batch_size]
+                padding = [(0, self.batch_size - len(batch)), *[(0, 0)] * 3]
+                found = runner(images=np.pad(batch, padding))[self.output]
+                outputs[start : start + len(batch)] = found[: len(batch)]
+
+        starts = range(0, len(images), self.batch_size)
+        count = len(self.streams)
+        at_once = starts[: len(starts) // count * count]
+        if at_once:
+            shares = [at_once[first::count] for first in range(count)]
+            with ThreadPoolExecutor(count) as pool:
+                list(pool.map(run, self.streams, shares))
+        run(self.runner, starts[len(at_once) :])
         return softmax(outputs) if self.output == "logits" else outputs
 
     def seconds(self, at_least: float = 1.0) -> float:

@@ -127,6 +127,18 @@ QUANTIZED = {
 }
 
 
+@pytest.mark.parametrize("threads", [1, 2, 6])
+def test_every_run_gives_its_own_images(threads, exported, images):
+    model = keras.models.load_model(exported / "model.keras")
+    predict = LiteRTModel(exported / "model.tflite", threads)
+    many = np.random.default_rng(0).uniform(0, 255, (11, *images.shape[1:]))
+    expected = model.predict(many, verbose=0)
+    for count in (1, 2, 11):
+        np.testing.assert_allclose(
+            predict(many[:count]), expected[:count], atol=1e-5
+        )
+
+
 @pytest.fixture(scope="module")
 def quantized(exported):
     """A file of each scheme, calibrated on the images."""
