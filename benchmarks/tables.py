@@ -209,7 +209,12 @@ def span(gains: Iterable[float]) -> str:
 
 def int8_summary() -> str:
     """Images per second in int8, and agreement with float32."""
-    accuracy, *speeds = read("int8")["tables"].items()
+    (_, accuracy), *speeds = read("int8")["tables"].items()
+    agreement = {
+        name: {"Agreement": f"{row['agreement, %']:.1f} %"}
+        for name, row in accuracy.items()
+    }
+    names = dict.fromkeys(name for _, rows in speeds for name in rows)
     return markdown(
         {
             name: {
@@ -217,9 +222,10 @@ def int8_summary() -> str:
                     rows[name], "OpenVINO, int8"
                 )
                 for title, rows in speeds
+                if name in rows
             }
-            | {"Agreement": f"{accuracy[1][name]['agreement, %']:.1f} %"}
-            for name in accuracy[1]
+            | agreement.get(name, {})
+            for name in names
         },
         "Images/s",
     )
