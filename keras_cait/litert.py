@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 import zlib
@@ -26,7 +27,7 @@ class LiteRTModel:
 
     A run of the graph uses all threads. Where a call needs many runs, several
     go on at once and share the threads, which makes them wait less for each
-    other.
+    other. Calls from several threads wait for each other.
 
     Args:
         path: the file.
@@ -48,7 +49,8 @@ class LiteRTModel:
         signatures: names of the signatures in the file.
 
     Raises:
-        ValueError: the file is missing, damaged, or not an image classifier.
+        ValueError: the file is missing, damaged, or not an image classifier;
+            or images of another shape.
         ImportError: LiteRT is not installed.
 
     Example:
@@ -62,8 +64,8 @@ class LiteRTModel:
         signature: str = SIGNATURE,
     ):
         self.path = Path(path)
+        interpreter = open_interpreter(path, threads)
         self.threads = threads or os.cpu_count() or 1
-        interpreter = open_interpreter(path, self.threads)
         signatures = interpreter.get_signature_list()
         self.signatures = tuple(signatures)
         found = signatures.get(signature, {})
@@ -88,8 +90,11 @@ class LiteRTModel:
                 for _ in range(count)
             ]
             self.streams = [o.get_signature_runner(signature) for o in opened]
+        # Runs write to and read from the memory of their interpreter.
+        self.lock = threading.Lock()
         details = self.runner.get_input_details()["images"]
-        self.batch_size, height, width, _ = map(int, details["shape"])
+        self.batch_size, *self.image_shape = map(int, details["shape"])
+        height, width, _ = self.image_shape
         self.image_size = (height, width)
         self.dtype = details["dtype"]
         (self.output,) = outputs
@@ -98,23 +103,33 @@ class LiteRTModel:
 
     def __call__(self, images: Any) -> np.ndarray:
         images = np.asarray(images, self.dtype)
+        if images.ndim != 4 or [*images.shape[1:]] != self.image_shape:
+            height, width, channels = self.image_shape
+            raise ValueError(
+                f"{str(self.path)!r} takes images of shape (images, {height}, "
+                f"{width}, {channels}), got {images.shape}."
+            )
         outputs = np.empty((len(images), self.classes), np.float32)
+        is_over = threading.Event()
 
         def run(runner: Any, starts: range) -> None:
             for start in starts:
+                if is_over.is_set():
+                    return
                 batch = images[start : start + self.batch_size]
                 padding = [(0, self.batch_size - len(batch)), *[(0, 0)] * 3]
                 found = runner(images=np.pad(batch, padding))[self.output]
                 outputs[start : start + len(batch)] = found[: len(batch)]
 
         starts = range(0, len(images), self.batch_size)
-        count = len(self.streams)
-        at_once = starts[: len(starts) // count * count]
-        if at_once:
-            shares = [at_once[first::count] for first in range(count)]
-            with ThreadPoolExecutor(count) as pool:
-                list(pool.map(run, self.streams, shares))
-        run(self.runner, starts[len(at_once) :])
+        is_many = len(starts) >= len(self.streams)
+        runners = self.streams if is_many else [self.runner]
+        shares = [starts[i :: len(runners)] for i in range(len(runners))]
+        with self.lock, ThreadPoolExecutor(len(runners)) as pool:
+            try:
+                list(pool.map(run, runners, shares))
+            finally:  # an error or Ctrl-C ends the runs of the other streams
+                is_over.set()
         return softmax(outputs) if self.output == "logits" else outputs
 
     def seconds(self, at_least: float = 1.0) -> float:
@@ -123,14 +138,15 @@ class LiteRTModel:
         Args:
             at_least: seconds to spend.
         """
-        images = np.zeros((self.batch_size, *self.image_size, 3), self.dtype)
-        for _ in range(2):
-            self.runner(images=images)
+        images = np.zeros((self.batch_size, *self.image_shape), self.dtype)
         times: list[float] = []
-        while len(times) < 5 or sum(times) < at_least:
-            start = time.perf_counter()
-            self.runner(images=images)
-            times.append(time.perf_counter() - start)
+        with self.lock:
+            for _ in range(2):
+                self.runner(images=images)
+            while len(times) < 5 or sum(times) < at_least:
+                start = time.perf_counter()
+                self.runner(images=images)
+                times.append(time.perf_counter() - start)
         return float(np.median(times))
 
 
@@ -149,7 +165,9 @@ def open_interpreter(
         ImportError: LiteRT is not installed.
     """
     interpreter = _interpreter()
-    threads = threads or os.cpu_count() or 1
+    threads = os.cpu_count() or 1 if threads is None else threads
+    if threads < 1:
+        raise ValueError(f"threads must be at least 1. Got {threads}.")
     if not Path(path).is_file():
         raise ValueError(f"There is no file {str(path)!r}.")
     try:

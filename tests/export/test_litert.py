@@ -1,6 +1,8 @@
 """Exported files match the Keras model, and appear whole or not at all."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
@@ -128,15 +130,36 @@ QUANTIZED = {
 
 
 @pytest.mark.parametrize("threads", [1, 2, 6])
-def test_every_run_gives_its_own_images(threads, exported, images):
+def test_every_call_gets_its_own_images(threads, exported, images):
+    """Several runs at once, and several callers."""
     model = keras.models.load_model(exported / "model.keras")
     predict = LiteRTModel(exported / "model.tflite", threads)
-    many = np.random.default_rng(0).uniform(0, 255, (11, *images.shape[1:]))
+    many = np.random.default_rng(0).uniform(0, 255, (40, *images.shape[1:]))
     expected = model.predict(many, verbose=0)
-    for count in (1, 2, 11):
-        np.testing.assert_allclose(
-            predict(many[:count]), expected[:count], atol=1e-5
-        )
+    calls = [slice(i, i + count) for count in (1, 2, 7) for i in range(30)]
+    with ThreadPoolExecutor(4) as callers:
+        found = list(callers.map(lambda call: predict(many[call]), calls))
+    for call, probabilities in zip(calls, found, strict=True):
+        np.testing.assert_allclose(probabilities, expected[call], atol=1e-5)
+
+
+def test_an_error_ends_all_runs(exported, images):
+    predict = LiteRTModel(exported / "model.tflite", threads=2)
+    runs = []
+
+    def fail(images):
+        raise KeyboardInterrupt
+
+    def run(images):
+        runs.append(time.sleep(0.01))
+        return {"probabilities": np.zeros((1, len(LABELS)))}
+
+    predict.streams = [fail, run]
+    with pytest.raises(KeyboardInterrupt):
+        predict(np.repeat(images[:1], 1000, axis=0))
+    assert len(runs) < 100
+    with pytest.raises(ValueError, match=r"\(images, 32, 32, 3\), got \(32, "):
+        predict(images[0])
 
 
 @pytest.fixture(scope="module")
