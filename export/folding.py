@@ -97,8 +97,8 @@ def fold(model: keras_cait.CaiT) -> dict[str, Any]:
         }
 
     normalization = model.get_layer("normalization")
-    scale = np.asarray(normalization.scale, "float64")[:, None]
-    offset = np.asarray(normalization.offset, "float64")[:, None]
+    scale = np.reshape(normalization.scale, (-1, 1)).astype("float64")
+    offset = np.reshape(normalization.offset, (-1, 1)).astype("float64")
     kernel = read("patch_embedding/proj/kernel")
     bias = read("patch_embedding/proj/bias")
     return {

@@ -291,13 +291,14 @@ def layers_of_kind(model: keras.Model, kind: type) -> list[Any]:
         raise ValueError(
             f"The model {model.name!r} has no {kind.__name__} among its "
             "layers. Pass the CaiT itself. If it is inside another model, use "
-            "model.get_layer(...)."
+            'model.get_layer(...). Models with pooling="avg" have no class '
+            "attention."
         )
     return layers
 
 
 def _layer(model: keras.Model, name_or_index: str | int) -> keras.layers.Layer:
-    if isinstance(name_or_index, int):
+    if isinstance(name_or_index, int | np.integer):
         blocks = layers_of_kind(model, SelfAttentionBlock)
         return blocks[_index(name_or_index, blocks)]
     names = [layer.name for layer in model.layers]
@@ -310,7 +311,9 @@ def _layer(model: keras.Model, name_or_index: str | int) -> keras.layers.Layer:
 
 
 def _index(index: int, blocks: list[Any]) -> int:
-    if not isinstance(index, int) or not -len(blocks) <= index < len(blocks):
+    if not isinstance(index, int | np.integer) or not -len(
+        blocks
+    ) <= index < len(blocks):
         raise ValueError(
             f"The model has {len(blocks)} self-attention blocks, 0 to "
             f"{len(blocks) - 1}, or -1 for the last. Received: {index!r}."

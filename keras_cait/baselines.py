@@ -22,6 +22,7 @@ from keras_cait.layers import (
     check_heads,
     check_rank,
     dense,
+    is_positive_int,
     query_key_scores,
     scaled,
     softmax,
@@ -34,6 +35,7 @@ from keras_cait.transformer import (
     check_sizes,
     embed_patches,
     head,
+    mean_of_patches,
     read_patches,
 )
 from keras_cait.weights import load_weights
@@ -268,7 +270,13 @@ class ViT(VisionTransformer):
         dtype: Any = None,
         name: str | None = None,
     ):
-        check_sizes(depth=depth, patch_size=patch_size, classes=classes)
+        embed_dim, depth, num_heads, patch_size, classes = check_sizes(
+            embed_dim=embed_dim,
+            depth=depth,
+            num_heads=num_heads,
+            patch_size=patch_size,
+            classes=classes,
+        )
         check_input_shape(input_shape)
         if pooling not in ("token", "avg"):
             raise ValueError(
@@ -318,13 +326,14 @@ class ViT(VisionTransformer):
 
         norm = layer_norm("norm", policy)
         if pooling == "avg":
-            x = keras.layers.GlobalAveragePooling1D(name="pooling")(norm(x))
+            x = mean_of_patches(norm(x), policy)
         else:
             x = norm(x[:, 0])
         if include_top:
             x = head(x, classes, classifier_activation, policy)
 
         super().__init__(
+            images,
             images,
             x,
             policy,
@@ -383,6 +392,13 @@ def _class_token_entry(
     pooling: str,
 ) -> int | None:
     """The block before which the class token joins the patches, if any."""
+    if not (
+        class_attention_depth == 0 or is_positive_int(class_attention_depth)
+    ):
+        raise ValueError(
+            "class_attention_depth must be an integer, 0 or more. Received: "
+            f"class_attention_depth={class_attention_depth!r}."
+        )
     if pooling == "avg" and class_attention_depth:
         raise ValueError(
             "Average pooling has no class token. Received: "

@@ -5,12 +5,17 @@ Reference tensors have the names of timm's `cait.py` and of the official
 kernels `(out, in, height, width)`.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
+LAYERS = re.compile(
+    r"(patch|position)_embedding|class_token|norm|head"
+    r"|(self|class)_attention_block_\d+"
+)
 REFERENCE_WORDS = {
     "patch_embedding": "patch_embed",
     "position_embedding": "pos_embed",
@@ -39,6 +44,8 @@ def reference_name(path: str) -> str:
     'blocks_token_only.0.gamma_2'
     """
     *layers, weight = path.split("/")
+    starts = (i for i, name in enumerate(layers) if LAYERS.fullmatch(name))
+    layers = layers[next(starts, 0) :]  # without name scopes around the model
     if layers[-1] == weight:  # class token and positions
         layers.pop()
     if weight == "gamma":

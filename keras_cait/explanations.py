@@ -229,13 +229,25 @@ def _gradients(
         return ops.sum(block(*inputs, scores_scale=scale) * by_output)
 
     # The gradient by a factor of the scores A, at 1, is A * dy/dA.
-    ones = ops.ones((len(by_output), block.num_heads, queries, keys))
+    shape = (len(by_output), block.num_heads, queries, keys)
+    ones = ops.ones(shape, keras.backend.standardize_dtype(by_output.dtype))
     *by_inputs, contributions = gradients(score, *inputs, ones)
     return [*by_inputs, ops.mean(ops.relu(contributions), axis=1)]
 
 
 def _classifier(model: keras.Model) -> tuple[Any, Callable[[Tensor], Tensor]]:
-    """What the last layer of a model reads, and the function to the logits."""
+    """What the last layer of a model reads, and the function to the logits.
+
+    Raises:
+        ValueError: the model has no classes.
+    """
+    has_top = getattr(model, "include_top", True)
+    if not has_top or len(model.output.shape) != 2:
+        raise ValueError(
+            f"The model {model.name!r} does not classify: its output is "
+            f"{model.output.shape}, with include_top={has_top}. Give a model "
+            "with a head."
+        )
     last = model.layers[-1]
     if isinstance(last, keras.layers.Activation | keras.layers.Softmax):
         return last.input, lambda x: x
@@ -266,4 +278,5 @@ def _one_hot(classes: Any, logits: Tensor) -> Tensor:
             f"classes must be an index in 0...{count - 1}, or one for each of "
             f"the {batch} images. Received: classes={classes!r}."
         )
-    return ops.one_hot(np.broadcast_to(chosen, batch), count)
+    dtype = keras.backend.standardize_dtype(logits.dtype)
+    return ops.one_hot(np.broadcast_to(chosen, batch), count, dtype=dtype)

@@ -11,6 +11,7 @@ softmax, LayerNorm statistics and LayerScale stay in float32.
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_cait.initializers import BlockInitializer, kernel_initializer
@@ -679,14 +680,21 @@ def width(shape: Shape) -> int:
     return shape[-1]
 
 
+def is_positive_int(value: Any) -> bool:
+    """Whether a value is an integer > 0, of Python or NumPy."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        return False
+    return int(value) > 0
+
+
 def positive_int(name: str, value: Any) -> int:
-    """Returns `value`; raises ValueError unless it is an integer > 0."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    """`value` as an int; raises ValueError unless it is an integer > 0."""
+    if not is_positive_int(value):
         raise ValueError(
             f"{name} must be an integer greater than 0. "
             f"Received: {name}={value!r}."
         )
-    return value
+    return int(value)
 
 
 def _grid(grid_size: Any) -> tuple[int, int]:

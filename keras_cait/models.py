@@ -15,6 +15,7 @@ from keras_cait.transformer import (
     check_sizes,
     embed_patches,
     head,
+    mean_of_patches,
     read_patches,
 )
 from keras_cait.weights import load_pretrained, load_weights
@@ -142,11 +143,14 @@ class CaiT(VisionTransformer):
                 'weights="imagenet"). Use for example '
                 'CaiT_S24(weights="imagenet"), or the path of a file.'
             )
-        check_sizes(
+        embed_dim, depth, num_heads, patch_size = check_sizes(
+            embed_dim=embed_dim,
             depth=depth,
+            num_heads=num_heads,
             patch_size=patch_size,
-            class_attention_depth=class_attention_depth,
-            classes=classes,
+        )
+        class_attention_depth, classes = check_sizes(
+            class_attention_depth=class_attention_depth, classes=classes
         )
         _check_pooling(pooling, include_top)
         if init_values is None:
@@ -192,11 +196,11 @@ class CaiT(VisionTransformer):
 
         norm = layer_norm("norm", policy)
         if pooling == "token":
-            x = keras.layers.Reshape((embed_dim,), name="pooling")(norm(token))
+            x = keras.layers.Reshape(
+                (embed_dim,), dtype=policy.variable_dtype, name="pooling"
+            )(norm(token))
         elif pooling == "avg":
-            x = keras.layers.GlobalAveragePooling1D(name="pooling")(
-                norm(patches)
-            )
+            x = mean_of_patches(norm(patches), policy)
         else:
             x = norm(
                 keras.layers.Concatenate(
@@ -208,6 +212,7 @@ class CaiT(VisionTransformer):
 
         super().__init__(
             inputs,
+            images,
             x,
             policy,
             name,
@@ -277,6 +282,8 @@ def _variant(variant: str):
         classifier_activation: Any = "softmax",
         include_preprocessing: bool = True,
         drop_path_rate: float | None = None,
+        grid_size: tuple[int, int] | None = None,
+        dtype: Any = None,
         name: str = default_name,
     ) -> CaiT:
         arguments = dict(config)
@@ -290,7 +297,7 @@ def _variant(variant: str):
         height, width, channels = input_shape
         if height is None or width is None:
             height = width = size
-            arguments["grid_size"] = (size // 16, size // 16)
+            grid_size = grid_size or (size // 16, size // 16)
         row = None
         if weights == "imagenet":
             row = nearest_pretrained(variant, (height, width))
@@ -311,6 +318,8 @@ def _variant(variant: str):
                 classes=classes,
                 classifier_activation=classifier_activation,
                 include_preprocessing=include_preprocessing,
+                grid_size=grid_size,
+                dtype=dtype,
                 name=name,
             )
         return load_pretrained(model, row) if row else model

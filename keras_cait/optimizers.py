@@ -8,6 +8,12 @@ from typing import Any, Literal, get_args
 import keras
 from keras import ops
 
+# Layers of CaiT and ViT below the head, in the path of a variable.
+BODY = re.compile(
+    r"(?:^|/)(?:(?:patch|position)_embedding|class_token|norm"
+    r"|(?:self|class)_attention_block_\d+)/"
+)
+
 Trainable = Literal["all", "attention", "head"]
 
 
@@ -30,6 +36,9 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
             `start` nor `floor` is above `peak`: the rate never rises after
             the warm-up.
 
+    Raises:
+        ValueError: `steps` is not positive, or `warmup_steps` negative.
+
     Example:
     >>> rate = WarmupCosine(1e-3, steps=4000, warmup_steps=50)
     >>> [round(float(rate(step)), 6) for step in (0, 50, 4000)]
@@ -46,6 +55,12 @@ class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
         start: float = 1e-6,
         floor: float = 1e-5,
     ):
+        if not (steps > 0 and warmup_steps >= 0):
+            raise ValueError(
+                "steps must be greater than 0, and warmup_steps 0 or more. "
+                f"Received: steps={steps}, warmup_steps={warmup_steps}. Count "
+                "batches: epochs * len(dataset)."
+            )
         self.peak = peak
         self.steps = steps
         self.warmup_steps = warmup_steps
@@ -94,7 +109,10 @@ class Optimizer(keras.optimizers.Optimizer):
             return
         super().build(variables)
         decay = self.weight_decay or 0.0
-        self.decays = [decay if decays(v) else 0.0 for v in variables]
+        self.decays = [
+            decay if decays(v) and self._use_weight_decay(v) else 0.0
+            for v in variables
+        ]
         self.rate_factors = rate_factors(variables, self.layer_decay)
 
     def _apply_weight_decay(self, variables):
@@ -286,7 +304,8 @@ def rate_factors(
     Args:
         variables: trainable variables of `CaiT` or `ViT`. Variables of layers
             that these do not have, such as those of another head, have the
-            rate of the head.
+            rate of the head. The last self-attention block among them counts
+            as the model's last.
         layer_decay: rate of a layer over that of the next one, in (0, 1].
 
     Example:
@@ -304,8 +323,7 @@ def rate_factors(
             return depth + 1 - int(match[1])
         if re.search(r"(^|/)(patch|position)_embedding/", path):
             return depth + 2
-        read = r"(^|/)(class_token|class_attention_block_\d+|norm)/"
-        return 1 if re.search(read, path) else 0
+        return 1 if BODY.search(path) else 0
 
     return [layer_decay ** layers_below_head(v.path) for v in variables]
 
@@ -317,10 +335,11 @@ def freeze(model: keras.Model, trainable: Trainable) -> None:
     the weights that learned when it was compiled.
 
     Args:
-        model: `CaiT`, which is changed in place.
-        trainable: what learns: `"head"`; `"attention"`, the attention layers
-            and the head (Touvron et al., 2022, arXiv 2203.09795); or `"all"`,
-            which freezes nothing.
+        model: `CaiT`, or a model that contains its layers. It is changed in
+            place.
+        trainable: what learns: `"head"`, with any layer that CaiT itself does
+            not have; `"attention"`, the attention layers and the head (Touvron
+            et al., 2022, arXiv 2203.09795); or `"all"`, which freezes nothing.
 
     Raises:
         ValueError: `trainable` is unknown, or the model has no head.
@@ -336,20 +355,24 @@ def freeze(model: keras.Model, trainable: Trainable) -> None:
             'trainable must be "all", "attention" or "head". Received: '
             f"trainable={trainable!r}."
         )
-    learns = [
-        trainable == "all"
-        or weight.path.startswith("head/")
-        or (trainable == "attention" and "/attention/" in weight.path)
+    frozen = [
+        weight
         for weight in model.weights
+        if trainable != "all"
+        and BODY.search(weight.path)
+        and not (trainable == "attention" and "/attention/" in weight.path)
     ]
-    if not any(learns):
+    if len(frozen) == len(model.weights):
         raise ValueError(
-            "The model has no layer named head. Received: "
+            "The model has no layer named head, nor another one. Received: "
             f"trainable={trainable!r} for a model with include_top=False. Set "
             "model.trainable = False to freeze all of it."
         )
+    # What never learns, such as the means of a BatchNormalization, stays so.
+    # To assign True where it is True already has no effect on the weights.
+    for value in (False, True):
+        for layer in (model, *model.layers):
+            layer.trainable = value
     # Frozen are weights, not layers: attention is a part of a block.
-    for layer in (model, *model.layers):
-        layer.trainable = True
-    for weight, value in zip(model.weights, learns, strict=True):
-        weight.trainable = value
+    for weight in frozen:
+        weight.trainable = False

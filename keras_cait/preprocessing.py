@@ -94,7 +94,8 @@ def resize_and_crop(
     The pixels equal those of torchvision's `Resize(size / crop_ratio,
     BICUBIC)` and `CenterCrop(size)` on Pillow images, and so timm's. Smaller
     images are enlarged. If the size is not square, the image is resized to
-    just cover it.
+    just cover it. (In Pillow 13, torchvision's differ slightly for a few images
+    that are more than twice as high as wide.)
 
     Args:
         image: uint8 array `(height, width, 3)`, as from `load_image`.
@@ -227,15 +228,17 @@ def decode_predictions(
             f"(batch, 1000). Received: shape {probabilities.shape}. For a "
             "model with other classes, sort the scores with your own labels."
         )
-    if not isinstance(top, int) or not 1 <= top <= 1000:
+    if not isinstance(top, int | np.integer) or not 1 <= top <= 1000:
         raise ValueError(
             f"top must be an integer in 1...1000. Received: top={top!r}."
         )
     labels = imagenet_labels()
-    best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
+    # Unsigned scores of a quantized model have no negatives.
+    scores = probabilities.astype("float64")
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :top]
     return [
         [(*labels[index], float(scores[index])) for index in indices]
-        for indices, scores in zip(best, probabilities, strict=True)
+        for indices, scores in zip(best, scores, strict=True)
     ]
 
 

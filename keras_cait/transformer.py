@@ -11,6 +11,7 @@ from keras_cait.layers import (
     PatchEmbedding,
     PositionEmbedding,
     Shape,
+    is_positive_int,
     positive_int,
 )
 from keras_cait.preprocessing import IMAGENET_MEAN, IMAGENET_STD
@@ -20,7 +21,8 @@ class VisionTransformer(keras.Model):
     """A Functional model that knows the arguments it was built with.
 
     Args:
-        inputs: Keras tensor of the images.
+        inputs: Keras tensor that the model takes, or several.
+        images: Keras tensor of the images: `inputs`, or made of them.
         outputs: Keras tensor.
         policy: dtype policy of the layers.
         name: name of the model.
@@ -47,13 +49,17 @@ class VisionTransformer(keras.Model):
     def __init__(
         self,
         inputs: Any,
+        images: Any,
         outputs: Any,
         policy: Any,
         name: str | None,
         **arguments: Any,
     ):
         super().__init__(inputs=inputs, outputs=outputs, name=name)
-        self.image_shape = tuple(arguments.pop("input_shape"))
+        self._images = images
+        self.image_shape = tuple(
+            side and int(side) for side in arguments.pop("input_shape")
+        )
         self.grid_size = self.get_layer("position_embedding").grid_size
         for argument, value in arguments.items():
             setattr(self, argument, value)
@@ -98,6 +104,9 @@ class VisionTransformer(keras.Model):
     def get_config(self) -> dict[str, Any]:
         arguments = {name: getattr(self, name) for name in self.argument_names}
         serialize = keras.saving.serialize_keras_object
+        if self._images is not self.input:  # layers before an input_tensor
+            before = keras.Model(self.input, self._images, name="before")
+            arguments["input_tensor"] = serialize(before)
         return {
             **arguments,
             "classifier_activation": serialize(self.classifier_activation),
@@ -118,6 +127,8 @@ class VisionTransformer(keras.Model):
             key: keras.saving.deserialize_keras_object(value, custom_objects)
             for key, value in config.items()
         }
+        if before := config.get("input_tensor"):
+            config["input_tensor"] = before.output
         quantization_mode = config.pop("quantization_mode", None)
         model = cls(**config)
         if quantization_mode is not None:  # set by quantize() before saving
@@ -191,16 +202,23 @@ def normalization(channels: int) -> keras.layers.Layer:
             for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)
         ]
     else:
-        scale, offset = 1 / 127.5, -1.0
+        scale, offset = [1 / 127.5], [-1.0]
+    # Of rank 3: Keras would turn a list of channels to its image_data_format.
     return keras.layers.Rescaling(
-        scale, offset, dtype="float32", name="normalization"
+        [[scale]], [[offset]], dtype="float32", name="normalization"
     )
 
 
-def check_sizes(**sizes: int) -> None:
-    """Raises ValueError if a number is not an integer greater than 0."""
-    for name, size in sizes.items():
-        positive_int(name, size)
+def mean_of_patches(patches: Any, policy: Any) -> Any:
+    """Patch tokens `(batch, patches, embed_dim)` to their mean."""
+    return keras.layers.GlobalAveragePooling1D(
+        data_format="channels_last", dtype=policy.variable_dtype, name="pooling"
+    )(patches)
+
+
+def check_sizes(**sizes: int) -> tuple[int, ...]:
+    """The numbers; raises ValueError unless each is an integer > 0."""
+    return tuple(positive_int(name, size) for name, size in sizes.items())
 
 
 def check_input_shape(shape: Any) -> None:
@@ -209,7 +227,7 @@ def check_input_shape(shape: Any) -> None:
         not isinstance(shape, list | tuple)
         or len(shape) != 3
         or shape[-1] is None
-        or any(s is not None and s < 1 for s in shape)
+        or not all(s is None or is_positive_int(s) for s in shape)
     ):
         raise ValueError(
             "input_shape must be (height, width, channels), where height and "

@@ -12,7 +12,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_cait.conversion import from_reference, to_reference
+from keras_cait.conversion import (
+    from_reference,
+    reference_name,
+    to_reference,
+)
 from keras_cait.files import atomically
 from keras_cait.hub import fetch
 from keras_cait.initializers import filled_later
@@ -92,6 +96,8 @@ def save_weights(
             "save_weights writes .safetensors files. Received: "
             f"{str(path)!r}. Change the suffix, or use model.save."
         )
+    if path.is_dir():
+        raise ValueError(f"{str(path)!r} is a folder. Choose another path.")
     if path.exists() and not overwrite:
         raise ValueError(
             f"{str(path)!r} already exists. Choose another path, or pass "
@@ -242,7 +248,11 @@ def fill(
         tensors = _merge_class_position(tensors)
     variables = model.weights
     if not with_head or "head" not in _layer_names(model):
-        variables = [v for v in variables if not v.path.startswith("head/")]
+        variables = [
+            v
+            for v in variables
+            if not reference_name(v.path).startswith("head.")
+        ]
         tensors = {
             name: tensor
             for name, tensor in tensors.items()

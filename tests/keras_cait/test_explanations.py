@@ -103,6 +103,16 @@ def test_the_score_is_the_logit_of_the_prediction(wide_model, wide_images):
         np.testing.assert_allclose(maps, expected, rtol=1e-4, atol=1e-6)
 
 
+def test_models_that_do_not_classify_are_refused(wide_images):
+    for pooling in ("token", None):
+        model = small(
+            include_top=False, pooling=pooling, input_shape=(16, 40, 3)
+        )
+        for maps in (keras_cait.relevance_maps, keras_cait.occlusion_maps):
+            with pytest.raises(ValueError, match="does not classify"):
+                maps(model, wide_images)
+
+
 @pytest.fixture(scope="module")
 def digits():
     """A model of digits that are moved about, and canvases of one and two."""
@@ -125,7 +135,9 @@ def test_maps_lie_on_the_digit_and_on_the_one_of_the_class(digits):
         assert rows[name][more_often] > 65, name
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize(
+    "policy", ["mixed_bfloat16", "mixed_float16", "bfloat16"]
+)
 def test_relevance_in_16_bits(policy, digits):
     model, _, two = digits
     labels = two.labels[:8, 0]

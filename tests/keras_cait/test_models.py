@@ -1,5 +1,7 @@
 """Models as a whole: inputs, outputs, files, copies, quantization, errors."""
 
+import json
+import pickle
 import re
 
 import keras
@@ -139,6 +141,71 @@ def test_input_tensor(images):
         outputs(small(), images[:, :, ::-1]),
         atol=1e-5,
     )
+
+
+def colors(red, others):
+    return keras.layers.Concatenate()([red, others])
+
+
+@pytest.mark.parametrize(
+    ("shapes", "before"),
+    [
+        ([(32, 32, 3)], keras.layers.Conv2D(3, 3, padding="same", name="conv")),
+        ([(32, 32, 3)], lambda images: keras.ops.flip(images, axis=2)),
+        ([(64, 64, 3)], keras.layers.Resizing(32, 32)),
+        ([(32, 32, 1), (32, 32, 2)], colors),
+    ],
+)
+def test_layers_before_an_input_tensor_are_saved(shapes, before, tmp_path):
+    inputs = [keras.Input(shape) for shape in shapes]
+    model = small(input_tensor=before(*inputs))
+    images = [noise(2, *shape).astype("float32") for shape in shapes]
+    expected = model.predict(images, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    for copy in (loaded, pickle.loads(pickle.dumps(model))):
+        assert isinstance(copy, keras_cait.CaiT)
+        found = copy.predict(images, verbose=0)
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.fixture
+def restored():
+    """Keras' settings are restored."""
+    policy, layout = (
+        keras.config.dtype_policy(),
+        keras.config.image_data_format(),
+    )
+    yield
+    keras.config.set_dtype_policy(policy)
+    keras.config.set_image_data_format(layout)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("pooling", ["token", "avg", None])
+def test_global_settings_change_nothing(pooling, channels, restored):
+    arguments = {
+        "input_shape": (32, 32, channels),
+        "include_top": False,
+        "pooling": pooling,
+        "dtype": "float32",
+    }
+    images = noise(2, 32, 32, channels)
+    expected = outputs(small(**arguments), images)
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    keras.config.set_image_data_format("channels_first")
+    np.testing.assert_array_equal(outputs(small(**arguments), images), expected)
+
+
+def test_integers_of_numpy():
+    one = np.int64(1)
+    model = keras_cait.CaiT(
+        *(np.int32(24), one, one),
+        patch_size=np.uint8(8),
+        classes=5 * one,
+        input_shape=(32 * one, 32, 3),
+    )
+    assert json.dumps(model.get_config())
 
 
 @pytest.mark.parametrize("drop_path_rate", [0.0, 0.2])

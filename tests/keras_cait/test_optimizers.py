@@ -213,6 +213,45 @@ def test_frozen_weights_do_not_learn(model, trainable, learns):
     assert len(model.trainable_variables) == count
 
 
+@pytest.mark.parametrize("is_sequential", [False, True])
+def test_another_head_learns_and_statistics_do_not(is_sequential):
+    body = keras_cait.CaiT(24, 1, 2, input_shape=(32, 32, 3), include_top=False)
+    head = [keras.layers.BatchNormalization(), keras.layers.Dense(5)]
+    if is_sequential:
+        model = keras.Sequential([body, *head])
+    else:
+        x = body.output
+        for layer in head:
+            x = layer(x)
+        model = keras.Model(body.input, x)
+    every = {v.path for v in model.trainable_variables}
+    own = {v.path for layer in head for v in layer.trainable_variables}
+    for trainable, learns in (
+        ("head", own),
+        ("attention", own | {path for path in every if "/attention/" in path}),
+        ("all", every),
+    ):
+        freeze(model, trainable)
+        assert {v.path for v in model.trainable_variables} == learns
+
+
+@pytest.mark.parametrize("kind", [AdamW, SGD])
+def test_excluded_weights_do_not_decay(kind):
+    model = keras_cait.CaiT(24, 1, 2, input_shape=(32, 32, 3))
+    optimizer = kind(weight_decay=0.1)
+    optimizer.exclude_from_weight_decay([model.get_layer("head").kernel])
+    optimizer.build(model.trainable_variables)
+    decaying = {
+        variable.path
+        for variable, decay in zip(
+            model.trainable_variables, optimizer.decays, strict=True
+        )
+        if decay
+    }
+    assert "head/kernel" not in decaying
+    assert "class_attention_block_0/mlp/fc1/kernel" in decaying
+
+
 def test_wrong_arguments_are_named(model):
     with pytest.raises(ValueError, match="trainable='body'"):
         freeze(model, "body")
@@ -224,3 +263,6 @@ def test_wrong_arguments_are_named(model):
         freeze(body, "head")
     with pytest.raises(ValueError, match="layer_decay=0"):
         AdamW(layer_decay=0)
+    for steps, warmup_steps in ((0, 0), (10, -1)):
+        with pytest.raises(ValueError, match=f"Received: steps={steps}, w"):
+            WarmupCosine(1e-3, steps, warmup_steps)

@@ -313,3 +313,11 @@ def test_labels_and_their_order():
     ]
     assert best[0] == ("n01443537", "goldfish", 0.5)
     assert other[0] == ("n01440764", "tench", 1.0) and len(other) == 3
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "float16"])
+def test_scores_of_any_dtype_are_decoded(dtype):
+    scores = np.full((1, 1000), -100 if dtype == "int8" else 0, dtype)
+    scores[0, 1] = 100
+    ((best,),) = keras_cait.decode_predictions(scores, top=np.int64(1))
+    assert best == ("n01443537", "goldfish", 100.0)

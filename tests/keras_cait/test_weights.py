@@ -152,6 +152,15 @@ def test_a_model_without_a_head_leaves_it_out(small_model, tmp_path):
     assert_equal_weights(small_model, tensors)
 
 
+def test_name_scopes_stay_out_of_the_file(small_model, tmp_path):
+    with keras.name_scope("student"):
+        inside = randomise(small(), seed=1)
+    save_weights(inside, tmp_path / "inside.safetensors")
+    load_weights(small_model, tmp_path / "inside.safetensors")
+    for ours, theirs in zip(small_model.weights, inside.weights, strict=True):
+        np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+
+
 def test_clones_load_but_other_models_do_not(small_model, tmp_path):
     path = tmp_path / "small.safetensors"
     save_weights(small_model, path)
