@@ -163,7 +163,7 @@ def overlay(
         uint8 array `(height, width, 3)`, RGB.
 
     Raises:
-        ValueError: a shape or dtype does not fit.
+        ValueError: a shape or dtype does not fit, or `opacity` is out of range.
 
     Example:
     >>> image = np.full((224, 224, 3), 255, "uint8")
@@ -182,6 +182,8 @@ def overlay(
             "attention must be one map (rows, columns). Received: shape "
             f"{attention.shape}. Select an image, a block and a head."
         )
+    if not 0 <= opacity <= 1:
+        raise ValueError(f"opacity must be in 0...1. Received: {opacity}.")
     height, width, _ = image.shape
     smooth = np.asarray(
         Image.fromarray(_stretch(attention)).resize(

@@ -320,10 +320,11 @@ def _decode(file: Any, name: str, max_megapixels: float) -> np.ndarray:
         with Image.open(file, formats=FORMATS) as image:
             return _rgb(image, name, max_megapixels)
     except FileNotFoundError:
-        raise ValueError(f"There is no image at {name}.") from None
+        advice = " Download it first." if "://" in name else ""
+        raise ValueError(f"There is no image at {name}.{advice}") from None
     except Image.UnidentifiedImageError:
         raise ValueError(f"{name} is not an image, or is damaged.") from None
-    except _TooLarge as error:
+    except _Refused as error:
         raise ValueError(str(error)) from None
     except Exception as error:  # decoders fail in many ways on broken files
         raise ValueError(
@@ -331,14 +332,14 @@ def _decode(file: Any, name: str, max_megapixels: float) -> np.ndarray:
         ) from error
 
 
-class _TooLarge(ValueError):
-    """The image would take too much memory or time."""
+class _Refused(ValueError):
+    """The image is readable, but too large or without a known range."""
 
 
 def _rgb(image: Image.Image, name: str, max_megapixels: float) -> np.ndarray:
     width, height = image.size
     if width * height > max_megapixels * 1e6:
-        raise _TooLarge(
+        raise _Refused(
             f"{name} has {width} x {height} pixels, more than "
             f"{max_megapixels:g} megapixels. Shrink it, or raise "
             "max_megapixels if you trust it."
@@ -350,7 +351,7 @@ def _rgb(image: Image.Image, name: str, max_megapixels: float) -> np.ndarray:
     if turn is not None:
         image = image.transpose(turn)
     if image.mode == "F":
-        raise ValueError(
+        raise _Refused(
             f"{name} holds floating-point pixels, whose range is unknown. "
             "Scale them to 0...255 and pass a uint8 array."
         )
@@ -411,7 +412,7 @@ def _check_scans(image: Image.Image, name: str) -> None:
     if "progressive" in image.info or components != bytes(
         [len(image.getbands())]
     ):
-        raise _TooLarge(
+        raise _Refused(
             f"{name} is a JPEG of more than {MAX_SCANS} scans. Save it again "
             "as a baseline JPEG."
         )

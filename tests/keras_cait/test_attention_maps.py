@@ -175,6 +175,12 @@ def test_figure_shows_all_heads(depth, panels, tmp_path):
             r"image must be a uint8 array .* shape \(2, 32, 32, 3\)",
         ),
         (
+            lambda _, images: attention_maps.overlay(
+                images[0], np.ones((2, 2)), opacity=2
+            ),
+            "opacity must be in 0...1. Received: 2",
+        ),
+        (
             lambda _, images: attention_maps.overlay(images[0], np.ones(4)),
             r"attention must be one map .* shape \(4,\)",
         ),

@@ -214,7 +214,11 @@ def test_broken_images_are_named(tmp_path):
         ),
         (
             lambda: keras_cait.load_image(Image.new("F", (4, 4))),
-            "The Pillow image holds floating-point pixels",
+            "^The Pillow image holds floating-point pixels",
+        ),
+        (
+            lambda: keras_cait.load_image("https://example.org/cat.jpg"),
+            "no image at 'https://example.org/cat.jpg'. Download it first.",
         ),
         (
             lambda: preprocessing.resize_and_crop(np.zeros((4, 4, 3)), 224),
