@@ -14,6 +14,7 @@ from export.exportable import image_size
 from keras_cait.litert import LiteRTModel
 from keras_cait.loading import (
     Classifier,
+    embedded_labels,
     find_labels,
     load_classifier,
     saved_model_folder,
@@ -53,11 +54,7 @@ def saved_model_predictor(path: Path, labels: Sequence[str]) -> Predict:
 
     A version without it has `pixels`, which needs decoded images.
     """
-    if find_labels(path) != list(labels):
-        raise ValueError(
-            f"{str(path)!r} has other labels than the model. Give the labels "
-            "it was exported with: --labels FILE."
-        )
+    check_same_labels(path, find_labels(path), labels)
     signatures = tf.saved_model.load(str(path)).signatures
     if "serving_default" not in signatures:
         return pixels_predictor(path, signatures)
@@ -103,7 +100,21 @@ def litert_predictor(path: str | Path, labels: Sequence[str]) -> Predict:
             f"{str(path)!r} has {model.classes} classes, but the model has "
             f"{len(labels)}. Give the model it was made from."
         )
+    own = embedded_labels(path)
+    if own is not None:  # files of other converters have none
+        check_same_labels(path, own, labels)
     return lambda encoded: model(to_pixels(encoded, model.image_size))
+
+
+def check_same_labels(
+    path: str | Path, own: Sequence[str] | None, labels: Sequence[str]
+) -> None:
+    """Raises ValueError if a file's own labels are not those of the model."""
+    if own != list(labels):
+        raise ValueError(
+            f"{str(path)!r} has other labels than the model. Give the labels "
+            "it was exported with: --labels FILE."
+        )
 
 
 def to_pixels(

@@ -322,13 +322,9 @@ def find_labels(source: str | Path) -> list[str] | None:
     if published(source):
         return None
     path = _existing(source)
-    if path.suffix == ".tflite":
-        try:
-            with zipfile.ZipFile(path) as archive:
-                text = archive.read("labels.txt").decode()
-            return _checked(text.splitlines(), str(path))
-        except (zipfile.BadZipFile, KeyError):
-            pass
+    labels = embedded_labels(path) if path.suffix == ".tflite" else None
+    if labels is not None:
+        return labels
     folder = saved_model_folder(path)
     beside = (
         folder / "assets.extra" / "labels.txt"
@@ -336,6 +332,22 @@ def find_labels(source: str | Path) -> list[str] | None:
         else path.parent / "labels.txt"
     )
     return read_labels(beside) if beside.is_file() else None
+
+
+def embedded_labels(path: str | Path) -> list[str] | None:
+    """The labels inside a `.tflite` file; `None` where there are none.
+
+    Example:
+    >>> _ = Path("model.tflite").write_bytes(b"no archive")
+    >>> embedded_labels("model.tflite") is None
+    True
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            text = archive.read("labels.txt").decode()
+    except (zipfile.BadZipFile, KeyError):
+        return None
+    return _checked(text.splitlines(), str(path))
 
 
 def saved_model_folder(path: str | Path) -> Path | None:

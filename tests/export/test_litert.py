@@ -17,7 +17,7 @@ from export.__main__ import main
 from export.inference_graph import InferenceModel
 from export.litert import convert
 from export.litert_report import operations
-from export.predictors import litert_predictor
+from export.predictors import litert_predictor, load_predictor
 from export.quantization import SCHEMES, calibration_images
 from export.serving.model_folder import write_version
 from keras_cait.decoding import resize_and_crop_in_graph
@@ -326,6 +326,18 @@ def test_verify_refuses_other_files(make, message, exported, tmp_path, capsys):
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "verify.json").exists()
+
+
+@pytest.mark.parametrize("name", ["models/cait/1", "model.tflite"])
+def test_labels_in_another_order_are_refused(name, exported):
+    with pytest.raises(ValueError, match="has other labels than the model"):
+        load_predictor(exported / name, LABELS[::-1])
+
+
+def test_labels_beside_a_file_are_not_its_own(tmp_path):
+    of_another_model(tmp_path / "other.tflite")
+    (tmp_path / "labels.txt").write_text("\n".join(LABELS[::-1]))
+    load_predictor(tmp_path / "other.tflite", LABELS)
 
 
 def test_verify_compares_on_labeled_images(
