@@ -1,9 +1,11 @@
 """Configuration files of TensorFlow Serving for the versions of one model."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from string import Template
+
+from google.protobuf import text_format
+from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
 from export.serving.memory import BATCH_THREADS, Memory
 
@@ -68,20 +70,31 @@ def configuration(
     }
 
 
-def stable_version(models_config: str) -> int:
-    """The version with the label `stable` in a `models.config`.
+def read_config(models_config: str) -> tuple[list[int], int]:
+    """The versions in a `models.config`, and the one with the label `stable`.
+
+    The versions are empty if the policy names none, such as `latest`.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the text is not valid, or no version has the label.
 
     Example:
-    >>> stable_version('version_labels { key: "stable" value: 3 }')
-    3
+    >>> memory = Memory(request=1500, limit=12000)
+    >>> files = configuration("cait", [2, 3], 2, [1, 8], False, 2, memory)
+    >>> read_config(files["models.config"])
+    ([2, 3], 2)
     """
-    match = re.search(r'"stable" value: (\d+)', models_config)
-    if not match:
+    try:
+        config = text_format.Parse(models_config, ModelServerConfig())
+    except text_format.ParseError as error:
         raise ValueError(
-            "models.config has no version with the label stable. Restore the "
-            'line: version_labels { key: "stable" value: VERSION }'
-        )
-    return int(match[1])
+            f"Cannot read models.config: {error}. Mend this place."
+        ) from None
+    for model in config.model_config_list.config:
+        if "stable" in model.version_labels:
+            policy = model.model_version_policy
+            return [*policy.specific.versions], model.version_labels["stable"]
+    raise ValueError(
+        "models.config has no version with the label stable. Restore the "
+        'line: version_labels { key: "stable" value: VERSION }'
+    )

@@ -26,7 +26,7 @@ from export.inference_graph import InferenceModel
 from export.model_card import Accuracy
 from export.options import SERVED_SIGNATURES, Precision, ServedSignature
 from export.saved_model import write_saved_model
-from export.serving.configuration import configuration, stable_version
+from export.serving.configuration import configuration, read_config
 from export.serving.manifest import describe_version
 from export.serving.memory import server_memory
 from export.serving.warmup import write_warmup
@@ -111,13 +111,9 @@ def write_version(
         ) as temporary,
     ):
         unfinished = Path(temporary)
-        versions = existing_versions(output)
-        number = max(versions, default=0) + 1
-        config = output / "models.config"
-        stable = (
-            stable_version(config.read_text()) if config.exists() else number
-        )
-        manifests = [read_manifest(output / str(one)) for one in versions]
+        versions, stable = served_versions(output)
+        number = next_number(output)
+        manifests = [read_manifest(path) for path in versions.values()]
         folder = unfinished / str(number)
         try:
             inference = InferenceModel(model, precision)
@@ -154,7 +150,7 @@ def write_version(
         files = configuration(
             output.name,
             [*versions, number],
-            stable,
+            number if stable is None else stable,
             batch_sizes,
             any(one["xla"] for one in manifests),
             max(one.get("parts", 1) for one in manifests),
@@ -181,12 +177,14 @@ def check_output(output: str | Path) -> Path:
         The absolute path.
 
     Raises:
-        ValueError: the name cannot be served, or the path is not a folder.
+        ValueError: the name cannot be served, the path is not a folder, or
+            its `models.config` cannot be continued.
         OSError: there is no permission to write to it.
     """
     output = Path(output).absolute()
     check_served_name(output.name)
-    return folder_path(output)
+    served_versions(folder_path(output))
+    return output
 
 
 def check_served_name(name: str) -> None:
@@ -209,11 +207,52 @@ def check_served_name(name: str) -> None:
         )
 
 
-def existing_versions(output: str | Path) -> list[int]:
-    """The versions in a model's folder, oldest first."""
-    folders = Path(output).glob("*/saved_model.pb")
-    names = [file.parent.name for file in folders]
-    return sorted(int(name) for name in names if name.isdecimal())
+def served_versions(output: Path) -> tuple[dict[int, Path], int | None]:
+    """The versions to go on serving, and the one with the label `stable`.
+
+    A version that was removed from `models.config` stays removed.
+
+    Args:
+        output: the model's folder.
+
+    Returns:
+        Folders by version; and the stable version, `None` before the first
+        export.
+
+    Raises:
+        ValueError: `models.config` is damaged, or its stable version is gone.
+    """
+    versions = existing_versions(output)
+    config = output / "models.config"
+    if not config.exists():
+        return versions, None
+    listed, stable = read_config(config.read_text())
+    if listed:
+        versions = {n: path for n, path in versions.items() if n in listed}
+    if stable not in versions:
+        others = ", ".join(map(str, versions))
+        instead = f"point stable to one of {others}" if others else "delete it"
+        raise ValueError(
+            f"{str(config)!r} has stable on version {stable}, which is gone or "
+            f"not in versions. Restore version {stable}, or {instead}."
+        )
+    return versions, stable
+
+
+def existing_versions(output: Path) -> dict[int, Path]:
+    """The versions in a model's folder, oldest first.
+
+    The server takes the folder `007` as version 7, too.
+    """
+    folders = (file.parent for file in output.glob("*/saved_model.pb"))
+    found = {int(one.name): one for one in folders if one.name.isdecimal()}
+    return dict(sorted(found.items()))
+
+
+def next_number(output: Path) -> int:
+    """The number of the next version: after all that are taken."""
+    names = (path.name for path in output.glob("*"))
+    return max((int(n) for n in names if n.isdecimal()), default=0) + 1
 
 
 def read_manifest(version: Path) -> dict[str, Any]:

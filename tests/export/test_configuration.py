@@ -13,7 +13,7 @@ import yaml
 
 import export
 from export.__main__ import app
-from export.serving.configuration import configuration, stable_version
+from export.serving.configuration import configuration, read_config
 from export.serving.memory import Memory
 from tests.helpers import crds
 
@@ -252,6 +252,30 @@ def test_only_calls_to_the_server_are_admitted(manifests, pod):
     assert [port["port"] for port in rule["ports"]] == ports
 
 
-def test_a_config_without_a_stable_version_is_refused():
-    with pytest.raises(ValueError, match="label stable"):
-        stable_version("model_config_list {}")
+@pytest.mark.parametrize(
+    "labels",
+    [
+        '# { key: "stable" value: 1 }\nversion_labels {key:"stable" value:2}',
+        'version_labels { key: "stable", value: 2 }',
+        'version_labels: { value: 2 key: "stable" }',
+        "version_labels {\n  key: 'stable'\n  value: 2  # rolled back\n}",
+    ],
+)
+def test_a_config_is_read_as_the_server_does(labels):
+    text = (
+        "model_config_list { config { model_version_policy { specific { "
+        f"versions: [1, 2] }} }}\n{labels}\n}} }}"
+    )
+    assert read_config(text) == ([1, 2], 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model_config_list {}", "label stable"),
+        ("model_config_list {", "Cannot read models.config: 1:"),
+    ],
+)
+def test_a_config_without_a_stable_version_is_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        read_config(text)

@@ -17,6 +17,7 @@ import keras_cait
 from export.__main__ import main
 from export.serving.manifest import nodes, weights_hash
 from export.serving.model_folder import (
+    check_output,
     check_served_name,
     existing_versions,
     read_manifest,
@@ -65,7 +66,7 @@ def files(folder):
 
 
 def test_versions_are_numbered_and_stay(model, served, tmp_path):
-    assert existing_versions(served) == [1, 2]
+    assert list(existing_versions(served)) == [1, 2]
     assert {path.name for path in served.iterdir()} == {
         *("1", "2", "models.config", "batching_parameters.txt"),
         *("monitoring.config", "prometheus.yaml"),
@@ -95,9 +96,74 @@ def test_a_promoted_version_stays_stable(model, copied, tmp_path):
     )
     config.write_text(promoted)
     write_version(model, LABELS, output, batch_sizes=(1,))
-    parsed = text_format.Parse(config.read_text(), ModelServerConfig())
-    labels = parsed.model_config_list.config[0].version_labels
-    assert dict(labels) == {"stable": 2, "canary": 3}
+    assert parsed_config(output) == ([1, 2, 3], {"stable": 2, "canary": 3})
+
+
+def memory_limit(output):
+    """MiB of a pod."""
+    text = (output / "kubernetes.yaml").read_text()
+    return int(re.search(r"limits: .*memory: (\d+)Mi", text)[1])
+
+
+def parsed_config(output):
+    text = (output / "models.config").read_text()
+    (model,) = text_format.Parse(
+        text, ModelServerConfig()
+    ).model_config_list.config
+    return (
+        list(model.model_version_policy.specific.versions),
+        dict(model.version_labels),
+    )
+
+
+def test_a_version_removed_from_the_config_stays_removed(
+    model, copied, tmp_path
+):
+    """It needs neither memory nor XLA; its folder may stay, or go."""
+    output = tmp_path / "cait"
+    for xla in (True, False, False):
+        write_version(model, LABELS, output, xla=xla, batch_sizes=(1,))
+    config = output / "models.config"
+    text = config.read_text().replace('"stable" value: 1', '"stable" value: 2')
+    config.write_text(text.replace("versions: 1 ", ""))
+    before = memory_limit(output)
+    write_version(model, LABELS, output, batch_sizes=(1,))
+    assert parsed_config(output) == ([2, 3, 4], {"stable": 2, "canary": 4})
+    assert memory_limit(output) == before
+    flag = "--xla_cpu_compilation_enabled=false"
+    assert flag in (output / "compose.yaml").read_text()
+
+
+@pytest.mark.parametrize("gone", [[2], [1, 2, 3]], ids=str)
+def test_a_stable_version_that_is_gone_is_refused(
+    gone, model, copied, tmp_path
+):
+    output = tmp_path / "cait"
+    for _ in range(3):
+        write_version(model, LABELS, output, batch_sizes=(1,))
+    config = output / "models.config"
+    text = config.read_text().replace('"stable" value: 1', '"stable" value: 2')
+    config.write_text(text)
+    for number in gone:
+        shutil.rmtree(output / str(number))
+    instead = "delete it" if len(gone) == 3 else "point stable to one of 1, 3"
+    with pytest.raises(ValueError, match=f"Restore version 2, or {instead}"):
+        check_output(output)
+
+
+def test_numbers_that_are_taken_are_left_out(model, copied, tmp_path):
+    """By a folder that is no version, a file, and a version named 007."""
+    output = tmp_path / "cait"
+    first = write_version(model, LABELS, output, batch_sizes=(1,))
+    first.rename(output / "007")
+    config = output / "models.config"
+    config.write_text(
+        re.sub(r"(versions:|value:) 1", r"\1 7", config.read_text())
+    )
+    (output / "8").mkdir()
+    (output / "9").touch()
+    assert write_version(model, LABELS, output, batch_sizes=(1,)).name == "10"
+    assert parsed_config(output) == ([7, 10], {"stable": 7, "canary": 10})
 
 
 def test_the_server_is_told_of_xla(model, served, copied, tmp_path):
@@ -144,8 +210,7 @@ def test_memory_suits_all_versions(model, copied, tmp_path):
             batch_sizes=(1,),
             max_megapixels=megapixels,
         )
-        text = (tmp_path / "cait/kubernetes.yaml").read_text()
-        limits.append(int(re.search(r"limits: .*memory: (\d+)Mi", text)[1]))
+        limits.append(memory_limit(tmp_path / "cait"))
     graph = 256  # MiB of one more version
     larger_images = 2 * 4 * 3 * 10e6 / 2**20
     assert limits[1] - limits[0] == pytest.approx(graph + larger_images, abs=5)
