@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from export.options import Device
@@ -34,6 +34,25 @@ PYTHONPATH = os.pathsep.join(
 )
 # Shared memory per process, for images on their way to the model.
 STORE_BYTES = 256 << 20
+
+
+def check_command(words: Sequence[str]) -> None:
+    """Refuses a command that Ray cannot keep, before work is spent on it.
+
+    Raises:
+        ValueError: a word is not UTF-8.
+
+    Example:
+    >>> check_command(["predict", "--input", "cat.jpg"])
+    """
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"Ray takes commands in UTF-8 only. Got {word!r}. Give a "
+                "folder or a glob, such as 'photos/cat*.jpg', or rename it."
+            ) from None
 
 
 @contextmanager

@@ -18,7 +18,12 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from export.batch.locations import find_files, is_remote, open_location
+from export.batch.locations import (
+    find_files,
+    is_remote,
+    open_file,
+    open_stream,
+)
 from keras_cait.command_line import one_line
 from keras_cait.datasets import Dataset, open_dataset
 from keras_cait.files import IMAGE_SUFFIXES
@@ -239,8 +244,7 @@ def ahead(function: Callable, items: Iterable) -> Iterator:
 
 def _content(path: str, folder: str) -> bytes | OSError:
     try:
-        system, place = open_location(path, folder)
-        with system.open_input_stream(place, compression=None) as file:
+        with open_stream(path, folder) as file:
             return file.read()
     except OSError as error:
         return error
@@ -278,12 +282,11 @@ class Rows:
     name_column: str | None
 
     def read(self) -> Iterator[Image]:
-        system, path = open_location(self.file, self.folder)
         columns = [self.column]
         if self.name_column:
             columns.append(self.name_column)
         row = self.first
-        with system.open_input_file(path) as source:
+        with open_file(self.file, self.folder) as source:
             batches = parquet.ParquetFile(source).iter_batches(
                 batch_size=64, row_groups=self.groups, columns=columns
             )
@@ -309,9 +312,8 @@ class Rows:
 def _parts_of_parquet(
     file: str, part_size: int, column: str | None, folder: str
 ) -> list[Part]:
-    system, path = open_location(file, folder)
     try:
-        opened = parquet.ParquetFile(system.open_input_file(path))
+        opened = parquet.ParquetFile(open_file(file, folder))
     except pa.ArrowException as error:
         raise ValueError(
             f"{file!r} is not a Parquet file, or is damaged: {one_line(error)}"
@@ -401,8 +403,8 @@ class Records:
     def read(self) -> Iterator[Image]:
         from tensorflow.core.example.example_pb2 import Example
 
-        system, path = open_location(self.file, self.folder)
-        with system.open_input_stream(path, buffer_size=1 << 20) as stream:
+        with open_stream(self.file, self.folder) as file:
+            stream = pa.BufferedInputStream(file, 1 << 20)
             for index, record in enumerate(_records(stream)):
                 name = f"{self.file}#{index}"
                 if isinstance(record, Exception):

@@ -106,9 +106,10 @@ def open_job(
         if names:
             _check_settings(_manifest(system, folder, output), settings, output)
         else:  # new, or the first process was killed at once
-            system.create_dir(folder, recursive=True)
             text = json.dumps(settings, indent=2, ensure_ascii=False)
-            _write(system, folder, MANIFEST, f"{text}\n".encode())
+            content = f"{text}\n".encode(errors="surrogatepass")
+            system.create_dir(folder, recursive=True)
+            _write(system, folder, MANIFEST, content)
         part = re.compile(rf"part-(\d+)\.{format}")
         found = filter(None, map(part.fullmatch, names))
         finished = frozenset(int(name[1]) for name in found)

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import pyarrow as pa
 from fsspec.implementations.arrow import ArrowFSWrapper
-from pyarrow import ArrowException
 from pyarrow.fs import FileSystem, LocalFileSystem
 
 
@@ -49,12 +49,40 @@ def open_location(location: str, folder: str = "") -> tuple[FileSystem, str]:
 def _file_system(scheme: str, bucket: str) -> FileSystem:
     try:
         found, _ = FileSystem.from_uri(f"{scheme}://{bucket or '/'}")
-    except (ArrowException, TypeError) as error:
+    except (pa.ArrowException, TypeError) as error:
         raise ValueError(
             f"{scheme}://{bucket} is not a file system that PyArrow knows. "
             f"Give a path, gs:// or s3://. ({error})"
         ) from None
     return found
+
+
+def open_file(location: str, folder: str = "") -> pa.NativeFile:
+    """Opens a file to read anywhere in it; arguments as of `open_location`.
+
+    Example:
+    >>> _ = Path("cat.jpg").write_bytes(b"cat")
+    >>> open_file("cat.jpg").read()
+    b'cat'
+    """
+    system, path = open_location(location, folder)
+    if isinstance(system, LocalFileSystem):
+        return pa.OSFile(os.fsencode(path))  # a name can be any bytes
+    return system.open_input_file(path)
+
+
+def open_stream(location: str, folder: str = "") -> pa.NativeFile:
+    """Opens a file to read it once, which remote ones do at less cost.
+
+    Example:
+    >>> _ = Path("cat.jpg").write_bytes(b"cat")
+    >>> open_stream("cat.jpg").read()
+    b'cat'
+    """
+    system, path = open_location(location, folder)
+    if isinstance(system, LocalFileSystem):
+        return open_file(location, folder)
+    return system.open_input_stream(path, compression=None)
 
 
 def find_files(location: str, belongs: Callable[[str], bool]) -> list[str]:

@@ -69,8 +69,10 @@ def predict(
             head. Default: Ray is started here.
     """
     import os
+    import sys
 
     from export.batch.cluster import (
+        check_command,
         choose_device,
         connect,
         threads_per_model,
@@ -88,6 +90,7 @@ def predict(
     from keras_cait.datasets import split_of
 
     require_tensorflow()
+    check_command(sys.argv)
     if bool(input) == bool(data):
         raise ValueError("Give --input PATH (several are possible), or --data.")
     if address and "://" in address:  # of Ray Client (ray issue 48682)

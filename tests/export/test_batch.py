@@ -21,6 +21,7 @@ from PIL import Image
 
 import keras_cait
 from export.__main__ import main
+from export.batch.cluster import check_command
 from export.batch.images import count, parts_of_dataset, parts_of_input
 from export.batch.job import open_job
 from export.batch.pipeline import Classify, decode, describe, gather
@@ -177,6 +178,30 @@ def test_what_cannot_be_read_says_why(name, content, message, tmp_path):
     first = read(parts_of(tmp_path))[0]
     assert first.name.endswith(f"{name}#0")
     assert str(first.content) == message
+
+
+def test_names_can_be_any_bytes(images, models, tmp_path):
+    """Of files, and in the settings of a job."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    content = (images / "00.jpg").read_bytes()
+    (photos / os.fsdecode(b"a\xff.jpg")).write_bytes(content)
+    (photos / os.fsdecode(b"b\xff.jpg")).symlink_to("nowhere.jpg")
+    table = tmp_path / os.fsdecode(b"\xff.parquet")
+    with table.open("wb") as file:
+        pq.write_table(pa.table({"image": [content]}), file)
+    assert [image.content for image in read(parts_of(table))] == [content]
+    good, bad = predict_here(
+        parts_of(photos), described(models / "model.keras")
+    )
+    assert good["image"] == f"{photos}/a\\udcff.jpg"
+    assert good["classes"] and "No such file" in bad["error"]
+    with pytest.raises(ValueError, match="Give a folder or a glob"):
+        check_command(["--input", str(table)])
+    settings = {"input": [str(table)]}
+    for resume in (False, True):
+        with open_job(str(tmp_path / "new"), settings, "jsonl", resume):
+            pass
 
 
 def test_a_broken_link_is_an_image_with_an_error(tmp_path):
