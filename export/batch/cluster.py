@@ -16,6 +16,8 @@ from export.options import Device
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
 os.environ["RAY_COLOR_PREFIX"] = "0"
+# After a failure, a thread of Ray Data would start another Ray.
+os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
 # That a worker died is said twice; this line is longer than a screen.
 os.environ["RAY_DEDUP_LOGS_SKIP_REGEX"] = "^A worker died or was killed"
 # Decoders that waited for a second would end, and take seconds to start again.

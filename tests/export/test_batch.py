@@ -334,6 +334,10 @@ def test_the_command_writes_every_row_and_leaves_no_process(
     assert exit_status(main, *command) == 0
     assert "Wrote predictions" in capfd.readouterr().out
     assert not living_processes(tmp_path)
+    import ray  # after export.batch.cluster, which configures it
+
+    with pytest.raises(Exception, match="Ray has not been started"):
+        ray.put("what a thread does after a failure")
     parts, _ = parts_of_dataset(data, "validation", None, 16)
     expected = predict_here(parts, described(source, top=5))
     assert pq.read_table("predictions").to_pylist() == expected
