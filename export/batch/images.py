@@ -63,7 +63,11 @@ class Part(Protocol):
 
 
 def parts_of_input(
-    inputs: Iterable[str], part_size: int, column: str | None, folder: str
+    inputs: Iterable[str],
+    part_size: int,
+    column: str | None,
+    folder: str,
+    output: str | None = None,
 ) -> list[Part]:
     """The parts of files: images, Parquet or TFRecord, all of one kind.
 
@@ -73,6 +77,8 @@ def parts_of_input(
             TFRecord are never divided.
         column: Parquet column of the images; `None` finds it.
         folder: the current folder, in which relative paths start.
+        output: the folder of predictions, which are no input when a job is
+            resumed.
 
     Raises:
         ValueError: there are no such files, they are of several kinds, or a
@@ -86,7 +92,9 @@ def parts_of_input(
     found = (
         file
         for one in inputs
-        for file in find_files(one, lambda name: kind_of(name) is not None)
+        for file in find_files(
+            one, lambda name: kind_of(name) is not None, output
+        )
     )
     files = list(dict.fromkeys(found))  # inputs may overlap
     kinds = {kind_of(file) or "image" for file in files}

@@ -85,13 +85,16 @@ def open_stream(location: str, folder: str = "") -> pa.NativeFile:
     return system.open_input_stream(path, compression=None)
 
 
-def find_files(location: str, belongs: Callable[[str], bool]) -> list[str]:
+def find_files(
+    location: str, belongs: Callable[[str], bool], output: str | None = None
+) -> list[str]:
     """The files that a path, URI, folder or glob stands for, sorted.
 
     Args:
         location: a file or glob, whose files are taken as they are; or a
             folder, which is searched with its subfolders, without hidden ones.
         belongs: whether a file of a folder is taken, by its name.
+        output: a folder whose files are left out.
 
     Raises:
         ValueError: there is no such file or folder, or no file matches.
@@ -105,6 +108,13 @@ def find_files(location: str, belongs: Callable[[str], bool]) -> list[str]:
     if not location:
         raise ValueError("An input is empty. Give a path, URI or glob.")
     found = (_remote if is_remote(location) else _local)(location, belongs)
+    if output is not None:
+        inside = f"{open_location(output)[1].rstrip('/')}/"
+        found = [
+            file
+            for file in found
+            if not open_location(file)[1].startswith(inside)
+        ]
     if not found:
         raise ValueError(
             f"No images, Parquet or TFRecord files in {location!r}."

@@ -104,7 +104,7 @@ def predict(
         )
     else:
         classes = None
-        parts = parts_of_input(input, part_size, column, os.getcwd())
+        parts = parts_of_input(input, part_size, column, os.getcwd(), output)
     if not parts:
         raise ValueError("The input has no images.")
     images = count(parts)

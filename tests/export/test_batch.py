@@ -180,6 +180,22 @@ def test_what_cannot_be_read_says_why(name, content, message, tmp_path):
     assert str(first.content) == message
 
 
+@pytest.mark.parametrize("given", [".", "*", "**", "file://{}", "file://{}/**"])
+@pytest.mark.parametrize("output", ["new", "./new/", "file://{}/new"])
+def test_an_output_inside_the_input_is_left_out(
+    given, output, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.parquet", "new.parquet", "new/part-00000.parquet"):
+        Path(name).parent.mkdir(exist_ok=True)
+        pq.write_table(pa.table({"image": [b"x"]}), name)
+    given, output = given.format(tmp_path), output.format(tmp_path)
+    parts = parts_of_input([given], 8, None, "", output)
+    assert [Path(part.file).name for part in parts] == [
+        *("a.parquet", "new.parquet")
+    ]
+
+
 def test_names_can_be_any_bytes(images, models, tmp_path):
     """Of files, and in the settings of a job."""
     photos = tmp_path / "photos"
