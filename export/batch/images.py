@@ -19,6 +19,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from export.batch.locations import (
+    file_stamp,
     find_files,
     is_remote,
     open_file,
@@ -106,15 +107,17 @@ def parts_of_input(
     (kind,) = kinds
     if column and kind != "Parquet":
         raise ValueError("--column needs an --input of Parquet files.")
+    if kind == "image":
+        return _parts_of_files(files, part_size, folder)
+    stamps = ahead(lambda file: file_stamp(file, folder), files)
+    stamped = zip(files, stamps, strict=True)
     if kind == "TFRecord":
-        return [Records(file, folder) for file in files]
-    if kind == "Parquet":
-        return [
-            part
-            for file in files
-            for part in _parts_of_parquet(file, part_size, column, folder)
-        ]
-    return _parts_of_files(files, part_size, folder)
+        return [Records(file, folder, stamp) for file, stamp in stamped]
+    return [
+        part
+        for file, stamp in stamped
+        for part in _parts_of_parquet(file, part_size, column, folder, stamp)
+    ]
 
 
 def kind_of(file: str) -> str | None:
@@ -180,7 +183,9 @@ def parts_of_dataset(
 
 
 def digest(items: Iterable[Any]) -> str:
-    """SHA-256 of labels, or of what parts are made of: names of images.
+    """SHA-256 of labels, or of what parts are made of.
+
+    That is names of images, and stamps of files that hold several.
 
     Example:
     >>> digest([])[:8]
@@ -274,6 +279,7 @@ class Rows:
     Attributes:
         file: path or URI.
         folder: where relative paths start.
+        stamp: as of `export.batch.locations.file_stamp`.
         groups: numbers of the row groups.
         first: number of their first row in the file.
         count: number of their rows.
@@ -283,6 +289,7 @@ class Rows:
 
     file: str
     folder: str
+    stamp: str
     groups: tuple[int, ...]
     first: int
     count: int
@@ -318,7 +325,7 @@ class Rows:
 
 
 def _parts_of_parquet(
-    file: str, part_size: int, column: str | None, folder: str
+    file: str, part_size: int, column: str | None, folder: str, stamp: str
 ) -> list[Part]:
     try:
         opened = parquet.ParquetFile(open_file(file, folder))
@@ -362,7 +369,10 @@ def _parts_of_parquet(
         is_last = group == len(sizes) - 1
         if rows >= part_size or (rows and is_last):
             parts.append(
-                Rows(file, folder, tuple(groups), first, rows, column, name)
+                Rows(
+                    *(file, folder, stamp),
+                    *(tuple(groups), first, rows, column, name),
+                )
             )
             first, rows, groups = first + rows, 0, []
     return parts
@@ -402,10 +412,12 @@ class Records:
     Attributes:
         file: path or URI.
         folder: where relative paths start.
+        stamp: as of `export.batch.locations.file_stamp`.
     """
 
     file: str
     folder: str
+    stamp: str
     count: None = None
 
     def read(self) -> Iterator[Image]:

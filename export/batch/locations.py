@@ -85,6 +85,25 @@ def open_stream(location: str, folder: str = "") -> pa.NativeFile:
     return system.open_input_stream(path, compression=None)
 
 
+def file_stamp(location: str, folder: str = "") -> str:
+    """Size and modification time of a file, which another content changes.
+
+    Args:
+        location, folder: as of `open_location`.
+
+    Example:
+    >>> _ = Path("cat.jpg").write_bytes(b"cat")
+    >>> file_stamp("cat.jpg").partition(",")[0]
+    '3 bytes'
+    """
+    system, path = open_location(location, folder)
+    if isinstance(system, LocalFileSystem):
+        found = os.stat(path)
+        return f"{found.st_size} bytes, {found.st_mtime_ns} ns"
+    about = system.get_file_info(path)
+    return f"{about.size} bytes, {about.mtime_ns} ns"
+
+
 def find_files(
     location: str, belongs: Callable[[str], bool], output: str | None = None
 ) -> list[str]:

@@ -22,7 +22,12 @@ from PIL import Image
 import keras_cait
 from export.__main__ import main
 from export.batch.cluster import check_command
-from export.batch.images import count, parts_of_dataset, parts_of_input
+from export.batch.images import (
+    count,
+    digest,
+    parts_of_dataset,
+    parts_of_input,
+)
 from export.batch.job import open_job
 from export.batch.pipeline import Classify, decode, describe, gather
 from export.inference_graph import InferenceModel
@@ -194,6 +199,30 @@ def test_an_output_inside_the_input_is_left_out(
     assert [Path(part.file).name for part in parts] == [
         *("a.parquet", "new.parquet")
     ]
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.tfrecord"])
+def test_a_file_with_other_contents_is_another_input(name, tmp_path):
+    file = tmp_path / name
+
+    def write(content):
+        if name == "a.parquet":
+            pq.write_table(pa.table({"image": [content]}), file)
+        else:
+            file.write_bytes(content)
+        os.utime(file, (0, 0))
+
+    def digests():
+        return [digest(parts_of(one)) for one in (file, f"file://{file}")]
+
+    write(b"image")
+    before = digests()
+    assert digests() == before
+    os.utime(file, (0, 100))  # other contents of the same size
+    changed = digests()
+    write(b"another image")
+    for now in (changed, digests()):
+        assert all(a != b for a, b in zip(before, now, strict=True))
 
 
 def test_names_can_be_any_bytes(images, models, tmp_path):
