@@ -341,6 +341,10 @@ def _parts_of_parquet(
                 f"{file!r} has no column {column!r}, but "
                 f"{', '.join(schema.names)}."
             )
+        if schema.names.count(column) > 1:
+            raise ValueError(
+                f"{file!r} has several columns {column!r}. Rename all but one."
+            )
         if _is_text(schema.field(column).type):
             paths = opened.read([column]).column(column).to_pylist()
             if None in paths:
@@ -353,13 +357,13 @@ def _parts_of_parquet(
             raise ValueError(
                 f"The column {column!r} of {file!r} is of the type "
                 f"{schema.field(column).type}. Expected encoded images "
-                "(binary) or paths (string)."
+                "(binary, or a struct with binary bytes) or paths (string)."
             )
         sizes = [
             opened.metadata.row_group(group).num_rows
             for group in range(opened.num_row_groups)
         ]
-    name = next((n for n in ("id", "path") if n in schema.names), None)
+    name = _name_column(schema, column)
     parts: list[Part] = []
     first = rows = 0
     groups: list[int] = []
@@ -385,22 +389,43 @@ def _image_column(file: str, schema: pa.Schema) -> str:
         return "path"
     if len(found) != 1:
         raise ValueError(
-            f"{file!r} has {len(found)} columns of encoded images, and the "
-            f"columns {', '.join(schema.names)}. Name the one to read: "
+            f"{file!r} has {len(found)} columns of encoded images (binary) and "
+            f"the columns {', '.join(schema.names)}. Name the one to read: "
             "--column NAME."
         )
     return found[0]
 
 
+def _name_column(schema: pa.Schema, column: str) -> str | None:
+    """The column of ids beside that of images."""
+    for name in ("id", "path"):
+        if name != column and schema.names.count(name) == 1:
+            kind = schema.field(name).type
+            if _is_text(kind) or pa.types.is_integer(kind):
+                return name
+    return None
+
+
 def _holds_images(field: pa.Field) -> bool:
     kind = field.type
     if pa.types.is_struct(kind):  # as Hugging Face datasets have it
-        return kind.get_field_index("bytes") >= 0
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+        index = kind.get_field_index("bytes")
+        return index >= 0 and _is_binary(kind.field(index).type)
+    return _is_binary(kind)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    kind = _without_dictionary(kind)
+    return kind in (pa.binary(), pa.large_binary(), pa.binary_view())
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    kind = _without_dictionary(kind)
+    return kind in (pa.string(), pa.large_string(), pa.string_view())
+
+
+def _without_dictionary(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if isinstance(kind, pa.DictionaryType) else kind
 
 
 @dataclass(frozen=True)

@@ -164,6 +164,69 @@ def test_a_dataset_has_labels():
     assert [image.label for image in found[99:101]] == [0, 1]
 
 
+def dictionary(kind):
+    return pa.dictionary(pa.int32(), kind)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(pa.large_binary(), pa.binary_view(), dictionary(pa.binary())),
+        *(pa.large_string(), pa.string_view(), dictionary(pa.string())),
+    ],
+    ids=str,
+)
+def test_every_type_of_a_parquet_column_is_read(kind, images, tmp_path):
+    file = images / "00.jpg"
+    content = file.read_bytes()
+    values = [str(file)] if "string" in str(kind) else [content]
+    table = pa.table({"path": pa.array(values, kind)})
+    pq.write_table(table, tmp_path / "a.parquet")
+    (image,) = read(parts_of(tmp_path))
+    assert image.content == content
+
+
+IMAGE = pa.array([b"x"])
+
+
+@pytest.mark.parametrize(
+    ("columns", "name"),
+    [
+        ({"id": pa.array([7]), "image": IMAGE}, "7"),
+        ({"id": pa.array(["a"], dictionary(pa.string())), "image": IMAGE}, "a"),
+        ({"id": IMAGE}, "a.parquet#0"),
+        ({"id": IMAGE, "path": pa.array(["a"])}, "a"),
+        ({"id": pa.array([0.5]), "image": IMAGE}, "a.parquet#0"),
+    ],
+)
+def test_an_id_is_text_or_an_integer(columns, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pq.write_table(pa.table(columns), "a.parquet")
+    (image,) = read(parts_of("a.parquet"))
+    assert (image.name, image.content) == (name, b"x")
+
+
+def test_columns_of_the_same_name(tmp_path, monkeypatch):
+    """No id, and no image."""
+    monkeypatch.chdir(tmp_path)
+    table = pa.table([[1], [2], IMAGE], ["id", "id", "image"])
+    pq.write_table(table, "a.parquet")
+    (image,) = read(parts_of("a.parquet"))
+    assert image.name == "a.parquet#0"
+    table = pa.table([IMAGE, IMAGE], ["image", "image"])
+    pq.write_table(table, "a.parquet")
+    with pytest.raises(ValueError, match="several columns 'image'"):
+        parts_of("a.parquet", column="image")
+
+
+def test_text_in_the_place_of_images_names_no_file(tmp_path):
+    column = pa.array([{"bytes": "/etc/hostname"}])
+    pq.write_table(pa.table({"image": column}), tmp_path / "a.parquet")
+    for name, message in ((None, "has 0 columns"), ("image", "Expected")):
+        with pytest.raises(ValueError, match=message):
+            parts_of(tmp_path, column=name)
+
+
 CUT = struct.pack("<Q", 9) + b"crc." + b"short"
 
 
