@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import grpc
 
@@ -167,6 +168,12 @@ class GrpcClient(Client):
                 "gRPC takes HOST:PORT, such as localhost:8500, and --tls "
                 f"instead of https://. Got {address!r}."
             )
+        for name in self.headers:
+            if name.lower().endswith("-bin"):
+                raise ValueError(
+                    "gRPC takes no text in headers whose names end in -bin. "
+                    f"Got {name!r}. Leave it out, or use REST."
+                )
         options = [("grpc.max_receive_message_length", MAX_RESPONSE_BYTES)]
         host = self.address.host
         compression = grpc.Compression.Gzip if self.gzip else None
@@ -258,11 +265,11 @@ class RestClient(Client):
         self, images: Sequence[bytes], timeout: float
     ) -> tuple[Any, Any, Any]:
         """Calls `:predict`."""
-        path = f"/v1/models/{self.model}"
+        path = f"/v1/models/{quote(self.model, safe='')}"
         if self.version is not None:
             path += f"/versions/{self.version}"
         if self.label is not None:
-            path += f"/labels/{self.label}"
+            path += f"/labels/{quote(self.label, safe='')}"
         encoded = [
             {"b64": base64.b64encode(image).decode()} for image in images
         ]
@@ -300,6 +307,8 @@ class RestClient(Client):
         if status != 200:
             if isinstance(content, dict) and "error" in content:
                 reason = without_graph(str(content["error"]))
+            if status == 413:
+                reason = f"The request is too large ({reason})."
             raise ServingError(
                 CODES.get(status, "UNKNOWN"), f"{self.address.host}: {reason}"
             )
@@ -317,8 +326,8 @@ def classify_all(
     """Classifies any number of image files in batches.
 
     If a batch fails for an invalid image, as with a strict model, its images
-    are retried one by one. If it is larger than the server's batches, it is
-    divided, and a line on stderr says so.
+    are retried one by one. If it is larger than the server's batches, or than
+    a proxy's requests, it is divided, and a line on stderr says so.
 
     Args:
         client: `GrpcClient` or `RestClient`.
@@ -348,11 +357,11 @@ def classify_all(
         try:
             return client.classify([read_image(image) for image in batch])
         except OSError as error:
-            found = batch_limit(error)
+            found = batch_limit(error, len(batch))
             if found and found < len(batch):
                 if found < limit:
                     print(batch_note(found), file=sys.stderr)
-                limit = found
+                limit = min(found, limit)
                 return classify_parts(batch, found)
             code = getattr(error, "code", "INVALID_ARGUMENT")
             if len(batch) > 1 and code == "INVALID_ARGUMENT":
@@ -376,10 +385,25 @@ def batches_of(images: Sequence[Path], size: int) -> list[Sequence[Path]]:
     return [images[start : start + size] for start in starts]
 
 
-def batch_limit(error: OSError) -> int | None:
-    """The largest batch of a server that has refused a larger one."""
+def batch_limit(error: OSError, size: int) -> int | None:
+    """The batch to try after an error that a larger one has caused.
+
+    Args:
+        error: of a request.
+        size: images in the request.
+
+    Returns:
+        That of the server, half the size if bytes are the limit, or `None`.
+
+    Example:
+    >>> batch_limit(OSError("The request is too large (413)."), 8)
+    4
+    """
     match = re.search(r"larger than maximum input batch size (\d+)", str(error))
-    return int(match[1]) if match else None
+    if match:
+        return int(match[1])
+    too_large = "request is too large|message larger than max"
+    return size // 2 if re.search(too_large, str(error)) else None
 
 
 def batch_note(limit: int) -> str:

@@ -68,12 +68,13 @@ def check_answer(names: Any, values: Any, error: Any) -> Best | ServingError:
         and all(type(value) in (int, float) for value in values)
     ):
         raise invalid("an image needs as many labels as scores")
-    if not all(map(math.isfinite, values)):
+    try:
+        scores = list(map(float, values))
+    except OverflowError:  # JSON has integers of any size
+        scores = [math.inf]
+    if not all(map(math.isfinite, scores)):
         raise invalid("a score is not finite")
-    return [
-        (printable(name), float(value))
-        for name, value in zip(names, values, strict=True)
-    ]
+    return list(zip(map(printable, names), scores, strict=True))
 
 
 def invalid(reason: str) -> ServingError:

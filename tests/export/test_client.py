@@ -142,6 +142,8 @@ def test_patience_ends(server, connect):
         ({"model": "other"}, ENCODED, "NOT_FOUND", "other"),
         ({"version": 7}, ENCODED, "NOT_FOUND", "version 7"),
         ({"label": "beta"}, ENCODED, "INVALID_ARGUMENT", "beta"),
+        ({"model": "a b/ä"}, ENCODED, "NOT_FOUND", "found: a b/ä$"),
+        ({"label": "a b/ä"}, ENCODED, "INVALID_ARGUMENT", "label: a b/ä$"),
         (
             {},
             [ENCODED[0], b"no"],
@@ -270,6 +272,24 @@ def test_the_batch_limit_of_the_server_is_said(server, connect, capsys):
     assert server.requests == 4
     printed = capsys.readouterr().err
     assert printed.count("The server takes 8 images per request") == 1
+
+
+def test_a_request_that_is_too_large_is_divided(
+    server, connect, tmp_path, capsys
+):
+    """Of an image that is too large alone, nothing else is lost."""
+    paths = [tmp_path / f"{i}.png" for i in range(5)]
+    for path, size in zip(paths, (3, 3, 3, 3, 9), strict=True):
+        path.write_bytes(ENCODED[0] + bytes(size << 19))
+    *results, too_large = classify_all(connect(), paths, batch_size=5)
+    assert_same(results, 4 * direct(server, 2, ENCODED[:1]))
+    assert too_large.code == "RESOURCE_EXHAUSTED"
+    assert "takes 2 images per request" in capsys.readouterr().err
+
+
+def test_grpc_takes_no_text_in_binary_headers():
+    with pytest.raises(ValueError, match=r"Got 'X-Bin'\. Leave it out"):
+        GrpcClient("localhost:1", "cait", headers={"X-Bin": "abc"})
 
 
 @pytest.fixture(params=["grpc", "rest"])
@@ -413,6 +433,7 @@ BAD_SERVERS = {
     ),
     "sends NaN": (sends(outputs([["a"]], [[math.nan]])), "INTERNAL.*finite"),
     "sends infinity": (sends(outputs([["a"]], [[math.inf]])), "finite"),
+    "sends a vast number": (sends(outputs([["a"]], [[10**400]])), "finite"),
     "sends text as scores": (sends(outputs([["a"]], [["b"]])), "INTERNAL"),
     "sends too much, compressed": (
         sends(

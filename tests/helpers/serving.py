@@ -17,6 +17,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote
 
 import grpc
 import tensorflow as tf
@@ -64,7 +65,8 @@ class Server:
     and every response is `delay` seconds late. If `strict`, one refused image
     fails its request, as in an export with --strict. If `response` is set, gRPC
     returns it and runs no model. With `batch_sizes`, requests that arrive
-    together run as one, as TF Serving's do; `batches` are their sizes. With
+    together run as one, as TF Serving's do; `batches` are their sizes. Images
+    of more than `max_message` bytes are refused, as by a proxy. With
     `certificate`, a folder of `make_certificate`, further ports speak TLS.
     `headers` are those of the last request.
     """
@@ -271,15 +273,19 @@ class RestHandler(BaseHTTPRequestHandler):
         server.headers = {k.lower(): v for k, v in self.headers.items()}
         if self.headers["Content-Encoding"] == "gzip":
             body = gzip.decompress(body)
+        if len(body) > server.max_message * 4 / 3:  # in Base64
+            self.send(413, {"error": "Content Too Large"})
+            return
         if server.cut:
             server.cut -= 1
             self.close_connection = True
             return
         try:
             name, _, version, _, label = re.fullmatch(
-                r"(?:/proxy)?/v1/models/([^/:]+)(/versions/(\d+))?(/labels/(\w+))?:predict",
+                r"(?:/proxy)?/v1/models/([^/:]+)(/versions/(\d+))?(/labels/([^/:]+))?:predict",
                 self.path,
             ).groups()
+            name, label = unquote(name), label and unquote(label)
             number = server.find(name, version and int(version), label)
             request = json.loads(body)
             outputs = server.predict(
