@@ -109,11 +109,18 @@ def image_size(model: keras_cait.CaiT) -> tuple[int, int]:
     (64, 96)
     """
     height, width, channels = model.image_shape
-    if height is None or width is None or channels != 3:
+    if channels != 3:
         raise ValueError(
-            "Only models of RGB images of a fixed size can be exported. Got "
-            f"input_shape={model.image_shape}. Rebuild the model, for example "
-            "with input_shape=(224, 224, 3), and load its weights."
+            "Only models of RGB images can be exported. Got "
+            f"input_shape={model.image_shape}. Train one with "
+            "input_shape=(224, 224, 3)."
+        )
+    if height is None or width is None:
+        size = model.grid_size[0] * model.patch_size
+        raise ValueError(
+            "Only models of images of a fixed size can be exported. Got "
+            f"input_shape={model.image_shape}. Set the size, such as "
+            f"--image-size {size}."
         )
     return height, width
 

@@ -135,8 +135,10 @@ def find_files(
             if not open_location(file)[1].startswith(inside)
         ]
     if not found:
+        brackets = " Brackets are patterns: write [[] for [."
         raise ValueError(
             f"No images, Parquet or TFRecord files in {location!r}."
+            + brackets * ("[" in location)
         )
     return sorted(found)
 

@@ -312,6 +312,17 @@ def test_names_can_be_any_bytes(images, models, tmp_path):
             pass
 
 
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_brackets_in_a_name(scheme, tmp_path):
+    (tmp_path / "a[1]").mkdir()
+    (tmp_path / "a[1]/b.jpg").write_bytes(b"x")
+    given = f"{scheme}{tmp_path}/a[1]/*.jpg"
+    with pytest.raises(ValueError, match=r"write \[\[\] for \[\.$"):
+        parts_of(given)
+    (image,) = read(parts_of(given.replace("[", "[[]")))
+    assert image.content == b"x"
+
+
 def test_a_broken_link_is_an_image_with_an_error(tmp_path):
     (tmp_path / "a.jpg").symlink_to("nowhere.jpg")
     (image,) = read(parts_of(tmp_path))
