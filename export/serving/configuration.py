@@ -88,7 +88,8 @@ def read_config(models_config: str) -> tuple[list[int], int]:
         config = text_format.Parse(models_config, ModelServerConfig())
     except text_format.ParseError as error:
         raise ValueError(
-            f"Cannot read models.config: {error}. Mend this place."
+            f"Cannot read models.config, line:column {str(error).rstrip('.')}. "
+            "Mend this place."
         ) from None
     for model in config.model_config_list.config:
         if "stable" in model.version_labels:

@@ -273,7 +273,7 @@ def test_a_config_is_read_as_the_server_does(labels):
     ("text", "message"),
     [
         ("model_config_list {}", "label stable"),
-        ("model_config_list {", "Cannot read models.config: 1:"),
+        ("model_config_list {", "Cannot read models.config, line:column 1:"),
     ],
 )
 def test_a_config_without_a_stable_version_is_refused(text, message):

@@ -333,7 +333,7 @@ ROWS = [
         on | 1 | must not be one of YAML's words
         1 | 1 | It must start with a letter
         größe | 1 | Got 'größe'.
-        foreign_models | 1 | has no version with the label stable.
+        foreign_models | 1 | Cannot read models.config, line:column 1:1
         new --top 0 | 2 | Must be >= 1.
         new --precision int8 | 2 | Invalid value "int8" for --precision.
         new --batch-sizes 0 | 2 | Must be >= 1.
