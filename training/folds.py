@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from keras_cait.datasets import has_own_split
 from keras_cait.files import read_json
@@ -16,8 +17,10 @@ from training.loop.run_folder import (
     check_recipe,
     is_finished,
     print_classes,
+    settled,
     write_summary,
 )
+from training.loop.strategies import is_chief
 from training.metrics import balanced_accuracy, class_accuracies
 from training.recipes import Recipe
 
@@ -27,7 +30,7 @@ def train_folds(
     folds: int,
     output: Path,
     train: Callable[[Recipe, Path], None],
-    is_chief: bool = True,
+    devices: tf.distribute.Strategy,
 ) -> None:
     """Trains a recipe once per fold, or resumes this, and sums up.
 
@@ -40,7 +43,7 @@ def train_folds(
         output: gets a run folder per fold, `fold-0` and so on, and at the end
             `summary.json`.
         train: function of a recipe and a run folder that trains one fold.
-        is_chief: whether this process writes the summary.
+        devices: the devices that train it.
 
     Raises:
         ValueError: the dataset has its own split, or a subfolder holds a run of
@@ -59,14 +62,14 @@ def train_folds(
     }
     for folder, fold in runs.items():
         check = check_recipe if is_finished(folder) else check_folder
-        check(folder, fold.resolved())
+        check(folder, settled(fold.resolved(), folder, devices))
     for folder, fold in runs.items():
         if not is_finished(folder):
             print(f"Fold {fold.fold + 1} of {folds}: {folder}", flush=True)
             keras.backend.clear_session()
             gc.collect()  # the graphs of the previous fold
             train(fold, folder)
-    if is_chief:
+    if is_chief(devices):
         summaries = [read_json(run / "summary.json", ["top1"]) for run in runs]
         summary = summed_up(summaries)
         write_summary(summary, output)

@@ -316,7 +316,7 @@ def make_command(recipe: Recipe) -> Callable[..., None]:
 
         require_tensorflow()
         from training.folds import train_folds
-        from training.loop.strategies import is_chief, make_strategy
+        from training.loop.strategies import make_strategy
 
         train_folds(
             changed,
@@ -325,7 +325,7 @@ def make_command(recipe: Recipe) -> Callable[..., None]:
             lambda fold, folder: train(
                 fold, folder, data_dir, strategy, checkpoint_steps, profile
             ),
-            is_chief(make_strategy(strategy)),
+            make_strategy(strategy),
         )
 
     # One option per field, instead of `--changes`.

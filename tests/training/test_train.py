@@ -29,7 +29,7 @@ from training.loop.checkpoints import restore_raw_weights
 from training.loop.distillation import make_loss
 from training.loop.model import build
 from training.loop.optimizers import make_optimizer
-from training.loop.run_folder import claimed
+from training.loop.run_folder import claimed, settled
 from training.loop.stack_traces import one_stack_trace
 from training.loop.trainer import Trainer
 from training.recipes import QUICKSTART, RECIPES, Recipe, override
@@ -392,7 +392,10 @@ def test_a_run_out_of_patience_ends_with_its_best_weights(
 
 
 def test_folds_are_summed_up_and_resumed(tmp_path, capsys):
-    recipe = dataclasses.replace(TINY, data=f"folder:{tmp_path / 'photos'}")
+    recipe = dataclasses.replace(
+        TINY, data=f"folder:{tmp_path / 'photos'}", precision="auto"
+    )
+    devices = tf.distribute.get_strategy()
     confusions = [[[3, 1], [0, 1]], [[4, 0], [1, 0]]]
     trained = []
 
@@ -401,7 +404,7 @@ def test_folds_are_summed_up_and_resumed(tmp_path, capsys):
             trained.append("stopped")
             raise KeyboardInterrupt
         trained.append((folder.name, fold.fold, fold.validation_fraction))
-        start(folder, fold)
+        start(folder, settled(fold.resolved(), folder, devices))
         confusion = confusions[fold.fold]
         summary = {
             **{"top1": np.trace(confusion) / 5, "top5": 1.0},
@@ -413,9 +416,9 @@ def test_folds_are_summed_up_and_resumed(tmp_path, capsys):
 
     output = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        train_folds(recipe, 2, output, train)
+        train_folds(recipe, 2, output, train, devices)
     assert not (output / "summary.json").exists()
-    train_folds(recipe, 2, output, train)
+    train_folds(recipe, 2, output, train, devices)
     assert trained == [("fold-0", 0, 0.5), "stopped", ("fold-1", 1, 0.5)]
 
     summary = json.loads((output / "summary.json").read_text())
@@ -431,9 +434,9 @@ def test_folds_are_summed_up_and_resumed(tmp_path, capsys):
 
     other = dataclasses.replace(recipe, depth=2)
     with pytest.raises(ValueError, match=re.escape("depth 1 (now 2)")):
-        train_folds(other, 2, output, train)
+        train_folds(other, 2, output, train, devices)
     with pytest.raises(ValueError, match="which has its own validation images"):
-        train_folds(TINY, 2, output, train)
+        train_folds(TINY, 2, output, train, devices)
 
 
 def start(output, recipe):

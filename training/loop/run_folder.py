@@ -57,13 +57,13 @@ def settled(
 
     Args:
         recipe: the resolved recipe.
-        output: folder of the run. One that is resumed keeps its precision, also
+        output: folder of the run. One that is there keeps its precision, also
             on other devices.
         strategy: the devices, which otherwise decide.
     """
     if recipe.precision != "auto":
         return recipe
-    if is_started(output):
+    if is_started(output) or is_finished(output):
         precision = read_json(output / "recipe.json", ["precision"])[
             "precision"
         ]
