@@ -45,8 +45,8 @@ def train(
             same recipe in it is resumed, also on another number of devices.
             It ends up with `model.keras` (the better of EMA and raw weights,
             with softmax), `labels.txt`, `history.csv`, `summary.json`,
-            `recipe.json`, `validation/` (images), `checkpoints/` (the last
-            three and the best), `tensorboard/` and `report.html`.
+            `recipe.json`, `data.json`, `validation/` (images), `checkpoints/`
+            (the last three and the best), `tensorboard/` and `report.html`.
         data_dir: folder in which TensorFlow Datasets keeps its files.
         strategy: devices, as for `make_strategy`.
         checkpoint_steps: steps between checkpoints. There is also one at the
@@ -54,9 +54,9 @@ def train(
         profile: first and last step to record for the profiler, from 1.
 
     Raises:
-        ValueError: the folder holds a finished run, or one of another recipe;
-            its disk is too small; or the devices do not divide the recipe's
-            batch.
+        ValueError: the folder holds a finished run, or one of another recipe
+            or other data; its disk is too small; or the devices do not divide
+            the recipe's batch.
         OSError: the folder cannot be written.
         FloatingPointError: a loss or gradient is not finite.
         ConnectionError: another worker died or hangs.
@@ -71,6 +71,7 @@ def train(
     from training.data.datasets import (
         check_training,
         class_counts,
+        content,
         load,
         notes_on_split,
         with_labels,
@@ -92,6 +93,7 @@ def train(
     from training.loop.overview import print_overview
     from training.loop.progress import ProgressLine
     from training.loop.run_folder import (
+        check_data,
         check_folder,
         check_space,
         claimed,
@@ -123,6 +125,8 @@ def train(
         examples = with_labels(examples)
     validation = load(recipe.data, "validation", data_dir, **recipe.split())
     check_training(examples, validation, recipe.data)
+    data = {"train": content(examples), "validation": content(validation)}
+    check_data(output, data)
     for note in notes_on_split(examples, validation) if chief else ():
         print(note)
     classes = len(examples.class_names)
@@ -150,7 +154,7 @@ def train(
 
     # 5. Claim the folder. Of many workers, only the chief writes to it.
     with (
-        claimed(output, recipe, chief),
+        claimed(output, recipe, data, chief),
         Checkpoints(
             trainer.state, output / "checkpoints", chief
         ) as checkpoints,

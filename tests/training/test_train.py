@@ -17,7 +17,7 @@ import training.train as program
 from tests.helpers.commands import exit_status
 from training import report
 from training.data.augmentation import random_affine
-from training.data.datasets import Examples, load
+from training.data.datasets import Examples, content, load
 from training.data.pipeline import (
     evaluation_batches,
     mixing,
@@ -29,7 +29,7 @@ from training.loop.checkpoints import restore_raw_weights
 from training.loop.distillation import make_loss
 from training.loop.model import build
 from training.loop.optimizers import make_optimizer
-from training.loop.run_folder import claimed, settled
+from training.loop.run_folder import check_data, claimed, settled
 from training.loop.stack_traces import one_stack_trace
 from training.loop.trainer import Trainer
 from training.recipes import QUICKSTART, RECIPES, Recipe, override
@@ -439,16 +439,17 @@ def test_folds_are_summed_up_and_resumed(tmp_path, capsys):
         train_folds(TINY, 2, output, train, devices)
 
 
-def start(output, recipe):
+def start(output, recipe, **data):
     """Claims a run's folder, and writes something like a checkpoint."""
-    with claimed(output, recipe):
+    check_data(output, data)
+    with claimed(output, recipe, data):
         (output / "checkpoints").mkdir(exist_ok=True)
         (output / "checkpoints" / "ckpt-1.index").touch()
 
 
 def test_runs_are_never_overwritten(tmp_path, few_digits):
     other = dataclasses.replace(TINY, depth=2)
-    with claimed(tmp_path, other):  # leaves nothing to lose
+    with claimed(tmp_path, other, {}):  # leaves nothing to lose
         pass
     start(tmp_path, TINY)
     with pytest.raises(ValueError, match=re.escape("depth 1 (now 2)")):
@@ -456,6 +457,46 @@ def test_runs_are_never_overwritten(tmp_path, few_digits):
     (tmp_path / "model.keras").touch()
     with pytest.raises(ValueError, match="holds a finished run"):
         start(tmp_path, TINY)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda photos: write_photos(photos / "cat", "new"),
+            "17 images of cat",
+        ),
+        (lambda photos: (photos / "cat/0.png").unlink(), "15 images of cat"),
+        (lambda photos: (photos / "dog").rename(photos / "ant"), "of ant, cat"),
+        (lambda photos: write_photos(photos / "elk", "0"), "cat, dog, elk"),
+        (
+            lambda photos: (photos / "cat/0.png").rename(photos / "cat/x.png"),
+            "16 images of cat, dog",
+        ),
+    ],
+)
+def test_a_run_is_resumed_on_the_same_data(change, said, tmp_path):
+    def data():
+        return {"train": content(load(f"folder:{photos}", "train"))}
+
+    photos = tmp_path / "photos"
+    for name in ("train/cat", "train/dog", "val/cat", "val/dog"):
+        write_photos(photos / name, *"01234567")
+    start(tmp_path / "run", TINY, **data())
+    start(tmp_path / "run", TINY, **data())
+    change(photos / "train")
+    with pytest.raises(
+        ValueError, match=rf"on other data: train .*now.*{said}"
+    ):
+        start(tmp_path / "run", TINY, **data())
+    (tmp_path / "run/data.json").unlink()  # as of an earlier version
+    start(tmp_path / "run", TINY, **data())
+
+
+def write_photos(folder, *names):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / f"{name}.png").write_text(f"{folder}{name}")
 
 
 def test_runs_of_earlier_versions_can_be_resumed(tmp_path):

@@ -1,5 +1,7 @@
 """Datasets as TensorFlow functions of an example's number."""
 
+import hashlib
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -251,6 +253,23 @@ def check_training(examples: Examples, validation: Examples, data: str) -> None:
             f"{data} has no training images of {', '.join(empty)}. Add some, "
             "or remove the folder."
         )
+
+
+def content(examples: Examples) -> str:
+    """What tells a dataset from another or a changed one, without its images.
+
+    It has the number of images, the classes, and a hash of their names and
+    those of the files.
+
+    Example:
+    >>> content(Examples(3, ("cat", "dog"), lambda i: (i, i)))
+    '3 images of cat, dog with names cd73b277'
+    """
+    names = json.dumps(examples.class_names).encode() + examples.files.text
+    return (
+        f"{examples.count:,} images of {listed(examples.class_names)} "
+        f"with names {hashlib.sha256(names).hexdigest()[:8]}"
+    )
 
 
 def with_labels(examples: Examples) -> Examples:

@@ -5,7 +5,7 @@ import json
 import math
 import shutil
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,27 @@ def check_recipe(output: Path, recipe: Recipe) -> None:
         )
 
 
+def check_data(output: Path, data: Mapping[str, str]) -> None:
+    """Checks that the run in a folder, if there is one, is on the same data.
+
+    Args:
+        output: folder of the run. Those of earlier versions say nothing.
+        data: what tells the data of each split from others.
+
+    Raises:
+        ValueError: the data have changed since, or are others.
+    """
+    record = output / "data.json"
+    if not record.exists() or not (is_started(output) or is_finished(output)):
+        return
+    differing = differences(read_json(record), data, data)
+    if differing:
+        raise ValueError(
+            f"{output} holds a run on other data: {', '.join(differing)}. "
+            "Restore the data, or choose another --output."
+        )
+
+
 def check_space(output: Path, trainer: Trainer) -> None:
     """Checks that the disk can hold what a run keeps.
 
@@ -162,12 +183,18 @@ def size(variables: list[keras.Variable]) -> int:
 
 
 @contextmanager
-def claimed(output: Path, recipe: Recipe, is_chief: bool = True) -> Iterator:
+def claimed(
+    output: Path,
+    recipe: Recipe,
+    data: Mapping[str, str],
+    is_chief: bool = True,
+) -> Iterator:
     """Keeps the run's folder for this process while the block trains in it.
 
     Args:
         output: folder of the run, which is created.
         recipe: the resolved recipe, written to `recipe.json`.
+        data: as of `check_data`, written to `data.json`.
         is_chief: whether this process writes. The other workers do not wait.
 
     Raises:
@@ -183,10 +210,12 @@ def claimed(output: Path, recipe: Recipe, is_chief: bool = True) -> Iterator:
         check_folder(output, recipe)  # again: the lock's last holder wrote it
         output.mkdir(parents=True, exist_ok=True)
         if not is_started(output):
-            record = dataclasses.asdict(recipe)
-            write_text(
-                output / "recipe.json", json.dumps(record, indent=2) + "\n"
-            )
+            for name, record in (
+                ("data.json", data),
+                ("recipe.json", dataclasses.asdict(recipe)),
+            ):
+                text = json.dumps(record, indent=2) + "\n"
+                write_text(output / name, text)
         yield
 
 
