@@ -16,6 +16,7 @@ from training.loop.run_folder import (
     check_folder,
     check_recipe,
     is_finished,
+    is_started,
     print_classes,
     settled,
     write_summary,
@@ -46,13 +47,17 @@ def train_folds(
         devices: the devices that train it.
 
     Raises:
-        ValueError: the dataset has its own split, or a subfolder holds a run of
-            another recipe.
+        ValueError: the dataset has its own split, the output holds a single
+            run, or a subfolder one of another recipe.
     """
     if has_own_split(recipe.data):
         raise ValueError(
             "--folds splits a folder:PATH without train and validation. Got "
             f"{recipe.data}, which has its own validation images."
+        )
+    if is_started(output) or is_finished(output):
+        raise ValueError(
+            f"{output} holds a single run. Choose another --output for --folds."
         )
     runs = {
         output / f"fold-{fold}": replace(

@@ -435,6 +435,11 @@ def test_folds_are_summed_up_and_resumed(tmp_path, capsys):
     other = dataclasses.replace(recipe, depth=2)
     with pytest.raises(ValueError, match=re.escape("depth 1 (now 2)")):
         train_folds(other, 2, output, train, devices)
+    with pytest.raises(ValueError, match="holds the folds of a cross-valid"):
+        start(output, recipe)
+    start(tmp_path / "single", recipe)
+    with pytest.raises(ValueError, match="holds a single run"):
+        train_folds(recipe, 2, tmp_path / "single", train, devices)
     with pytest.raises(ValueError, match="which has its own validation images"):
         train_folds(TINY, 2, output, train, devices)
 

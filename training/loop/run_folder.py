@@ -80,11 +80,16 @@ def check_folder(output: Path, recipe: Recipe) -> None:
         recipe: the resolved recipe.
 
     Raises:
-        ValueError: the path is a file, or the folder holds a finished run or
-            one of another recipe.
+        ValueError: the path is a file, or the folder holds a finished run, one
+            of another recipe, or the folds of a cross-validation.
         OSError: there is no permission to write to the folder.
     """
     folder_path(output)
+    if (output / "fold-0").exists():
+        raise ValueError(
+            f"{output} holds the folds of a cross-validation. Choose another "
+            "--output, or add its --folds to resume it."
+        )
     if is_finished(output):
         raise ValueError(
             f"{output} holds a finished run. Choose another --output, or "
