@@ -27,7 +27,7 @@ from litert_quantizer.quantizer import AlgorithmName, Quantizer
 from litert_quantizer.recipe_manager import RecipeManager
 
 from export.options import Scheme
-from keras_cait.datasets import open_dataset
+from keras_cait.datasets import folder_of, open_dataset
 from keras_cait.files import image_files
 from keras_cait.preprocessing import load_image, resize_and_crop
 
@@ -193,8 +193,8 @@ def calibration_images(
         ValueError: there is no such dataset, it has no images, or too many
             cannot be read; the message names one and counts the others.
     """
-    folder = Path(data.removeprefix("folder:"))
-    if data.startswith("folder:") and is_flat(folder):
+    folder = folder_of(data)
+    if folder and is_flat(folder):
         files = image_files([folder])
         images = [str(file) for file in spread(files, count)]
         named = ((image, image) for image in images)

@@ -4,6 +4,7 @@ Every command that takes `--data` reads it here.
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -123,10 +124,22 @@ def open_dataset(
         return _digits(split)
     if data == "folder:":  # not the current folder
         raise ValueError("folder: needs a path, such as folder:photos.")
-    if data.startswith("folder:"):
-        path = Path(data.removeprefix("folder:"))
+    if path := folder_of(data):
         return _folder(path, split, validation_fraction, fold)
     return _tensorflow_datasets(data, split, data_dir)
+
+
+def folder_of(data: str) -> Path | None:
+    """The folder of a dataset `"folder:PATH"`; `None` of others.
+
+    Example:
+    >>> folder_of("folder:photos"), folder_of("digits")
+    (PosixPath('photos'), None)
+    """
+    if not data.startswith("folder:"):
+        return None
+    # Shells leave this to programs where it is not the start of an argument.
+    return Path(os.path.expanduser(data.removeprefix("folder:")))
 
 
 @cache  # a text file, which takes seconds to read
@@ -163,10 +176,8 @@ def has_own_split(data: str) -> bool:
     >>> has_own_split("digits"), has_own_split("folder:photos")
     (True, False)
     """
-    if not data.startswith("folder:"):
-        return True
-    path = Path(data.removeprefix("folder:"))
-    return _split_folder(path, VALIDATION_FOLDERS) is not None
+    path = folder_of(data)
+    return not path or _split_folder(path, VALIDATION_FOLDERS) is not None
 
 
 def split_of(model: str | Path, data: str) -> dict[str, Any]:

@@ -131,6 +131,13 @@ def test_a_folder_may_have_its_own_split(tmp_path):
         split(tmp_path)
 
 
+def test_a_folder_in_the_home_is_found(tmp_path, monkeypatch):
+    write(tmp_path / "home/photos")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    found = open_dataset("folder:~/photos", "train")
+    assert found.files.folder == tmp_path / "home/photos"
+
+
 @pytest.mark.parametrize("train", ["train", "training"])
 @pytest.mark.parametrize("validation", ["validation", "valid", "val"])
 def test_a_split_has_one_of_many_names(train, validation, tmp_path):
