@@ -504,6 +504,19 @@ def write_photos(folder, *names):
         (folder / f"{name}.png").write_text(f"{folder}{name}")
 
 
+@pytest.mark.parametrize("output", ["photos", "photos/cat/../run", "link/run"])
+def test_a_run_is_not_written_among_its_data(output, tmp_path):
+    (tmp_path / "photos/cat").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "photos")
+    recipe = dataclasses.replace(TINY, data=f"folder:{tmp_path / 'photos'}")
+    with pytest.raises(ValueError, match="is in the data folder"):
+        start(tmp_path / output, recipe)
+    with pytest.raises(ValueError, match="is in the data folder"):
+        devices = tf.distribute.get_strategy()
+        train_folds(recipe, 2, tmp_path / output, start, devices)
+    assert [*tmp_path.glob("photos/*")] == [tmp_path / "photos/cat"]
+
+
 def test_runs_of_earlier_versions_can_be_resumed(tmp_path):
     """Their recipe.json lacks fields, which had what is now the default."""
     recipe = RECIPES["s24-224"].resolved()

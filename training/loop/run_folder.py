@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_cait.datasets import folder_of
 from keras_cait.files import (
     atomically,
     differences,
@@ -80,11 +81,18 @@ def check_folder(output: Path, recipe: Recipe) -> None:
         recipe: the resolved recipe.
 
     Raises:
-        ValueError: the path is a file, or the folder holds a finished run, one
-            of another recipe, or the folds of a cross-validation.
+        ValueError: the path is a file or among the data, or the folder holds a
+            finished run, one of another recipe, or the folds of a
+            cross-validation.
         OSError: there is no permission to write to the folder.
     """
     folder_path(output)
+    data = folder_of(recipe.data)
+    if data and output.resolve().is_relative_to(data.resolve()):
+        raise ValueError(
+            f"{output} is in the data folder {data}, where the run's images "
+            "would become data. Choose another --output."
+        )
     if (output / "fold-0").exists():
         raise ValueError(
             f"{output} holds the folds of a cross-validation. Choose another "
