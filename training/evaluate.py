@@ -58,7 +58,7 @@ from keras_cait.loading import (
     saved_model_folder,
 )
 from keras_cait.pretrained import PRETRAINED
-from training.data.datasets import Examples, check_classes, load
+from training.data.datasets import Examples, check_classes, content, load
 from training.data.pipeline import (
     center_crop,
     evaluation_batches,
@@ -193,14 +193,14 @@ def measure(
 
     Returns:
         The settings, with the names of `unreadable` images that were left
-        out; `top1`, `top5` and `ece` in 0...1; `images` with a label;
-        `images_per_second` of the model, without reading images and without the
-        first batch; versions.
+        out, and the `content` of a folder; `top1`, `top5` and `ece` in 0...1;
+        `images` with a label; `images_per_second` of the model, without reading
+        images and without the first batch; versions.
 
     Raises:
-        ValueError: the file is the result of other settings or weights, another
-            process is writing it, the batch does not divide into the devices,
-            the classes differ, or images cannot be read.
+        ValueError: the file is the result of other settings, weights or images,
+            another process is writing it, the batch does not divide into the
+            devices, the classes differ, or images cannot be read.
     """
     distribution = strategy or make_strategy("one")
     devices = distribution.num_replicas_in_sync
@@ -211,6 +211,8 @@ def measure(
         )
     check_classes(classifier.classes, examples, settings["data"])
     settings = {**settings, "unreadable": list(examples.unreadable)}
+    if examples.files:  # which may change
+        settings["content"] = content(examples)
     if path.exists():
         result = read_json(path)
         check_settings(settings, result, path)

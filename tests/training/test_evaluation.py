@@ -162,6 +162,10 @@ def test_unreadable_images_are_named(kinds, tmp_path, capsys):
     assert result["images"] == 19
     assert result["unreadable"] == [str(first)]
 
+    shutil.copy(second, second.with_name("new.png"))
+    assert evaluate("--model", kinds / "model.keras", *options) == 1
+    assert "another evaluation: content '19 images" in capsys.readouterr().err
+
     second.write_bytes(b"")
     with pytest.raises(ValueError, match="2 images cannot be read, more than"):
         load(photos, "validation", max_unreadable=1)
