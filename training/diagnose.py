@@ -44,7 +44,7 @@ import keras_cait
 from keras_cait.baselines import ViT
 from keras_cait.datasets import split_of
 from keras_cait.files import folder_path, locked, write_text
-from keras_cait.loading import classifier, load_model
+from keras_cait.loading import classifier, find_labels, load_model
 from training.data.datasets import check_classes, load
 from training.data.pipeline import (
     center_crop,
@@ -440,7 +440,8 @@ def report(
     examples = load(
         data, "validation", data_dir, max_unreadable, **split_of(model, data)
     )
-    check_classes(classifier(loaded).classes, examples, data)
+    classes = classifier(loaded).classes
+    check_classes(classes, find_labels(model), examples, data)
     count = min(images, examples.count)
     spread = replace(
         examples,

@@ -51,6 +51,7 @@ from keras_cait.litert import LiteRTModel
 from keras_cait.loading import (
     Classifier,
     classifier,
+    find_labels,
     identity,
     load_classifier,
     load_model,
@@ -178,6 +179,7 @@ def measure(
     batch_size: int = 64,
     strategy: tf.distribute.Strategy | None = None,
     save_seconds: float = 60.0,
+    labels: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Evaluates a classifier, or resumes an interrupted evaluation.
 
@@ -190,6 +192,7 @@ def measure(
         strategy: strategy in whose scope the classifier was loaded; `None` is
             one device. Workers share the folder of the file.
         save_seconds: seconds between savings of the predictions so far.
+        labels: the model's labels, if it has any.
 
     Returns:
         The settings, with the names of `unreadable` images that were left
@@ -209,7 +212,7 @@ def measure(
             f"The batch size must be a multiple of the {devices} devices. Got "
             f"{batch_size}."
         )
-    check_classes(classifier.classes, examples, settings["data"])
+    check_classes(classifier.classes, labels, examples, settings["data"])
     settings = {**settings, "unreadable": list(examples.unreadable)}
     if examples.files:  # which may change
         settings["content"] = content(examples)
@@ -480,7 +483,15 @@ def evaluate(
             "weights": identity(source),
         }
         path = result_file(output, data, names["model"], precision)
-        result = measure(loaded, examples, settings, path, size, distribution)
+        result = measure(
+            loaded,
+            examples,
+            settings,
+            path,
+            size,
+            distribution,
+            labels=find_labels(source),
+        )
         print(table([result]))
     if is_chief(distribution):
         write_text(output / "table.md", table(all_results(output)) + "\n")

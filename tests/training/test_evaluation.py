@@ -22,7 +22,7 @@ from keras_cait.loading import Classifier
 from keras_cait.pretrained import PRETRAINED
 from keras_cait.weights import save_weights
 from tests.helpers.models import randomise
-from training.data.datasets import Examples, load
+from training.data.datasets import Examples, check_classes, load
 from training.data.pipeline import evaluation_batches
 from training.evaluate import load_for_evaluation, measure, table
 from training.metrics import (
@@ -139,6 +139,14 @@ def test_images_of_other_classes_are_refused(kinds, tmp_path, capsys):
     options += ("--output", tmp_path / "out")
     assert evaluate("--model", kinds / "model.keras", *options) == 1
     assert "The model has 10 classes, but folder:" in capsys.readouterr().err
+
+
+def test_the_same_classes_in_another_order_are_refused():
+    examples = Examples(1, ("cat", "dog"), lambda index: (index, index))
+    for labels in (None, ["cat", "dog"], ["Hund", "Katze"]):
+        check_classes(2, labels, examples, "folder:photos")
+    with pytest.raises(ValueError, match="are dog, cat, but folder:photos has"):
+        check_classes(2, ["dog", "cat"], examples, "folder:photos")
 
 
 def test_unreadable_images_are_named(kinds, tmp_path, capsys):
