@@ -232,6 +232,12 @@ def _folder(path: Path, split: str, fraction: float, fold: int) -> Dataset:
             ". Expected a subfolder for each class; or the folders train and "
             "validation with these."
         )
+    for name in class_names:
+        if not _is_label(name):
+            raise ValueError(
+                f"The folder {name!a} in {str(labeled)!r} names a class, but "
+                "is not one line of UTF-8 text. Rename it."
+            )
     unknown = set(_subfolders(root)) - {*class_names}
     if unknown:
         raise ValueError(
@@ -273,6 +279,15 @@ def _subfolders(path: Path) -> list[str]:
         for p in path.iterdir()
         if p.is_dir() and not p.name.startswith(".")
     )
+
+
+def _is_label(name: str) -> bool:
+    """Whether a name can be a line of `labels.txt`."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # the folder's name is in another encoding
+        return False
+    return name.splitlines() == [name]
 
 
 def _held_out(

@@ -79,8 +79,10 @@ def confusion_matrix(counts: np.ndarray, labels: Sequence[str]) -> Figure:
             )
         ticks = range(len(labels))
         is_long = max(map(len, labels)) > 3
-        axes.set_xticks(ticks, labels, rotation=90 if is_long else 0)
-        axes.set_yticks(ticks, labels)
+        rotation = 90 if is_long else 0
+        # A dollar sign in a label begins no formula.
+        axes.set_xticks(ticks, labels, rotation=rotation, parse_math=False)
+        axes.set_yticks(ticks, labels, parse_math=False)
     else:
         axes.plot(*np.diag_indices(len(labels)), color="0.5", alpha=0.4)
     axes.spines[["top", "right"]].set_visible(True)
@@ -138,6 +140,7 @@ def gallery(rows: Sequence[np.ndarray], titles: Sequence[str]) -> Figure:
             va="bottom",
             fontsize=8,
             color=ACCENT if title.startswith("✗") else "black",
+            parse_math=False,
         )
         pixels = np.concatenate([images[place] for images in rows])
         axes = figure.add_axes(

@@ -163,6 +163,16 @@ def test_splits_are_no_classes(classes, message, tmp_path):
         split(tmp_path)
 
 
+@pytest.mark.parametrize("name", [b"caf\xe9", b"a\nb", "a\u2028".encode()])
+def test_a_class_is_a_line_of_text(name, tmp_path):
+    write(tmp_path, {"cat": 2, os.fsdecode(name): 0})
+    with pytest.raises(ValueError, match="not one line of UTF-8") as error:
+        split(tmp_path)
+    assert (
+        str(error.value).isascii() and len(str(error.value).splitlines()) == 1
+    )
+
+
 def test_classes_may_be_named_as_splits_are(tmp_path):
     write(tmp_path, {"valid": 5, "invalid": 5, "train": 5})
     train, validation = split(tmp_path)

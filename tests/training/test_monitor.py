@@ -7,6 +7,7 @@ import shlex
 import sys
 import time
 
+import numpy as np
 import pytest
 import tensorflow as tf
 from cyclopts import App
@@ -14,7 +15,7 @@ from cyclopts import App
 import keras_cait.cli
 import training.loop.progress as progress
 from export.__main__ import app as export_app
-from training import diagnose, evaluate, report
+from training import diagnose, evaluate, figures, report
 from training.loop.history import History, read_history
 from training.loop.progress import Meter, ProgressLine
 from training.loop.tensorboard import TensorBoard
@@ -148,3 +149,13 @@ def test_commands_of_the_report_are_complete(tmp_path):
             arguments, exit_on_error=False, print_error=False
         )
     assert not apps  # each was there
+
+
+def test_labels_in_figures_are_no_formulas():
+    labels = ["b_$x^{$", "$1"]
+    drawings = [
+        figures.confusion_matrix(np.eye(2, dtype=int), labels),
+        figures.gallery([np.zeros((2, 4, 4, 3), "uint8")], labels),
+    ]
+    for drawing in drawings:
+        figures.pixels(drawing)  # stops at a formula with a mistake
