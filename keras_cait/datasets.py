@@ -245,8 +245,18 @@ def _folder(path: Path, split: str, fraction: float, fold: int) -> Dataset:
             f"{', '.join(sorted(unknown))}. Give both the same subfolders."
         )
     files, labels = list_images(root, class_names)
-    if not validation:
-        held_out = _held_out(files, labels, fraction, fold)
+    if not validation and files:
+        held_out, most = _held_out(files, labels, fraction, fold)
+        if split == "validation" and not held_out.any():
+            advice = (
+                f"That is enough for at most --folds {most}."
+                if most > 1
+                else "Expected two in a class, one of them for validation."
+            )
+            raise ValueError(
+                f"No image of {str(root)!r} is for validation in fold {fold}: "
+                f"of different images, the largest class has {most}. {advice}"
+            )
         chosen = np.flatnonzero(held_out == (split == "validation"))
         files = files.select(chosen)
         labels = tuple(labels[index] for index in chosen)
@@ -292,10 +302,11 @@ def _is_label(name: str) -> bool:
 
 def _held_out(
     files: ImagePaths, labels: Sequence[int], fraction: float, fold: int
-) -> np.ndarray:
+) -> tuple[np.ndarray, int]:
     """Whether each image is for validation, in a folder that does not say so.
 
-    An image that is found in two classes has no true label: it is not.
+    An image that is found in two classes has no true label: it is not. Also
+    counts the different images of the largest class.
     """
     # Images are ordered by the hashes of their names; copies of one have the
     # same place, that of the first of them.
@@ -307,7 +318,7 @@ def _held_out(
         is_doubtful = len({labels[number] for number in numbers}) > 1
         first = min(_place(files, number) for number in numbers)
         places |= dict.fromkeys(numbers, None if is_doubtful else first)
-    held_out = np.zeros(len(files), bool)
+    held_out, most = np.zeros(len(files), bool), 0
     for _, group in groupby(range(len(files)), labels.__getitem__):
         place_of = {
             number: places[number]
@@ -316,6 +327,7 @@ def _held_out(
             for number in group
         }
         order = sorted({place for place in place_of.values() if place})
+        most = max(most, len(order))
         start, stop = (
             _boundary(len(order), fraction, number)
             for number in (fold, fold + 1)
@@ -323,7 +335,7 @@ def _held_out(
         chosen = {*order[start:stop]}
         for number, place in place_of.items():
             held_out[number] = place in chosen
-    return held_out
+    return held_out, most
 
 
 def _place(files: ImagePaths, number: int) -> bytes:

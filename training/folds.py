@@ -10,9 +10,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_cait.datasets import has_own_split
+from keras_cait.datasets import SPLITS, has_own_split
 from keras_cait.files import read_json
+from training.data.datasets import check_training, content, load
 from training.loop.run_folder import (
+    check_data,
     check_folder,
     check_recipe,
     is_finished,
@@ -47,8 +49,9 @@ def train_folds(
         devices: the devices that train it.
 
     Raises:
-        ValueError: the dataset has its own split, the output holds a single
-            run, or a subfolder one of another recipe.
+        ValueError: the dataset has its own split, or too few images; the output
+            holds a single run, or a subfolder one of another recipe or other
+            data.
     """
     if has_own_split(recipe.data):
         raise ValueError(
@@ -68,6 +71,9 @@ def train_folds(
     for folder, fold in runs.items():
         check = check_recipe if is_finished(folder) else check_folder
         check(folder, settled(fold.resolved(), folder, devices))
+        parts = {s: load(fold.data, s, **fold.split()) for s in SPLITS}
+        check_training(*parts.values(), fold.data)
+        check_data(folder, {s: content(part) for s, part in parts.items()})
     for folder, fold in runs.items():
         if not is_finished(folder):
             print(f"Fold {fold.fold + 1} of {folds}: {folder}", flush=True)

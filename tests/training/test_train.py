@@ -14,6 +14,7 @@ import training.data.datasets as datasets
 import training.loop.run_folder as run_folder
 import training.loop.strategies as strategies
 import training.train as program
+from keras_cait.datasets import SPLITS
 from tests.helpers.commands import exit_status
 from training import report
 from training.data.augmentation import random_affine
@@ -395,6 +396,8 @@ def test_folds_are_summed_up_and_resumed(tmp_path, capsys):
     recipe = dataclasses.replace(
         TINY, data=f"folder:{tmp_path / 'photos'}", precision="auto"
     )
+    for name in ("cat", "dog"):
+        write_photos(tmp_path / "photos" / name, *"0123")
     devices = tf.distribute.get_strategy()
     confusions = [[[3, 1], [0, 1]], [[4, 0], [1, 0]]]
     trained = []
@@ -404,7 +407,8 @@ def test_folds_are_summed_up_and_resumed(tmp_path, capsys):
             trained.append("stopped")
             raise KeyboardInterrupt
         trained.append((folder.name, fold.fold, fold.validation_fraction))
-        start(folder, settled(fold.resolved(), folder, devices))
+        data = {s: content(load(fold.data, s, **fold.split())) for s in SPLITS}
+        start(folder, settled(fold.resolved(), folder, devices), **data)
         confusion = confusions[fold.fold]
         summary = {
             **{"top1": np.trace(confusion) / 5, "top5": 1.0},
@@ -435,6 +439,12 @@ def test_folds_are_summed_up_and_resumed(tmp_path, capsys):
     other = dataclasses.replace(recipe, depth=2)
     with pytest.raises(ValueError, match=re.escape("depth 1 (now 2)")):
         train_folds(other, 2, output, train, devices)
+    write_photos(tmp_path / "photos/dog", "new")
+    with pytest.raises(ValueError, match="fold-0 holds a run on other data"):
+        train_folds(recipe, 2, output, train, devices)
+    (tmp_path / "photos/dog/new.png").unlink()
+    with pytest.raises(ValueError, match="at most --folds 4"):
+        train_folds(recipe, 5, tmp_path / "five", train, devices)
     with pytest.raises(ValueError, match="holds the folds of a cross-valid"):
         start(output, recipe)
     start(tmp_path / "single", recipe)
