@@ -289,7 +289,7 @@ def load_labels(
 
 
 def read_labels(path: str | Path) -> list[str]:
-    """Reads a text file with one label per line.
+    """Reads a text file with one label per line, with or without a BOM.
 
     Raises:
         ValueError: the file is missing or not text, or a label is empty or
@@ -303,7 +303,7 @@ def read_labels(path: str | Path) -> list[str]:
     if Path(path).exists() and not Path(path).is_file():
         raise ValueError(f"Cannot read labels {str(path)!r}: it is not a file.")
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise ValueError(
@@ -344,7 +344,7 @@ def embedded_labels(path: str | Path) -> list[str] | None:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            text = archive.read("labels.txt").decode()
+            text = archive.read("labels.txt").decode("utf-8-sig")
     except (zipfile.BadZipFile, KeyError):
         return None
     return _checked(text.splitlines(), str(path))

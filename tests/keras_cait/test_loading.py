@@ -9,10 +9,12 @@ import pytest
 
 import keras_cait
 from keras_cait.loading import (
+    find_labels,
     load_classifier,
     load_labels,
     load_model,
     published,
+    read_labels,
 )
 from tests.helpers.models import randomise, small
 
@@ -130,3 +132,12 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, value, suffix):
         keras_cait.save_checkpoint(model, path)
     with pytest.raises(ValueError, match="norm/gamma is not finite"):
         load_model(path)
+
+
+def test_labels_may_begin_with_a_byte_order_mark(tmp_path):
+    text = "\ufeffcat\ndog\n"
+    (tmp_path / "labels.txt").write_text(text, encoding="utf-8")
+    with zipfile.ZipFile(tmp_path / "model.tflite", "w") as archive:
+        archive.writestr("labels.txt", text)
+    assert read_labels(tmp_path / "labels.txt") == ["cat", "dog"]
+    assert find_labels(tmp_path / "model.tflite") == ["cat", "dog"]
