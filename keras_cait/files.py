@@ -12,7 +12,7 @@ from typing import Any
 from filelock import SoftFileLock, Timeout
 
 # What TensorFlow decodes inside a graph: training, evaluation and serving.
-GRAPH_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
+GRAPH_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".gif", ".bmp")
 # What `load_image` reads.
 IMAGE_SUFFIXES = (
     *GRAPH_SUFFIXES,

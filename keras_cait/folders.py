@@ -86,9 +86,13 @@ def list_images(
 
     def is_current(head: dict[str, Any]) -> bool:
         changed = head["changed"]
-        return head["classes"] == [*class_names] and all(
-            _last_change(root / folder) == changed.get(folder)
-            for folder in {*class_names, *changed}
+        return (
+            head["classes"] == [*class_names]
+            and head["suffixes"] == [*GRAPH_SUFFIXES]
+            and all(
+                _last_change(root / folder) == changed.get(folder)
+                for folder in {*class_names, *changed}
+            )
         )
 
     if found := read_index(root / INDEX, is_current):
@@ -106,7 +110,12 @@ def list_images(
         lines += b"".join(os.fsencode(image) + b"\0" for image in images)
     is_settled = time.time_ns() - max(changed.values(), default=0) > SETTLED_NS
     if sum(counts) >= MIN_INDEXED and is_settled:
-        head = {"classes": [*class_names], "counts": counts, "changed": changed}
+        head = {
+            "classes": [*class_names],
+            "suffixes": GRAPH_SUFFIXES,
+            "counts": counts,
+            "changed": changed,
+        }
         write_index(root / INDEX, head, bytes(lines))
     return ImagePaths(root, bytes(lines)), _labels(counts)
 

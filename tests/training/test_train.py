@@ -105,7 +105,15 @@ def test_a_doubtful_split_is_explained(tmp_path):
     for i in range(10):
         write(f"cat/{i}")
         write(f"dog/{i}")
+    (tmp_path / "cat/10.jfif").write_text("JPEG")
     assert notes(tmp_path) == []
+    for name in ("a.WEBP", "b.webp", "c.heic", ".d.webp", "notes.txt"):
+        (tmp_path / "cat" / name).touch()
+    (unread,) = notes(tmp_path)
+    assert "cannot read: 3 (.heic, .webp). Convert" in unread
+    for file in tmp_path.glob("cat/[abc]*"):
+        file.unlink()
+    (tmp_path / "cat/10.jfif").unlink()
     write("cat/copy", "cat/3")
     (note,) = notes(tmp_path)
     assert "Copies of other images: 1," in note and "cat/3.png and " in note

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import tensorflow as tf
 from keras_cait.conversion import listed
 from keras_cait.datasets import MAX_COMPARED, copies, open_dataset
 from keras_cait.decoding.readable import readable
+from keras_cait.files import GRAPH_SUFFIXES, IMAGE_SUFFIXES
 from keras_cait.folders import ImagePaths
 from keras_cait.records import Records
 
@@ -265,8 +267,8 @@ def check_training(examples: Examples, validation: Examples, data: str) -> None:
         )
     if empty := [n for n, count in class_counts(examples).items() if not count]:
         raise ValueError(
-            f"{data} has no training images of {', '.join(empty)}. Add some, "
-            "or remove the folder."
+            f"{data} has no training images of {', '.join(empty)}. Add some "
+            f"({', '.join(GRAPH_SUFFIXES)}), or remove the folder."
         )
 
 
@@ -349,6 +351,11 @@ def notes_on_split(examples: Examples, validation: Examples) -> list[str]:
         )
     if len(examples.files) + len(validation.files) > MAX_COMPARED:
         return notes
+    if unread := unread_suffixes(examples, validation):
+        notes.append(
+            f"Images that training cannot read: {unread.total()} "
+            f"({', '.join(sorted(unread))}). Convert them to JPEG or PNG."
+        )
     train = set(examples.files)
     groups = copies([*examples.files, *validation.files])
     if not groups:
@@ -379,6 +386,23 @@ def notes_on_split(examples: Examples, validation: Examples) -> list[str]:
             f"split as the other: {few(groups)}"
         )
     return notes
+
+
+def unread_suffixes(*splits: Examples) -> Counter[str]:
+    """Counts image files that only other programs read, by suffix."""
+    unread = {*IMAGE_SUFFIXES, ".heic", ".heif"} - {*GRAPH_SUFFIXES}
+    folders = {
+        part.files.folder / name
+        for part in splits
+        for name in part.class_names
+        if part.files
+    }
+    return Counter(
+        file.suffix.lower()
+        for folder in folders
+        for file in folder.rglob("[!.]*")
+        if file.suffix.lower() in unread
+    )
 
 
 def few(groups: Sequence[Sequence[Path]]) -> str:
