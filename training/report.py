@@ -72,10 +72,15 @@ def write_report(folder: Path) -> Path:
         ValueError: the folder does not hold a finished run.
     """
     if not (folder / "model.keras").exists():
+        advice = (
+            "Resume it: run the command that started it again."
+            if (folder / "recipe.json").exists()
+            else "Train first: python -m training.train quickstart --output "
+            f"{folder}"
+        )
         raise ValueError(
             f"{str(folder)!r} is not a finished run: it has no model.keras. "
-            f"Train first: python -m training.train quickstart --output "
-            f"{folder}"
+            f"{advice}"
         )
     summary = read_json(folder / "summary.json", ["confusion", "top1"])
     recipe = read_json(folder / "recipe.json", ["data", "epochs"])

@@ -474,11 +474,17 @@ def test_runs_are_never_overwritten(tmp_path, few_digits):
     other = dataclasses.replace(TINY, depth=2)
     with claimed(tmp_path, other, {}):  # leaves nothing to lose
         pass
+    with pytest.raises(ValueError, match="Resume it: run the command"):
+        report.write_report(tmp_path)
     start(tmp_path, TINY)
     with pytest.raises(ValueError, match=re.escape("depth 1 (now 2)")):
         start(tmp_path, other)
     (tmp_path / "model.keras").touch()
-    with pytest.raises(ValueError, match="holds a finished run"):
+    missing = "holds a finished run.* missing: python -m training.report"
+    with pytest.raises(ValueError, match=missing):
+        start(tmp_path, TINY)
+    (tmp_path / "report.html").touch()
+    with pytest.raises(ValueError, match=r"to start again\.$"):
         start(tmp_path, TINY)
 
 

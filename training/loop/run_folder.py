@@ -99,9 +99,11 @@ def check_folder(output: Path, recipe: Recipe) -> None:
             "--output, or add its --folds to resume it."
         )
     if is_finished(output):
+        is_reported = (output / "report.html").exists()
+        report = f" Its report is missing: python -m training.report {output}"
         raise ValueError(
             f"{output} holds a finished run. Choose another --output, or "
-            "delete the folder to start again."
+            f"delete the folder to start again.{'' if is_reported else report}"
         )
     # A run without a checkpoint has nothing to lose.
     if is_started(output):
