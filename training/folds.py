@@ -72,7 +72,7 @@ def train_folds(
         check = check_recipe if is_finished(folder) else check_folder
         check(folder, settled(fold.resolved(), folder, devices))
         parts = {s: load(fold.data, s, **fold.split()) for s in SPLITS}
-        check_training(*parts.values(), fold.data)
+        check_training(parts["train"], parts["validation"], fold.data)
         check_data(folder, {s: content(part) for s, part in parts.items()})
     for folder, fold in runs.items():
         if not is_finished(folder):
