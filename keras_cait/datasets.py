@@ -122,8 +122,6 @@ def open_dataset(
         )
     if data == "digits":
         return _digits(split)
-    if data == "folder:":  # not the current folder
-        raise ValueError("folder: needs a path, such as folder:photos.")
     if path := folder_of(data):
         return _folder(path, split, validation_fraction, fold)
     return _tensorflow_datasets(data, split, data_dir)
@@ -132,12 +130,17 @@ def open_dataset(
 def folder_of(data: str) -> Path | None:
     """The folder of a dataset `"folder:PATH"`; `None` of others.
 
+    Raises:
+        ValueError: PATH is empty.
+
     Example:
     >>> folder_of("folder:photos"), folder_of("digits")
     (PosixPath('photos'), None)
     """
     if not data.startswith("folder:"):
         return None
+    if data == "folder:":  # not the current folder
+        raise ValueError("folder: needs a path, such as folder:photos.")
     # Shells leave this to programs where it is not the start of an argument.
     return Path(os.path.expanduser(data.removeprefix("folder:")))
 
