@@ -159,6 +159,7 @@ def train(
             trainer.state, output / "checkpoints", chief
         ) as checkpoints,
         ProgressLine() as line,
+        StopSignal() as stop,
     ):
         # 6. Resume from the newest intact checkpoint of this run, if any.
         restored = checkpoints.restore()
@@ -169,7 +170,6 @@ def train(
                 print(f"Resuming at step {first_step} from {restored}")
 
         # 7. The loop: steps, an evaluation after each epoch, checkpoints.
-        stop = StopSignal()
         batches = training_data(recipe, devices, examples, first_step, output)
         validation_batches = validation_data(recipe, devices, validation)
         monitor = Monitor(

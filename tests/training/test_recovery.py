@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ import training.report as report
 from keras_cait.command_line import run
 from tests.helpers.run_training import TINY, build, noise, troubled
 from tests.helpers.runs import assert_bit_equal, read_state
+from training.loop.interruption import StopSignal
 from training.train import train
 
 DROPPING = dataclasses.replace(TINY, epochs=2, drop_path_rate=0.2)  # 8 steps
@@ -61,6 +63,18 @@ def test_signals_save_the_step_under_way(trouble, tmp_path, capsys):
     assert_bit_equal(read_state(stopped), read_state(whole))
     rows = (stopped / "history.csv").read_text().splitlines()
     assert len(rows) == 1 + DROPPING.epochs
+
+
+def test_a_signal_after_the_last_step_ends_the_command():
+    """The next fold of a cross-validation does not start."""
+    before = signal.getsignal(signal.SIGTERM)
+    with (
+        pytest.raises(KeyboardInterrupt, match="after the run was finished"),
+        StopSignal() as stop,
+    ):
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.received
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_loss_that_is_not_finite_stops_before_it_is_saved(trouble, tmp_path):

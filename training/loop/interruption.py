@@ -10,19 +10,31 @@ from types import FrameType
 
 
 class StopSignal:
-    """Whether SIGTERM or Ctrl-C asked the run to stop.
+    """Whether SIGTERM or Ctrl-C asked the run of its block to stop.
 
     The current step is completed first. A second Ctrl-C stops at once, or when
     a checkpoint that is being written is complete.
 
     Attributes:
         received: whether one of the signals has arrived.
+
+    Raises:
+        KeyboardInterrupt: one has arrived, and the block is at its end.
     """
 
-    def __init__(self) -> None:
+    def __enter__(self) -> "StopSignal":
         self.received = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._receive)
+        self.handlers = {
+            number: signal.signal(number, self._receive)
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        if self.received and kind is None:
+            raise KeyboardInterrupt("Stopped after the run was finished.")
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received:
