@@ -55,6 +55,14 @@ def test_a_command_collects_garbage_again(monkeypatch):
     assert gc.isenabled()
 
 
+@pytest.fixture
+def interruptible():
+    """Python leaves SIGINT ignored in the background job of a script."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(
     ("number", "status", "message"),
     [
@@ -63,7 +71,9 @@ def test_a_command_collects_garbage_again(monkeypatch):
     ],
 )
 @pytest.mark.parametrize("where", ["command", "destructor", "native code"])
-def test_signals_stop_a_command(where, number, status, message, capsys):
+def test_signals_stop_a_command(
+    where, number, status, message, capsys, interruptible
+):
     class Destroyed:
         def __del__(self):  # Python drops exceptions that are raised in here
             signal.raise_signal(number)
