@@ -313,9 +313,8 @@ def _layer(model: keras.Model, name_or_index: str | int) -> keras.layers.Layer:
 
 
 def _index(index: int, blocks: list[Any]) -> int:
-    if not isinstance(index, int | np.integer) or not -len(
-        blocks
-    ) <= index < len(blocks):
+    is_integer = isinstance(index, int | np.integer)
+    if not is_integer or not -len(blocks) <= index < len(blocks):
         raise ValueError(
             f"The model has {len(blocks)} self-attention blocks, 0 to "
             f"{len(blocks) - 1}, or -1 for the last. Received: {index!r}."

@@ -31,6 +31,20 @@ REFERENCE_WORDS = {
 }
 
 
+def layer_of(path: str) -> str | None:
+    """The layer of `CaiT` or `ViT` that has a weight; `None` if another has it.
+
+    Args:
+        path: `path` of a Keras variable, also of a model in a name scope.
+
+    Example:
+    >>> layer_of("student/head/kernel"), layer_of("dense/kernel")
+    ('head', None)
+    """
+    *layers, _ = path.split("/")
+    return next(filter(LAYERS.fullmatch, layers), None)
+
+
 def reference_name(path: str) -> str:
     """Returns the reference name of one of our weights.
 
@@ -44,8 +58,8 @@ def reference_name(path: str) -> str:
     'blocks_token_only.0.gamma_2'
     """
     *layers, weight = path.split("/")
-    starts = (i for i, name in enumerate(layers) if LAYERS.fullmatch(name))
-    layers = layers[next(starts, 0) :]  # without name scopes around the model
+    if layer := layer_of(path):  # without name scopes around the model
+        layers = layers[layers.index(layer) :]
     if layers[-1] == weight:  # class token and positions
         layers.pop()
     if weight == "gamma":

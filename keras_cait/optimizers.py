@@ -1,18 +1,13 @@
 """Optimizers, the learning-rate schedule, and which weights learn and decay."""
 
 import math
-import re
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import keras
 from keras import ops
 
-# Layers of CaiT and ViT below the head, in the path of a variable.
-BODY = re.compile(
-    r"(?:^|/)(?:(?:patch|position)_embedding|class_token|norm"
-    r"|(?:self|class)_attention_block_\d+)/"
-)
+from keras_cait.conversion import layer_of
 
 Trainable = Literal["all", "attention", "head"]
 
@@ -314,18 +309,22 @@ def rate_factors(
     >>> factors[0], factors[-1]
     (0.03125, 1.0)
     """
-    block = re.compile(r"(?:^|/)self_attention_block_(\d+)/")
-    blocks = [block.search(variable.path) for variable in variables]
-    depth = 1 + max((int(match[1]) for match in blocks if match), default=-1)
+    layers = [layer_of(variable.path) or "head" for variable in variables]
+    numbers = {
+        layer: int(layer.removeprefix("self_attention_block_"))
+        for layer in layers
+        if layer.startswith("self_attention_block_")
+    }
+    depth = 1 + max(numbers.values(), default=-1)
 
-    def layers_below_head(path: str) -> int:
-        if match := block.search(path):
-            return depth + 1 - int(match[1])
-        if re.search(r"(^|/)(patch|position)_embedding/", path):
+    def layers_below_head(layer: str) -> int:
+        if layer in numbers:
+            return depth + 1 - numbers[layer]
+        if layer in ("patch_embedding", "position_embedding"):
             return depth + 2
-        return 1 if BODY.search(path) else 0
+        return 0 if layer == "head" else 1
 
-    return [layer_decay ** layers_below_head(v.path) for v in variables]
+    return [layer_decay ** layers_below_head(layer) for layer in layers]
 
 
 def freeze(model: keras.Model, trainable: Trainable) -> None:
@@ -359,7 +358,7 @@ def freeze(model: keras.Model, trainable: Trainable) -> None:
         weight
         for weight in model.weights
         if trainable != "all"
-        and BODY.search(weight.path)
+        and layer_of(weight.path) not in (None, "head")
         and not (trainable == "attention" and "/attention/" in weight.path)
     ]
     if len(frozen) == len(model.weights):

@@ -12,11 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_cait.conversion import (
-    from_reference,
-    reference_name,
-    to_reference,
-)
+from keras_cait.conversion import from_reference, layer_of, to_reference
 from keras_cait.files import atomically
 from keras_cait.hub import fetch
 from keras_cait.initializers import filled_later
@@ -248,11 +244,7 @@ def fill(
         tensors = _merge_class_position(tensors)
     variables = model.weights
     if not with_head or "head" not in _layer_names(model):
-        variables = [
-            v
-            for v in variables
-            if not reference_name(v.path).startswith("head.")
-        ]
+        variables = [v for v in variables if layer_of(v.path) != "head"]
         tensors = {
             name: tensor
             for name, tensor in tensors.items()
