@@ -23,7 +23,6 @@ from export.batch.locations import (
     find_files,
     is_remote,
     open_file,
-    open_stream,
 )
 from keras_cait.command_line import one_line
 from keras_cait.datasets import Dataset, open_dataset
@@ -257,7 +256,7 @@ def ahead(function: Callable, items: Iterable) -> Iterator:
 
 def _content(path: str, folder: str) -> bytes | OSError:
     try:
-        with open_stream(path, folder) as file:
+        with open_file(path, folder, in_order=True) as file:
             return file.read()
     except OSError as error:
         return error
@@ -448,7 +447,7 @@ class Records:
     def read(self) -> Iterator[Image]:
         from tensorflow.core.example.example_pb2 import Example
 
-        with open_stream(self.file, self.folder) as file:
+        with open_file(self.file, self.folder, in_order=True) as file:
             stream = pa.BufferedInputStream(file, 1 << 20)
             for index, record in enumerate(_records(stream)):
                 name = f"{self.file}#{index}"

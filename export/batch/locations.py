@@ -57,8 +57,15 @@ def _file_system(scheme: str, bucket: str) -> FileSystem:
     return found
 
 
-def open_file(location: str, folder: str = "") -> pa.NativeFile:
-    """Opens a file to read anywhere in it; arguments as of `open_location`.
+def open_file(
+    location: str, folder: str = "", in_order: bool = False
+) -> pa.NativeFile:
+    """Opens a file to read.
+
+    Args:
+        location, folder: as of `open_location`.
+        in_order: whether it is only read from start to end, which remote files
+            do at less cost.
 
     Example:
     >>> _ = Path("cat.jpg").write_bytes(b"cat")
@@ -68,21 +75,9 @@ def open_file(location: str, folder: str = "") -> pa.NativeFile:
     system, path = open_location(location, folder)
     if isinstance(system, LocalFileSystem):
         return pa.OSFile(os.fsencode(path))  # a name can be any bytes
+    if in_order:
+        return system.open_input_stream(path, compression=None)
     return system.open_input_file(path)
-
-
-def open_stream(location: str, folder: str = "") -> pa.NativeFile:
-    """Opens a file to read it once, which remote ones do at less cost.
-
-    Example:
-    >>> _ = Path("cat.jpg").write_bytes(b"cat")
-    >>> open_stream("cat.jpg").read()
-    b'cat'
-    """
-    system, path = open_location(location, folder)
-    if isinstance(system, LocalFileSystem):
-        return open_file(location, folder)
-    return system.open_input_stream(path, compression=None)
 
 
 def file_stamp(location: str, folder: str = "") -> str:
