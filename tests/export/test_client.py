@@ -277,7 +277,7 @@ def test_the_batch_limit_of_the_server_is_said(server, connect, capsys):
 def test_a_request_that_is_too_large_is_divided(
     server, connect, tmp_path, capsys
 ):
-    """Of an image that is too large alone, nothing else is lost."""
+    """Only an image that is too large by itself has no result."""
     paths = [tmp_path / f"{i}.png" for i in range(5)]
     for path, size in zip(paths, (3, 3, 3, 3, 9), strict=True):
         path.write_bytes(ENCODED[0] + bytes(size << 19))

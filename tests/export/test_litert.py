@@ -151,7 +151,8 @@ def test_an_error_ends_all_runs(exported, images):
         raise KeyboardInterrupt
 
     def run(images):
-        runs.append(time.sleep(0.01))
+        time.sleep(0.01)
+        runs.append(images)
         return {"probabilities": np.zeros((1, len(LABELS)))}
 
     predict.streams = [fail, run]
