@@ -14,7 +14,7 @@ from typing import Any
 from cyclopts import App, Parameter
 
 from benchmarks.results import Output, Rows, show, write
-from training.recipes import Variant
+from training.recipe import Variant
 
 
 def rows(model: Any, images: Any, folder: Path) -> Rows:

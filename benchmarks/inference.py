@@ -19,7 +19,7 @@ from cyclopts import App, Parameter
 
 from benchmarks.interleave import Runner, Timing, interleave, relative
 from benchmarks.results import Count, Output, Rounds, Rows, show, write
-from training.recipes import Variant
+from training.recipe import Variant
 
 LABELS = [f"class {i}" for i in range(1000)]
 # OpenVINO computes in bfloat16 by default where the CPU supports it.

@@ -28,7 +28,7 @@ from benchmarks.inference import (
 )
 from benchmarks.interleave import Runner, Timing, interleave, relative
 from benchmarks.results import Count, Output, Rounds, Rows, show, write
-from training.recipes import Variant
+from training.recipe import Variant
 
 DIGITS = "digits"  # instead of a variant: the model of explanations.py
 CALIBRATED = 100  # digits; of a model that has learned nothing, fewer will do

@@ -21,7 +21,7 @@ from benchmarks.inference import (
 )
 from benchmarks.interleave import Runner, Timing, interleave, relative
 from benchmarks.results import Output, Rounds, Rows, show, write
-from training.recipes import Variant
+from training.recipe import Variant
 
 THREADS = (1, 2)
 

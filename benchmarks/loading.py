@@ -16,7 +16,7 @@ from cyclopts import App
 from benchmarks.inference import Case, Run, timm_model
 from benchmarks.interleave import Runner, Timing, interleave, relative
 from benchmarks.results import Output, Rounds, Rows, show, write
-from training.recipes import Variant
+from training.recipe import Variant
 
 
 def file(case: Case) -> Path:

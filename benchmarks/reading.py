@@ -36,7 +36,8 @@ from training.data.pipeline import (
     training_batches,
     training_transform,
 )
-from training.recipes import RECIPES, override
+from training.recipe import override
+from training.recipes import RECIPES
 
 CLASSES = 10
 DISTINCT = 200  # images, which the records repeat

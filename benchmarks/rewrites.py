@@ -30,7 +30,7 @@ from export.inference_graph import (
     softmax,
 )
 from keras_cait.command_line import run
-from training.recipes import Variant
+from training.recipe import Variant
 
 Function = Callable[[tf.Tensor], Any]
 

@@ -32,7 +32,7 @@ from benchmarks.inference import (
 )
 from benchmarks.interleave import Runner, Timing, interleave, relative
 from benchmarks.results import Count, Output, Rounds, Rows, show, write
-from training.recipes import Variant
+from training.recipe import Variant
 
 CORES = os.cpu_count() or 1
 REQUESTS = 4 * CORES  # of a round

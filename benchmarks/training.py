@@ -18,7 +18,7 @@ from cyclopts import App
 from benchmarks.inference import Run
 from benchmarks.interleave import Runner, Timing, interleave, relative
 from benchmarks.results import Count, Output, Rounds, Rows, show, write
-from training.recipes import Recipe, Variant
+from training.recipe import Recipe, Variant
 
 CLASSES = 1000
 

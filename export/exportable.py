@@ -6,12 +6,8 @@ from pathlib import Path
 import keras
 
 import keras_cait
-from keras_cait.loading import (
-    find_labels,
-    load_labels,
-    load_model,
-    read_labels,
-)
+from keras_cait.labels import find_labels, load_labels, read_labels
+from keras_cait.loading import load_model
 
 
 def load_exportable(

@@ -11,14 +11,9 @@ import tensorflow as tf
 
 import keras_cait
 from export.exportable import image_size
+from keras_cait.labels import embedded_labels, find_labels
 from keras_cait.litert import LiteRTModel
-from keras_cait.loading import (
-    Classifier,
-    embedded_labels,
-    find_labels,
-    load_classifier,
-    saved_model_folder,
-)
+from keras_cait.loading import Classifier, load_classifier, saved_model_folder
 from keras_cait.preprocessing import load_image, resize_and_crop
 
 # A function of encoded images to probabilities `(images, classes)`.

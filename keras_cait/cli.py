@@ -26,12 +26,8 @@ from keras_cait.command_line import (
     run,
 )
 from keras_cait.files import folder_path, image_files, new_output, new_path
-from keras_cait.loading import (
-    Classifier,
-    find_labels,
-    load_classifier,
-    load_labels,
-)
+from keras_cait.labels import find_labels, load_labels
+from keras_cait.loading import Classifier, load_classifier
 from keras_cait.preprocessing import (
     imagenet_labels,
     load_image,

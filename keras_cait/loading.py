@@ -9,7 +9,6 @@ import json
 import math
 import re
 import zipfile
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from keras_cait.files import sha256
 from keras_cait.initializers import filled_later
 from keras_cait.litert import LiteRTModel, check_file
 from keras_cait.models import VARIANTS, CaiT
-from keras_cait.preprocessing import imagenet_labels, preprocess_input
+from keras_cait.preprocessing import preprocess_input
 from keras_cait.pretrained import (
     PRETRAINED,
     PretrainedWeights,
@@ -130,7 +129,7 @@ def load_model(
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size must be positive. Got {image_size}.")
     row = published(source)
-    path = Path() if row else _existing(source)
+    path = Path() if row else existing(source)
     if variant and (row or path.suffix == ".keras"):
         raise ValueError(
             f"{str(source)!r} has an architecture of its own. Omit --variant."
@@ -186,7 +185,7 @@ def load_classifier(
     (32, 32)
     """
     if published(source) is None:
-        path = _existing(source)
+        path = existing(source)
         exported = saved_model_folder(path)
         if exported or path.suffix == ".tflite":
             if image_size or precision or variant:
@@ -221,7 +220,7 @@ def identity(source: str | Path) -> str:
     row = published(source)
     if row:
         return row.repository
-    path = _existing(source)
+    path = existing(source)
     return sha256(saved_model_folder(path) or path)
 
 
@@ -254,100 +253,36 @@ def classifier(model: keras.Model) -> Classifier:
     return Classifier(predict, (height, width), classes, model)
 
 
-def load_labels(
-    source: str | Path, path: str | Path | None = None, classes: int = 1000
-) -> list[str]:
-    """The names of a model's classes, in order.
-
-    Args:
-        source: as of `load_classifier`.
-        path: text file with one label per line; `None` takes the labels in or
-            beside the model (`labels.txt`), otherwise ImageNet's.
-        classes: number of classes of the model.
+def existing(source: str | Path) -> Path:
+    """The file or folder of a source; of a run folder its `model.keras`.
 
     Raises:
-        ValueError: there are no labels for these classes, or two are equal.
+        ValueError: there is none, or it is an unfinished run.
 
     Example:
-    >>> load_labels("S24")[1]
-    'goldfish'
+    >>> existing("nowhere")
+    Traceback (most recent call last):
+    ValueError: There is no model 'nowhere'. Give a published name (S24, \
+S24-384) or the path of a run folder or file.
     """
-    labels = read_labels(path) if path else find_labels(source)
-    if labels is None and classes == 1000:
-        labels = [label for _, label in imagenet_labels()]
-    if labels is None:
+    path = Path(source)
+    if not path.exists():
         raise ValueError(
-            f"{str(source)!r} has {classes} classes and no labels. Give a "
-            "text file with one class name per line: --labels FILE."
+            f"There is no model {str(source)!r}. Give a published name (S24, "
+            "S24-384) or the path of a run folder or file."
         )
-    if len(labels) != classes:
-        raise ValueError(
-            f"Got {len(labels)} labels for the {classes} classes of "
-            f"{str(source)!r}. Give one label per class: --labels FILE."
+    if not (path.is_file() or path.is_dir()):  # a pipe would wait for ever
+        raise ValueError(f"{str(source)!r} is neither a file nor a folder.")
+    if (path / "model.keras").is_file():
+        return path / "model.keras"
+    if path.is_dir() and not saved_model_folder(path):
+        reason = (
+            "an unfinished training run: resume it first"
+            if (path / "recipe.json").is_file()
+            else "neither a finished training run nor a SavedModel"
         )
-    return labels
-
-
-def read_labels(path: str | Path) -> list[str]:
-    """Reads a text file with one label per line, with or without a BOM.
-
-    Raises:
-        ValueError: the file is missing or not text, or a label is empty or
-            given twice.
-
-    Example:
-    >>> _ = Path("labels.txt").write_text("cat\\ndog\\n")
-    >>> read_labels("labels.txt")
-    ['cat', 'dog']
-    """
-    if Path(path).exists() and not Path(path).is_file():
-        raise ValueError(f"Cannot read labels {str(path)!r}: it is not a file.")
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise ValueError(
-            f"Cannot read labels {str(path)!r}: {reason}."
-        ) from None
-    return _checked(text.splitlines(), str(path))
-
-
-def find_labels(source: str | Path) -> list[str] | None:
-    """The labels in or beside a model; `None` where there are none.
-
-    Example:
-    >>> find_labels("S24") is None
-    True
-    """
-    if published(source):
-        return None
-    path = _existing(source)
-    labels = embedded_labels(path) if path.suffix == ".tflite" else None
-    if labels is not None:
-        return labels
-    folder = saved_model_folder(path)
-    beside = (
-        folder / "assets.extra" / "labels.txt"
-        if folder
-        else path.parent / "labels.txt"
-    )
-    return read_labels(beside) if beside.is_file() else None
-
-
-def embedded_labels(path: str | Path) -> list[str] | None:
-    """The labels inside a `.tflite` file; `None` where there are none.
-
-    Example:
-    >>> _ = Path("model.tflite").write_bytes(b"no archive")
-    >>> embedded_labels("model.tflite") is None
-    True
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            text = archive.read("labels.txt").decode("utf-8-sig")
-    except (zipfile.BadZipFile, KeyError):
-        return None
-    return _checked(text.splitlines(), str(path))
+        raise ValueError(f"The folder {str(source)!r} is {reason}.")
+    return path
 
 
 def saved_model_folder(path: str | Path) -> Path | None:
@@ -396,28 +331,6 @@ def build(
         )
     finally:
         keras.config.set_dtype_policy(before)
-
-
-def _existing(source: str | Path) -> Path:
-    """The file or folder of a source; of a run folder its `model.keras`."""
-    path = Path(source)
-    if not path.exists():
-        raise ValueError(
-            f"There is no model {str(source)!r}. Give a published name (S24, "
-            "S24-384) or the path of a run folder or file."
-        )
-    if not (path.is_file() or path.is_dir()):  # a pipe would wait for ever
-        raise ValueError(f"{str(source)!r} is neither a file nor a folder.")
-    if (path / "model.keras").is_file():
-        return path / "model.keras"
-    if path.is_dir() and not saved_model_folder(path):
-        reason = (
-            "an unfinished training run: resume it first"
-            if (path / "recipe.json").is_file()
-            else "neither a finished training run nor a SavedModel"
-        )
-        raise ValueError(f"The folder {str(source)!r} is {reason}.")
-    return path
 
 
 def _keras_file(
@@ -615,18 +528,3 @@ def _litert(path: Path, threads: int | None) -> Classifier:
     check_file(path)
     model = LiteRTModel(path, threads)
     return Classifier(model, model.image_size, model.classes)
-
-
-def _checked(labels: list[str], path: str) -> list[str]:
-    if not labels or not all(labels):
-        raise ValueError(
-            f"{path!r} must hold one label per line and no empty lines. It "
-            f"has {len(labels)} lines, {labels.count('')} of them empty."
-        )
-    (label, count), *_ = Counter(labels).most_common(1)
-    if count > 1:
-        raise ValueError(
-            f"Every class needs its own label. {path!r} has {label!r} {count} "
-            "times."
-        )
-    return labels

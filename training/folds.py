@@ -25,7 +25,7 @@ from training.loop.run_folder import (
 )
 from training.loop.strategies import is_chief
 from training.metrics import balanced_accuracy, class_accuracies
-from training.recipes import Recipe
+from training.recipe import Recipe
 
 
 def train_folds(

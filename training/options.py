@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from cyclopts import Parameter, Token
 
-from training.recipes import Recipe
+from training.recipe import Recipe
 
 StrategyName = Annotated[
     Literal["auto", "one", "mirrored", "workers", "tpu"],

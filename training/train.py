@@ -23,7 +23,8 @@ from training.options import (
     options_of,
     whole_number,
 )
-from training.recipes import GROUPS, Recipe, override, read_recipe, summary
+from training.recipe import Recipe, override, read_recipe
+from training.recipes import GROUPS, summary
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from export.batch.images import Part
+from export.batch.parts import Part
 from export.options import Device
 
 T = TypeVar("T")
@@ -75,14 +75,8 @@ def describe(
         OSError: published weights are neither in the cache nor reachable.
     """
     from export.predictors import embedder, load_pixel_predictor
-    from keras_cait.loading import (
-        find_labels,
-        identity,
-        load_classifier,
-        load_labels,
-        published,
-        read_labels,
-    )
+    from keras_cait.labels import find_labels, load_labels, read_labels
+    from keras_cait.loading import identity, load_classifier, published
 
     names = read_labels(labels) if labels else find_labels(source)
     classes = len(names) if names else None

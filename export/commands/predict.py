@@ -77,13 +77,9 @@ def predict(
         connect,
         threads_per_model,
     )
-    from export.batch.images import (
-        count,
-        digest,
-        parts_of_dataset,
-        parts_of_input,
-    )
+    from export.batch.images import parts_of_dataset, parts_of_input
     from export.batch.job import open_job
+    from export.batch.parts import count, digest
     from export.batch.pipeline import describe, predict_parts
     from export.batch.progress import Progress
     from keras_cait.command_line import require_tensorflow

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from keras_cait.files import sha256
+from keras_cait.labels import load_labels
 from keras_cait.litert import LiteRTModel
-from keras_cait.loading import load_labels
 
 PAGE = Path(__file__).parent / "page"
 # What browsers show as images with pixels.

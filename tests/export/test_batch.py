@@ -22,13 +22,9 @@ from PIL import Image
 import keras_cait
 from export.__main__ import main
 from export.batch.cluster import check_command
-from export.batch.images import (
-    count,
-    digest,
-    parts_of_dataset,
-    parts_of_input,
-)
+from export.batch.images import parts_of_dataset, parts_of_input
 from export.batch.job import open_job
+from export.batch.parts import count, digest
 from export.batch.pipeline import Classify, decode, describe, gather
 from export.inference_graph import InferenceModel
 from export.litert import convert

@@ -21,8 +21,8 @@ from export.predictors import litert_predictor, load_predictor
 from export.quantization import SCHEMES, calibration_images
 from export.serving.model_folder import write_version
 from keras_cait.decoding import resize_and_crop_in_graph
+from keras_cait.labels import find_labels
 from keras_cait.litert import LiteRTModel
-from keras_cait.loading import find_labels
 from keras_cait.preprocessing import (
     load_image,
     resize_and_crop,

@@ -8,14 +8,8 @@ import numpy as np
 import pytest
 
 import keras_cait
-from keras_cait.loading import (
-    find_labels,
-    load_classifier,
-    load_labels,
-    load_model,
-    published,
-    read_labels,
-)
+from keras_cait.labels import find_labels, load_labels, read_labels
+from keras_cait.loading import load_classifier, load_model, published
 from tests.helpers.models import randomise, small
 
 

@@ -10,7 +10,8 @@ import keras_cait
 from keras_cait.attention_maps import self_attention_maps
 from keras_cait.baselines import ViT
 from tests.helpers.models import gradients, randomise
-from training.diagnose import diagnose, distance, main
+from training.diagnose import main
+from training.diagnosis import diagnose, distance
 
 LABELS = np.array([3, 1])
 

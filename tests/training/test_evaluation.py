@@ -24,7 +24,8 @@ from keras_cait.weights import save_weights
 from tests.helpers.models import randomise
 from training.data.datasets import Examples, check_classes, load
 from training.data.pipeline import evaluation_batches
-from training.evaluate import load_for_evaluation, measure, table
+from training.evaluation import load_for_evaluation, measure
+from training.evaluation_table import MEASURED, table
 from training.metrics import (
     Predictions,
     calibration_error,
@@ -327,9 +328,7 @@ def metrics_of(folder):
 
 
 def test_measured_figures_are_those_of_all_checkpoints():
-    assert all(
-        rows.keys() == PRETRAINED.keys() for rows in program.MEASURED.values()
-    )
+    assert all(rows.keys() == PRETRAINED.keys() for rows in MEASURED.values())
     result = {
         **{"model": "m", "images": 1, "top1": 0.9, "top5": 0.99, "ece": 0.1},
         **{"images_per_second": None, "data": "imagenet2012_real"},

@@ -15,7 +15,7 @@ from cyclopts import App
 import keras_cait.cli
 import training.loop.progress as progress
 from export.__main__ import app as export_app
-from training import diagnose, evaluate, figures, report
+from training import diagnose, evaluate, figures, report_sections
 from training.loop.history import History, read_history
 from training.loop.progress import Meter, ProgressLine
 from training.loop.tensorboard import TensorBoard
@@ -140,7 +140,7 @@ def test_commands_of_the_report_are_complete(tmp_path):
     }
     apps["training.train"].default(make_command(FINETUNE))
     recipe = dataclasses.asdict(FINETUNE) | {"data": "folder:my photos"}
-    for _, parts in report.commands(tmp_path / "a run", recipe):
+    for _, parts in report_sections.commands(tmp_path / "a run", recipe):
         python, _, module, *arguments = shlex.split(" ".join(parts))
         assert python == "python"
         if module == "training.train":

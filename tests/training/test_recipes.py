@@ -23,15 +23,8 @@ from training.data.pipeline import training_batches
 from training.loop.model import check_weights
 from training.loop.run_folder import settled
 from training.loop.strategies import make_strategy
-from training.recipes import (
-    FIGURES,
-    RECIPES,
-    Recipe,
-    Variant,
-    override,
-    read_recipe,
-    summary,
-)
+from training.recipe import Recipe, Variant, override, read_recipe
+from training.recipes import FIGURES, RECIPES, summary
 
 SYNSETS = ("n01440764", "n01443537", "n02099601", "n07753592")
 TRAINING_IMAGES, VALIDATION_IMAGES = 6, 8  # per class; in all

@@ -6,10 +6,14 @@ import json
 import numpy as np
 import pytest
 
-import training.studies as program
 from keras_cait.baselines import ViT
 from tests.helpers.run_training import noise
-from training.studies import PAPER, SCALES, STUDIES, run_study, table, train
+from training import studies
+from training.studies import run_study
+from training.study import trainings
+from training.study.cells import PAPER, SCALES, STUDIES
+from training.study.tables import table
+from training.study.trainings import train
 
 
 def shrunk():
@@ -39,7 +43,7 @@ def of_study(scale, row):
 
 @pytest.fixture
 def tiny(monkeypatch):
-    monkeypatch.setattr(program, "load", noise)
+    monkeypatch.setattr(trainings, "load", noise)
     return shrunk()
 
 
@@ -48,7 +52,7 @@ def trained(tmp_path_factory):
     """The folder and the result of a training of LayerScale."""
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(program, "load", noise)
+        patch.setattr(trainings, "load", noise)
         return folder, train(of_study(shrunk(), "LayerScale"), 0, folder)
 
 
@@ -114,14 +118,14 @@ def test_a_study_resumes_and_ends_with_a_table_and_a_figure(
         trained.append((cell.name, seed))
         return train(cell, seed, *rest)
 
-    monkeypatch.setattr(program, "train", interrupted)
+    monkeypatch.setattr(trainings, "train", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_study("depth", tiny, tmp_path)
     written = {
         file: file.stat().st_mtime_ns for file in tmp_path.glob("*blocks*.json")
     }
     assert len(written) == 3
-    monkeypatch.setattr(program, "train", train)
+    monkeypatch.setattr(trainings, "train", train)
     results = run_study("depth", tiny, tmp_path)
     assert len(results) == 2 * 2
     for file, at in written.items():
@@ -148,7 +152,7 @@ def test_an_interrupted_training_resumes(tiny, trained, tmp_path, monkeypatch):
     """To the very result of one that was not."""
     cell = of_study(tiny, "LayerScale")
     _, whole = trained
-    data = program.training_data
+    data = trainings.training_data
 
     def broken(recipe, strategy, examples, step, output):
         for batch in data(recipe, strategy, examples, step, output):
@@ -157,7 +161,7 @@ def test_an_interrupted_training_resumes(tiny, trained, tmp_path, monkeypatch):
             yield batch
             step += 1
 
-    monkeypatch.setattr(program, "training_data", broken)
+    monkeypatch.setattr(trainings, "training_data", broken)
     with pytest.raises(KeyboardInterrupt):
         train(cell, 0, tmp_path / "broken", save_seconds=0)
     steps = []
@@ -166,7 +170,7 @@ def test_an_interrupted_training_resumes(tiny, trained, tmp_path, monkeypatch):
         steps.append(step)
         yield from data(recipe, strategy, examples, step, output)
 
-    monkeypatch.setattr(program, "training_data", noted)
+    monkeypatch.setattr(trainings, "training_data", noted)
     rest = train(cell, 0, tmp_path / "broken")
     assert steps == [4]  # the end of the first epoch
     for key in ("top1", "raw_top1", "gammas", "loss"):
@@ -174,14 +178,14 @@ def test_an_interrupted_training_resumes(tiny, trained, tmp_path, monkeypatch):
 
 
 def test_a_training_that_fails_is_reported_as_such(tiny, tmp_path, monkeypatch):
-    data = program.training_data
+    data = trainings.training_data
 
     def spoiled(recipe, strategy, examples, step, output):
         for images, targets in data(recipe, strategy, examples, step, output):
             yield (images * np.nan if step == 2 else images), targets
             step += 1
 
-    monkeypatch.setattr(program, "training_data", spoiled)
+    monkeypatch.setattr(trainings, "training_data", spoiled)
     cell = of_study(tiny, "pre-norm")
     result = train(cell, 0, tmp_path)
     assert result["failed_at_step"] == 2
@@ -213,7 +217,7 @@ def test_the_command_runs_a_study(tiny, tmp_path, monkeypatch, capsys):
     cell = of_study(tiny, "LayerScale")
     monkeypatch.setitem(STUDIES, "depth", lambda scale: [cell])
     with pytest.raises(SystemExit) as end:
-        program.main(
+        studies.main(
             [
                 *("depth", "--output", str(tmp_path), "--seeds", "1"),
                 *("--strategy", "one", "--processes", "1"),
@@ -227,7 +231,7 @@ def test_the_command_runs_a_study(tiny, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("option", ["--seeds", "--processes"])
 def test_nothing_is_not_a_number_of_trainings(option, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
-        program.main(["depth", "--output", str(tmp_path / "new"), option, "0"])
+        studies.main(["depth", "--output", str(tmp_path / "new"), option, "0"])
     assert end.value.code == 2
     message = f'Invalid value "0" for {option}. Must be >= 1. See --help.\n'
     assert capsys.readouterr().err == message

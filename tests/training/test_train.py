@@ -33,7 +33,8 @@ from training.loop.optimizers import make_optimizer
 from training.loop.run_folder import check_data, claimed, settled
 from training.loop.stack_traces import one_stack_trace
 from training.loop.trainer import Trainer
-from training.recipes import QUICKSTART, RECIPES, Recipe, override
+from training.recipe import Recipe, override
+from training.recipes import QUICKSTART, RECIPES
 
 TINY = dataclasses.replace(
     QUICKSTART,

@@ -25,7 +25,7 @@ from training.data.augmentation import (
 from training.data.datasets import Examples
 from training.data.mixup import mixup_cutmix, smooth_one_hot
 from training.data.randaugment import rand_augment
-from training.recipes import Recipe
+from training.recipe import Recipe
 
 UNREADABLE = "unreadable.json"  # in the run's folder
 
@@ -122,7 +122,8 @@ def training_batches(
 
     Example:
     >>> from training.data.datasets import load
-    >>> from training.recipes import RECIPES, override
+    >>> from training.recipe import override
+    >>> from training.recipes import RECIPES
     >>> recipe = override(RECIPES["quickstart"], global_batch_size=8)
     >>> digits = load("digits", "train")
     >>> batches = training_batches(

@@ -16,7 +16,7 @@ from training.loop.losses import (
     soft_distillation,
     soft_target_cross_entropy,
 )
-from training.recipes import Recipe
+from training.recipe import Recipe
 
 Loss = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 

@@ -8,7 +8,7 @@ from keras_cait.optimizers import freeze
 from keras_cait.pretrained import PRETRAINED, nearest_pretrained
 from keras_cait.weights import load_pretrained, load_weights
 from training.loop.rematerialization import rematerialize, rematerialize_mlp
-from training.recipes import Recipe
+from training.recipe import Recipe
 
 
 def build(recipe: Recipe, classes: int) -> CaiT:

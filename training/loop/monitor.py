@@ -12,7 +12,7 @@ from training.loop.history import History
 from training.loop.progress import Meter, ProgressLine, described
 from training.loop.tensorboard import TensorBoard
 from training.loop.trainer import Trainer, means_of
-from training.recipes import Recipe
+from training.recipe import Recipe
 
 
 class Monitor:

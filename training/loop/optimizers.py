@@ -5,7 +5,7 @@ from typing import Any
 import keras
 
 from keras_cait import optimizers
-from training.recipes import Recipe
+from training.recipe import Recipe
 
 
 class SummedGradients(optimizers.Optimizer):

@@ -3,7 +3,7 @@
 from keras_cait.optimizers import decays
 from training.data.datasets import Examples
 from training.loop.trainer import Trainer
-from training.recipes import Recipe
+from training.recipe import Recipe
 
 
 def print_overview(

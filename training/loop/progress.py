@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from training.recipes import Recipe
+from training.recipe import Recipe
 
 NOTABLE_WAIT = 0.1  # share of the time that is spent without data
 

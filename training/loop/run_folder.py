@@ -37,7 +37,7 @@ from training.metrics import (
     predictions,
     top_k,
 )
-from training.recipes import Recipe
+from training.recipe import Recipe
 
 
 def is_started(output: Path) -> bool:

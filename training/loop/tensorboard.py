@@ -14,7 +14,7 @@ from keras_cait.attention_maps import overlay, saliency_maps
 from keras_cait.files import atomically
 from training.data.datasets import Examples
 from training.figures import confusion_matrix, gallery, pixels
-from training.recipes import Recipe
+from training.recipe import Recipe
 
 SHOWN = 8  # images
 # TensorBoard shows as many of each curve, and of each image.

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from training.loop.distillation import Loss
 from training.loop.stack_traces import one_stack_trace
-from training.recipes import Recipe
+from training.recipe import Recipe
 
 SUM = tf.distribute.ReduceOp.SUM
 MOST_CLASSES = 100  # whose confusion is counted while training

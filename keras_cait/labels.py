@@ -1,0 +1,119 @@
+"""Labels: the names of a model's classes, in it, beside it or in a file."""
+
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+from keras_cait.loading import existing, published, saved_model_folder
+from keras_cait.preprocessing import imagenet_labels
+
+
+def load_labels(
+    source: str | Path, path: str | Path | None = None, classes: int = 1000
+) -> list[str]:
+    """The names of a model's classes, in order.
+
+    Args:
+        source: as of `load_classifier`.
+        path: text file with one label per line; `None` takes the labels in or
+            beside the model (`labels.txt`), otherwise ImageNet's.
+        classes: number of classes of the model.
+
+    Raises:
+        ValueError: there are no labels for these classes, or two are equal.
+
+    Example:
+    >>> load_labels("S24")[1]
+    'goldfish'
+    """
+    labels = read_labels(path) if path else find_labels(source)
+    if labels is None and classes == 1000:
+        labels = [label for _, label in imagenet_labels()]
+    if labels is None:
+        raise ValueError(
+            f"{str(source)!r} has {classes} classes and no labels. Give a "
+            "text file with one class name per line: --labels FILE."
+        )
+    if len(labels) != classes:
+        raise ValueError(
+            f"Got {len(labels)} labels for the {classes} classes of "
+            f"{str(source)!r}. Give one label per class: --labels FILE."
+        )
+    return labels
+
+
+def read_labels(path: str | Path) -> list[str]:
+    """Reads a text file with one label per line, with or without a BOM.
+
+    Raises:
+        ValueError: the file is missing or not text, or a label is empty or
+            given twice.
+
+    Example:
+    >>> _ = Path("labels.txt").write_text("cat\\ndog\\n")
+    >>> read_labels("labels.txt")
+    ['cat', 'dog']
+    """
+    if Path(path).exists() and not Path(path).is_file():
+        raise ValueError(f"Cannot read labels {str(path)!r}: it is not a file.")
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ValueError(
+            f"Cannot read labels {str(path)!r}: {reason}."
+        ) from None
+    return _checked(text.splitlines(), str(path))
+
+
+def find_labels(source: str | Path) -> list[str] | None:
+    """The labels in or beside a model; `None` where there are none.
+
+    Example:
+    >>> find_labels("S24") is None
+    True
+    """
+    if published(source):
+        return None
+    path = existing(source)
+    labels = embedded_labels(path) if path.suffix == ".tflite" else None
+    if labels is not None:
+        return labels
+    folder = saved_model_folder(path)
+    beside = (
+        folder / "assets.extra" / "labels.txt"
+        if folder
+        else path.parent / "labels.txt"
+    )
+    return read_labels(beside) if beside.is_file() else None
+
+
+def embedded_labels(path: str | Path) -> list[str] | None:
+    """The labels inside a `.tflite` file; `None` where there are none.
+
+    Example:
+    >>> _ = Path("model.tflite").write_bytes(b"no archive")
+    >>> embedded_labels("model.tflite") is None
+    True
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            text = archive.read("labels.txt").decode("utf-8-sig")
+    except (zipfile.BadZipFile, KeyError):
+        return None
+    return _checked(text.splitlines(), str(path))
+
+
+def _checked(labels: list[str], path: str) -> list[str]:
+    if not labels or not all(labels):
+        raise ValueError(
+            f"{path!r} must hold one label per line and no empty lines. It "
+            f"has {len(labels)} lines, {labels.count('')} of them empty."
+        )
+    (label, count), *_ = Counter(labels).most_common(1)
+    if count > 1:
+        raise ValueError(
+            f"Every class needs its own label. {path!r} has {label!r} {count} "
+            "times."
+        )
+    return labels

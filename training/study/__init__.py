@@ -1,0 +1,1 @@
+"""The models, trainings and tables of the studies."""
