@@ -74,7 +74,7 @@ def load_image(
     (48, 64, 3)
     """
     if isinstance(source, Image.Image):
-        return _rgb(source, "The Pillow image", max_megapixels)
+        return _decode(source, "The Pillow image", max_megapixels)
     if isinstance(source, bytes | bytearray | memoryview):
         name = f"The source ({len(source)} bytes)"
         return _decode(io.BytesIO(source), name, max_megapixels)
@@ -116,7 +116,12 @@ def resize_and_crop(
     Reference: README_cait.md of facebookresearch/deit (crop ratio 1.0).
     """
     image = np.asarray(image)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+    if (
+        image.dtype != np.uint8
+        or image.ndim != 3
+        or image.shape[-1] != 3
+        or 0 in image.shape
+    ):
         raise ValueError(
             "image must be a uint8 array (height, width, 3). Received: "
             f"{image.dtype} of shape {image.shape}. load_image makes one."
@@ -315,9 +320,11 @@ def _half(x: Any) -> Any:
     return (x + (x % 4) // 3) // 2
 
 
-def _decode(file: Any, name: str, max_megapixels: float) -> np.ndarray:
+def _decode(source: Any, name: str, max_megapixels: float) -> np.ndarray:
     try:
-        with Image.open(file, formats=FORMATS) as image:
+        if isinstance(source, Image.Image):  # it may not be decoded yet
+            return _rgb(source, name, max_megapixels)
+        with Image.open(source, formats=FORMATS) as image:
             return _rgb(image, name, max_megapixels)
     except FileNotFoundError:
         advice = " Download it first." if "://" in name else ""
@@ -333,11 +340,13 @@ def _decode(file: Any, name: str, max_megapixels: float) -> np.ndarray:
 
 
 class _Refused(ValueError):
-    """The image is readable, but too large or without a known range."""
+    """The image is readable, but too large, empty or without known range."""
 
 
 def _rgb(image: Image.Image, name: str, max_megapixels: float) -> np.ndarray:
     width, height = image.size
+    if 0 in image.size:
+        raise _Refused(f"{name} has no pixels.")
     if width * height > max_megapixels * 1e6:
         raise _Refused(
             f"{name} has {width} x {height} pixels, more than "

@@ -195,6 +195,8 @@ def test_broken_images_are_named(tmp_path):
         keras_cait.load_image(tmp_path)
     with pytest.raises(ValueError, match=r"\(8 bytes\) is not an image"):
         keras_cait.load_image(b"no image")
+    with pytest.raises(ValueError, match="Pillow image cannot be read"):
+        keras_cait.load_image(Image.open(io.BytesIO(whole[:2000])))
 
 
 @pytest.mark.parametrize(
@@ -217,12 +219,20 @@ def test_broken_images_are_named(tmp_path):
             "^The Pillow image holds floating-point pixels",
         ),
         (
+            lambda: keras_cait.load_image(Image.new("L", (0, 4))),
+            "^The Pillow image has no pixels",
+        ),
+        (
             lambda: keras_cait.load_image("https://example.org/cat.jpg"),
             "no image at 'https://example.org/cat.jpg'. Download it first.",
         ),
         (
             lambda: preprocessing.resize_and_crop(np.zeros((4, 4, 3)), 224),
             "image must be a uint8 array .* load_image makes one",
+        ),
+        (
+            lambda: preprocessing.resize_and_crop(np.zeros((0, 4, 3), "u1"), 8),
+            r"image must be .* Received: uint8 of shape \(0, 4, 3\)",
         ),
         (
             lambda: preprocessing.resize_and_crop(np.zeros((4, 4, 3), "u1"), 0),
