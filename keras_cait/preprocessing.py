@@ -60,7 +60,8 @@ def load_image(
             or `(height, width, channels)` with 1, 3 (RGB) or 4 (RGBA)
             channels.
         max_megapixels: limit of width x height in millions, except for arrays.
-            It is checked before the image is decoded.
+            It is checked before the image is decoded. Pillow has its own limit
+            for files, twice `PIL.Image.MAX_IMAGE_PIXELS`, by default 179.
 
     Returns:
         uint8 array `(height, width, 3)`, RGB in 0...255.
@@ -330,7 +331,18 @@ def _decode(source: Any, name: str, max_megapixels: float) -> np.ndarray:
         advice = " Download it first." if "://" in name else ""
         raise ValueError(f"There is no image at {name}.{advice}") from None
     except Image.UnidentifiedImageError:
-        raise ValueError(f"{name} is not an image, or is damaged.") from None
+        raise ValueError(
+            f"{name} is not an image of a known format, or is damaged. "
+            f"Expected {', '.join(FORMATS)}: convert others, such as HEIC, "
+            "first."
+        ) from None
+    except Image.DecompressionBombError:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+        raise ValueError(
+            f"{name} has more than {limit:.0f} megapixels, which Pillow does "
+            "not open. Shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS and "
+            "max_megapixels if you trust it."
+        ) from None
     except _Refused as error:
         raise ValueError(str(error)) from None
     except Exception as error:  # decoders fail in many ways on broken files

@@ -223,8 +223,8 @@ def to_pixels(
 
     Example:
     >>> pixels, error = to_pixels(b"no image", (8, 8))
-    >>> int(pixels.max()), error
-    (0, 'The source (8 bytes) is not an image, or is damaged.')
+    >>> int(pixels.max()), error.partition(",")[0]
+    (0, 'The source (8 bytes) is not an image of a known format')
     """
     from keras_cait.command_line import one_line
     from keras_cait.preprocessing import load_image, resize_and_crop

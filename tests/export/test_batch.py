@@ -333,7 +333,7 @@ def test_a_row_is_what_the_model_says(name, models, images):
     files = sorted(map(str, images.iterdir()))
     assert [row["image"] for row in rows] == files
     for i in BAD:
-        assert "is not an image, or is damaged." in rows[i]["error"]
+        assert "is not an image of a known format" in rows[i]["error"]
         assert rows[i]["classes"] is rows[i]["scores"] is None
     good = [i for i in range(COUNT) if i not in BAD]
     pixels = np.stack(
