@@ -11,6 +11,9 @@ from keras_cait.preprocessing import ORIENTATION
 
 # Name of the segment of a JPEG, and of a chunk that some programs write.
 EXIF = b"Exif\0\0"
+# Bytes of an integer, by the type of the entry. In Pillow, other types and
+# unsigned bytes do not turn an image.
+BYTES = (0, 0, 0, 2, 4, 0, 1, 0, 2, 4, 0, 0, 0, 4, 0)
 
 
 # Called where there is EXIF: inlined, its operations cost time in any image.
@@ -37,10 +40,16 @@ def read_orientation(tiff: tf.Tensor) -> tf.Tensor:
 
     directory = tf.minimum(read(tf.constant(4, tf.int64), 4), end)
     entries = directory + 2 + 12 * tf.range(read(directory, 2))
-    # The value is a short integer, or a long one.
-    is_short = read(entries + 2, 2) == 3
-    values = tf.where(is_short, read(entries + 8, 2), read(entries + 8, 4))
-    values = tf.where(read(entries, 2) == ORIENTATION, values, 1)
+    # The first of as many integers as fit into the 4 bytes of the value.
+    kinds = tf.minimum(read(entries + 2, 2), len(BYTES) - 1)
+    length = tf.gather(tf.constant(BYTES, tf.int64), kinds)
+    size = length * read(entries + 4, 4)
+    values = read(entries + 8, 4)
+    values = tf.where(
+        is_intel, values % 256**length, values // 256 ** (4 - length)
+    )
+    is_orientation = (read(entries, 2) == ORIENTATION) & (size > 0)
+    values = tf.where(is_orientation & (size <= 4), values, 1)
     orientation = tf.reduce_max(tf.pad(values, [[0, 1]], constant_values=1))
     good = (is_intel | is_motorola) & (orientation >= 1) & (orientation <= 8)
     return tf.where(good, orientation, 1)

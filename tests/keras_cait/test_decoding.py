@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import struct
 import subprocess
 import sys
 
@@ -136,6 +137,24 @@ def test_images_are_turned_upright(kind, orientation, endian):
         np.testing.assert_array_equal(
             decode_crop(encoded, [top, left, rows, columns]), part
         )
+
+
+@pytest.mark.filterwarnings("ignore")  # of Pillow, about wrong counts
+@pytest.mark.parametrize("endian", "<>")
+def test_an_orientation_of_any_type_is_that_of_load_image(endian):
+    start = {"<": b"Exif\0\0II*\0\x08\0\0\0", ">": b"Exif\0\0MM\0*\0\0\0\x08"}
+    sizes = {3: "H", 4: "I", 8: "H", 9: "I", 13: "I"}
+    turned = set()
+    for kind in range(16):
+        six = struct.pack(endian + sizes.get(kind, "B"), 6)
+        for count in (0, 1, 2, 2**31):
+            entry = struct.pack(endian + "HHHI", 1, 0x0112, kind, count)
+            exif = start[endian] + entry + six.ljust(4, b"\0") + bytes(4)
+            encoded = encode(example(4, 6), "JPEG", exif=exif)
+            pixels = decode_image(encoded)
+            np.testing.assert_array_equal(pixels, load_image(encoded))
+            turned |= {(kind, count)} if len(pixels) == 6 else set()
+    assert {(3, 1), (4, 1)} < turned
 
 
 def test_only_exif_turns_an_image():
