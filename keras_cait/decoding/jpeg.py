@@ -12,6 +12,7 @@ from keras_cait.preprocessing import MAX_SCANS
 
 FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended and progressive Huffman
 SCAN, APP1, APP14, FILL = 0xDA, 0xE1, 0xEE, 0xFF
+ADOBE_LENGTH = 12
 # Tables, comments and application data may stand between them.
 SEGMENTS = (*FRAMES, 0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0), FILL)
 REFUSED = "A JPEG of a kind that is not supported, or with a damaged header."
@@ -36,7 +37,10 @@ def read_header(encoded: tf.Tensor) -> tf.Tensor:
             [
                 tf.reduce_any(marker == FRAMES),
                 (marker == APP1) & (name == EXIF),
-                (marker == APP14) & tf.strings.regex_full_match(name, "Adobe."),
+                # A shorter one tells Pillow that CMYK is inverted, not libjpeg.
+                (marker == APP14)
+                & (length >= 2 + ADOBE_LENGTH)
+                & (tf.strings.substr(name, 0, 5) == b"Adobe"),
             ]
         )
         return at, marker, length, tf.where(is_kind & (found == 0), at, found)

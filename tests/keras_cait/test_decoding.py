@@ -182,6 +182,18 @@ def test_damaged_exif_turns_nothing(kind, exif):
     np.testing.assert_array_equal(load_image(damaged), load_image(plain))
 
 
+def test_a_short_marker_of_adobe_is_none():
+    """To libjpeg, which then does not invert CMYK as Pillow does."""
+    encoded = KINDS["JPEG, CMYK"]
+    start = encoded.index(b"\xff\xee\0\x0eAdobe")
+    short = (
+        encoded[:start] + b"\xff\xee\0\x09Adobe\0\x64" + encoded[start + 16 :]
+    )
+    load_image(short)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="not supported"):
+        decode_image(short)
+
+
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
 @pytest.mark.parametrize("progressive", [False, True])
 def test_a_crop_of_a_jpeg_is_a_part_of_it(subsampling, progressive):
