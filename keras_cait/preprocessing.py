@@ -7,6 +7,7 @@ TensorFlow graph.
 
 import functools
 import io
+import math
 import os
 from collections.abc import Callable
 from importlib import resources
@@ -29,6 +30,7 @@ FORMATS = (
 # A progressive JPEG is decoded once per scan. Encoders write 10 or so; a
 # thousand of 50 megapixels fit into 100 KB and take a minute.
 MAX_SCANS = 100
+TILE_SIDES = (0x0142, 0x0143)  # width and height, tags of TIFF
 # How Pillow turns an image upright, by its EXIF orientation.
 ORIENTATION = 0x0112
 TURNS = {
@@ -157,10 +159,13 @@ def decoding_memory(max_megapixels: float = MAX_MEGAPIXELS) -> float:
 
     That is in addition to the encoded file. A decoded image has 3 bytes per
     pixel; a progressive CMYK JPEG takes the most, less than 4 times that, and
-    50 MB are added for the rest. The limit holds for `load_image`, and for
-    `keras_cait.decoding` with a batch of any size.
+    50 MB are added for the rest. The limit holds for JPEG, PNG, GIF and BMP, in
+    `load_image` and in `keras_cait.decoding` with a batch of any size. Of the
+    formats that only `load_image` reads, WebP and JPEG 2000 take up to twice as
+    much, and an AVIF can hide an image of other size than it declares, of up to
+    268 megapixels, which takes gigabytes.
 
-    Source: `python -m benchmarks.images`.
+    Source: `python -m benchmarks.images`; WebP, JPEG 2000 and AVIF by hand.
 
     Args:
         max_megapixels: the limit of pixels, in millions.
@@ -356,9 +361,12 @@ class _Refused(ValueError):
 
 
 def _rgb(image: Image.Image, name: str, max_megapixels: float) -> np.ndarray:
-    width, height = image.size
     if 0 in image.size:
         raise _Refused(f"{name} has no pixels.")
+    # A tile of a TIFF is decoded whole, and may be larger than the image.
+    tags = getattr(image, "tag_v2", {})
+    tile = tuple(tags.get(side, 0) for side in TILE_SIDES)
+    width, height = max(image.size, tile, key=math.prod)
     if width * height > max_megapixels * 1e6:
         raise _Refused(
             f"{name} has {width} x {height} pixels, more than "

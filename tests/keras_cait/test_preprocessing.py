@@ -2,7 +2,9 @@
 
 import io
 import os
+import struct
 import time
+import zlib
 
 import keras
 import numpy as np
@@ -290,6 +292,22 @@ def test_the_limit_of_pixels_can_be_raised():
     data = image_files.png(16320, 12240, bits=1)
     with pytest.raises(ValueError, match=r"179 megapixels.*MAX_IMAGE_PIXELS"):
         keras_cait.load_image(data, max_megapixels=250)
+
+
+def test_a_large_tile_of_a_small_image_is_refused():
+    tile = zlib.compress(bytes(4000 * 3000))
+    tags = [
+        *((256, 16), (257, 16), (258, 8), (259, 8), (262, 1), (277, 1)),
+        *((322, 4000), (323, 3000), (324, 134), (325, len(tile))),
+    ]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, n) for tag, n in tags)
+    data = b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + entries
+    data += bytes(4) + tile
+    assert keras_cait.load_image(data).shape == (16, 16, 3)
+    with pytest.raises(
+        ValueError, match="4000 x 3000 pixels, more than 10 meg"
+    ):
+        keras_cait.load_image(data, max_megapixels=10)
 
 
 def test_a_jpeg_of_many_scans_is_refused():
