@@ -321,6 +321,7 @@ def test_the_reason_is_named(encoded, reason):
 
 # Their first header is true, or what a decoder makes of it is bounded.
 READ = {
+    "JPEG, 20 MB behind the scans",
     "JPEG, data of fewer rows",  # gray, as libjpeg fills the missing rows
     "PNG, data of more rows",
     "GIF, frame of 65535",
@@ -331,6 +332,9 @@ READ = {
     "GIF, 3000 frames",
 }
 HOSTILE = image_files.liars() | image_files.bombs()
+HOSTILE["JPEG, 20 MB behind the scans"] = (
+    KINDS["JPEG, progressive"] + 20_000_000 * b"\xff"
+)
 # Peak memory, less what the process had: reset, decode, read.
 DECODE_ALL = """
 import json, sys, time
