@@ -27,8 +27,8 @@ OTHERS = (
 UNKNOWN = "Not a JPEG, PNG, GIF or BMP image"
 NO_PIXELS = "The image has no pixels."
 TOO_LARGE = "The image has more than {:g} megapixels (height, width):"
-# By format: the file does not end as it should, its header cannot be read, or
-# its pixels cannot be decoded.
+# By format: its pixels cannot be decoded and its end is missing, its header
+# cannot be read, or its pixels cannot be decoded.
 ENDS = (b"\xff\xd9", b"IEND\xaeB`\x82", b"", b"")
 REASONS = (
     ("A JPEG that is not whole.", jpeg.REFUSED, "A JPEG that is damaged."),
@@ -69,14 +69,15 @@ def reasons(
     for image_format in FORMATS:
         end = ENDS[image_format]
         not_whole, no_header, no_pixels = REASONS[image_format]
-        damage = tf.where(read, no_pixels, no_header)
-        damage = tf.where(has(end, sizes - len(end)), damage, not_whole)
+        # Bytes may follow the end: it tells nothing about a header.
+        damage = tf.where(has(end, sizes - len(end)), no_pixels, not_whole)
+        damage = tf.where(read, damage, no_header)
         reason = tf.where(has(SIGNATURES[image_format], 0), damage, reason)
-    reason = tf.where(read & ~has_pixels(headers), NO_PIXELS, reason)
     height, width = tf.unstack(tf.strings.as_string(headers[:, 1:3]), axis=1)
     text = f"{TOO_LARGE.format(max_megapixels)} ["
     large = tf.strings.join([text, height, " ", width, "]"])
-    return tf.where(is_too_large(headers, max_megapixels), large, reason)
+    reason = tf.where(is_too_large(headers, max_megapixels), large, reason)
+    return tf.where(read & ~has_pixels(headers), NO_PIXELS, reason)
 
 
 def has_pixels(headers: tf.Tensor) -> tf.Tensor:

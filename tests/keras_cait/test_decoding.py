@@ -307,7 +307,12 @@ def test_every_image_of_a_batch_is_decoded_for_itself():
         (KINDS["BMP, 24 bits"][:999], bmp.REFUSED),
         (KINDS["BMP, header of OS/2"], bmp.REFUSED),
         (KINDS["JPEG, CMYK without Adobe marker"], jpeg.REFUSED),
+        (KINDS["JPEG, CMYK without Adobe marker"] + bytes(2), jpeg.REFUSED),
         (image_files.png(0, 8), "The image has no pixels."),
+        (
+            image_files.png(1, 1).replace(b"\0\0\0\1", b"\xff\0\0\0"),
+            "The image has no pixels.",
+        ),
         (
             image_files.png(2000, 1500),
             "The image has more than 2 megapixels (height, width): [2000 1500]",
