@@ -9,7 +9,9 @@ import functools
 import io
 import math
 import os
+import struct
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import resources
 from typing import Any
 
@@ -32,7 +34,9 @@ FORMATS = (
 MAX_SCANS = 100
 TILE_SIDES = (0x0142, 0x0143)  # width and height, tags of TIFF
 # How Pillow turns an image upright, by its EXIF orientation.
+EXIF = b"Exif\0\0"
 ORIENTATION = 0x0112
+INTEGERS = {3: "H", 4: "I"}  # short and long, by their types in EXIF
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -448,18 +452,27 @@ def _check_scans(image: Image.Image, name: str) -> None:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1...8; 1 if none can be read.
+    """The EXIF orientation; 1 if none can be read.
 
-    Not `Image.getexif`, which also searches other metadata, as browsers and
-    `keras_cait.decoding` do not.
+    As in `keras_cait.decoding.orientation`. Not `Image.getexif`, which also
+    searches other metadata and stops at a damaged entry, as browsers do not.
     """
-    exif = Image.Exif()
-    try:
-        exif.load(image.info.get("exif", b""))
-        orientation = exif.get(ORIENTATION, 1)
-    except Exception:  # damaged EXIF; the pixels may be good
+    # Some programs write the prefix of a JPEG in a PNG, where Pillow adds it.
+    tiff = image.info.get("exif", b"").removeprefix(EXIF).removeprefix(EXIF)
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
+    if order is None:
         return 1
-    return orientation if isinstance(orientation, int) else 1
+    tiff += bytes(12)  # what is read behind the end is 0: no tag
+    found = [1]
+    with suppress(struct.error):
+        (start,) = struct.unpack_from(f"{order}I", tiff, 4)
+        (count,) = struct.unpack_from(f"{order}H", tiff, start)
+        for at in range(start + 2, start + 2 + 12 * count, 12):
+            tag, kind, number = struct.unpack_from(f"{order}HHI", tiff, at)
+            if tag == ORIENTATION and kind in INTEGERS and number == 1:
+                value = f"{order}{INTEGERS[kind]}"
+                found += struct.unpack_from(value, tiff, at + 8)
+    return max(found)
 
 
 def _taps(

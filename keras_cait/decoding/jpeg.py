@@ -6,9 +6,9 @@ counts) and data. Reference: ITU-T T.81, annex B.
 
 import tensorflow as tf
 
-from keras_cait.decoding.orientation import EXIF, read_orientation, turns
+from keras_cait.decoding.orientation import read_orientation, turns
 from keras_cait.decoding.reading import MAX_BLOCKS, numbers, part
-from keras_cait.preprocessing import MAX_SCANS
+from keras_cait.preprocessing import EXIF, MAX_SCANS
 
 FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended and progressive Huffman
 SCAN, APP1, APP14, FILL = 0xDA, 0xE1, 0xEE, 0xFF

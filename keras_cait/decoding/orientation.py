@@ -7,13 +7,9 @@ TIFF directory of tagged values. Reference: Exif 2.32, sections 4.5 and 4.6.4.
 import tensorflow as tf
 
 from keras_cait.decoding.reading import part
-from keras_cait.preprocessing import ORIENTATION
+from keras_cait.preprocessing import INTEGERS, ORIENTATION
 
-# Name of the segment of a JPEG, and of a chunk that some programs write.
-EXIF = b"Exif\0\0"
-# Bytes of an integer, by the type of the entry. In Pillow, other types and
-# unsigned bytes do not turn an image.
-BYTES = (0, 0, 0, 2, 4, 0, 1, 0, 2, 4, 0, 0, 0, 4, 0)
+SHORT, LONG = INTEGERS  # types
 
 
 # Called where there is EXIF: inlined, its operations cost time in any image.
@@ -40,16 +36,14 @@ def read_orientation(tiff: tf.Tensor) -> tf.Tensor:
 
     directory = tf.minimum(read(tf.constant(4, tf.int64), 4), end)
     entries = directory + 2 + 12 * tf.range(read(directory, 2))
-    # The first of as many integers as fit into the 4 bytes of the value.
-    kinds = tf.minimum(read(entries + 2, 2), len(BYTES) - 1)
-    length = tf.gather(tf.constant(BYTES, tf.int64), kinds)
-    size = length * read(entries + 4, 4)
-    values = read(entries + 8, 4)
+    kinds = read(entries + 2, 2)
+    is_one = (kinds == SHORT) | (kinds == LONG)
+    is_one &= read(entries + 4, 4) == 1
     values = tf.where(
-        is_intel, values % 256**length, values // 256 ** (4 - length)
+        kinds == SHORT, read(entries + 8, 2), read(entries + 8, 4)
     )
-    is_orientation = (read(entries, 2) == ORIENTATION) & (size > 0)
-    values = tf.where(is_orientation & (size <= 4), values, 1)
+    is_orientation = read(entries, 2) == ORIENTATION
+    values = tf.where(is_orientation & is_one, values, 1)
     orientation = tf.reduce_max(tf.pad(values, [[0, 1]], constant_values=1))
     good = (is_intel | is_motorola) & (orientation >= 1) & (orientation <= 8)
     return tf.where(good, orientation, 1)

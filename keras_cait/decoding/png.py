@@ -6,8 +6,9 @@ checksum (4 bytes). Reference: W3C PNG specification, third edition.
 
 import tensorflow as tf
 
-from keras_cait.decoding.orientation import EXIF, read_orientation, turn
+from keras_cait.decoding.orientation import read_orientation, turn
 from keras_cait.decoding.reading import MAX_BLOCKS, numbers, part
+from keras_cait.preprocessing import EXIF
 
 REFUSED = "A PNG without a header."
 
