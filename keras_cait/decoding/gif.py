@@ -97,8 +97,13 @@ def decode(encoded: tf.Tensor) -> tf.Tensor:
     image = tf.io.decode_gif(frame)[0]
 
     def on_canvas():
-        palette = tf.where(own_palette > 0, at + 10, 13)
-        color = tf.gather(data, palette + 3 * transparent + tf.range(3))
+        has_own = own_palette > 0
+        start = tf.where(has_own, at + 10, 13)
+        size = tf.where(has_own, own_palette, palette_size(flags))
+        # Black, if the palette does not have the color.
+        palette = tf.pad(data[start : start + size], [[0, 3]])
+        color = tf.minimum(3 * transparent, size) + tf.range(3)
+        color = tf.gather(palette, color)
         around = (
             (top, canvas_height - top - height),
             (left, canvas_width - left - width),

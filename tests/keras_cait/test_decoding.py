@@ -418,6 +418,15 @@ def test_importing_the_library_does_not_import_tensorflow():
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
 
+@pytest.mark.parametrize("transparent", [3, 15, 16, 255])  # of 16 colors
+def test_the_canvas_of_a_gif_has_the_transparent_color(transparent):
+    data = image_files.gif_with_small_frame()
+    frame = data.index(b",", 13 + 3 * 16)
+    control = b"!\xf9\4\1\0\0" + bytes([transparent, 0])
+    data = data[:frame] + control + data[frame:]
+    np.testing.assert_array_equal(decode_image(data), load_image(data))
+
+
 def test_a_gif_is_decoded_whose_frame_has_its_own_palette():
     frames = [example(20, 30, seed).quantize(8) for seed in range(2)]
     file = io.BytesIO()
