@@ -1,8 +1,9 @@
 """Encoded images to RGB inside a TensorFlow graph.
 
 Training, evaluation and serving decode with this module. It returns the pixels
-of `keras_cait.load_image` or refuses the file, and is safe with untrusted
-files: the header is checked before any memory is allocated for pixels.
+of `keras_cait.load_image`, where that reads the file, or refuses it, and is
+safe with untrusted files: the header is checked before any memory is allocated
+for pixels.
 
 Only this package of keras_cait imports TensorFlow; `import keras_cait` does not
 import it.
@@ -44,8 +45,11 @@ def decode_image(
     become RGB, 16 bits become 8, transparency is dropped, the EXIF orientation
     is applied, and an animation yields its first frame. (Values of CMYK differ
     by at most 1.) Refused are: JPEG with arithmetic coding, 12 bits, lossless,
-    or CMYK without an Adobe marker; GIF whose first frame exceeds the canvas;
-    BMP of 1, 4 or 16 bits, compressed, or with the header of OS/2.
+    or CMYK without an Adobe marker; PNG with a side of more than 1,000,000
+    pixels; GIF without a palette, or whose first frame exceeds the canvas; BMP
+    of 1, 4 or 16 bits, compressed, with masks of another order than BGR, or
+    with the header of OS/2. Damage beside the pixels, such as in a color
+    profile, is ignored, where Pillow may refuse the file.
 
     Args:
         encoded: scalar string tensor, the content of a file.
