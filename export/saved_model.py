@@ -154,6 +154,7 @@ class Signatures(tf.Module):
     @tf.function(input_signature=[tf.TensorSpec((None,), tf.string)])
     def decode(self, image_bytes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The model's input from encoded images, and why one is refused."""
+        image_bytes = tf.ensure_shape(image_bytes, (None,))
         size, limit = self.image_size, self.max_megapixels
         if self.strict:
             images = decode_batch(image_bytes, size, 1, limit, self.fast_jpeg)
@@ -168,6 +169,8 @@ class Signatures(tf.Module):
 
     def classify_pixels(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
         """Logits and probabilities of RGB images in 0...255."""
+        # A request's shape is not compared with the signature's.
+        images = tf.ensure_shape(images, (None, *self.image_size, 3))
         return self.run(images, "logits", "probabilities")
 
     def embed(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:

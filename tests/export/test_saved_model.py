@@ -290,6 +290,21 @@ def test_an_empty_batch(signatures, name, key, dtype, shape):
     assert all(result.shape[0] == 0 for result in results.values())
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "tensor"),
+    [
+        # Cut or read in another order, both have as many patches.
+        ("pixels", "images", tf.zeros((1, 33, 32, 3), tf.uint8)),
+        ("pixels", "images", tf.zeros((1, 16, 64, 3), tf.uint8)),
+        ("serving_default", "image_bytes", tf.constant(ENCODED[0])),
+    ],
+)
+def test_a_tensor_of_another_shape_is_refused(signatures, name, key, tensor):
+    message = rf"Shape of tensor {key} \[.* is not compatible with expected"
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        signatures[name](**{key: tensor})
+
+
 def test_no_operation_needs_more_than_tensorflow(folder):
     from export.serving.manifest import operations
 
