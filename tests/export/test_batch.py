@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from PIL import Image
 
 import keras_cait
 from export.__main__ import main
+from export.batch import cluster
 from export.batch.cluster import check_command
 from export.batch.images import parts_of_dataset, parts_of_input
 from export.batch.job import open_job
@@ -435,6 +437,27 @@ def test_a_job_that_failed_at_once_is_repeated(tmp_path):
             open_job(str(tmp_path / "new"), {"model": "S24"}, "jsonl", False),
         ):
             raise OSError("no cluster")
+
+
+def test_a_job_keeps_the_version_that_it_began_with(
+    models, images, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(models / "served", "served")
+    command = ("predict", "--input", images, "--output", "predictions")
+
+    def interrupt(*_):
+        raise OSError("Interrupted.")
+
+    monkeypatch.setattr(cluster, "connect", interrupt)
+    assert exit_status(main, *command, "--model", "served") == 1
+    shutil.copytree("served/1", "served/2")
+    for model, message in (
+        ("served", "another job: model 'served/1' (now 'served/2')"),
+        ("served/1", "Interrupted."),
+    ):
+        status = exit_status(main, *command, "--model", model, "--resume")
+        assert (status, message in capfd.readouterr().err) == (1, True)
 
 
 def test_the_command_writes_every_row_and_leaves_no_process(
