@@ -43,6 +43,11 @@ from export.serving.responses import (
 
 # Seconds. Doubled at each attempt, and varied to spread clients out.
 FIRST_PAUSE = 0.2
+CHANNEL_OPTIONS = [
+    ("grpc.max_receive_message_length", MAX_RESPONSE_BYTES),
+    # gRPC connects anew only after minutes, if a server was away for long.
+    ("grpc.max_reconnect_backoff_ms", 1000),
+]
 
 
 class Client(ABC):
@@ -174,14 +179,15 @@ class GrpcClient(Client):
                     "gRPC takes no text in headers whose names end in -bin. "
                     f"Got {name!r}. Leave it out, or use REST."
                 )
-        options = [("grpc.max_receive_message_length", MAX_RESPONSE_BYTES)]
         host = self.address.host
         compression = grpc.Compression.Gzip if self.gzip else None
         if self.address.tls:
             trusted = grpc.ssl_channel_credentials(self.ca)
-            channel = grpc.secure_channel(host, trusted, options, compression)
+            channel = grpc.secure_channel(
+                host, trusted, CHANNEL_OPTIONS, compression
+            )
         else:
-            channel = grpc.insecure_channel(host, options, compression)
+            channel = grpc.insecure_channel(host, CHANNEL_OPTIONS, compression)
         self.stub = PredictionServiceStub(channel)
         self.metadata = [
             (name.lower(), value) for name, value in self.headers.items()

@@ -6,6 +6,7 @@ import math
 import os
 import random
 import re
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -190,6 +191,25 @@ def test_no_server(connect):
     with pytest.raises(ServingError, match=r"127\.0\.0\.1:1") as error:
         client.classify(ENCODED)
     assert error.value.code == "UNAVAILABLE"
+
+
+def test_a_server_that_was_away_is_found_at_once(monkeypatch):
+    monkeypatch.setattr(export.serving.client, "FIRST_PAUSE", 0.01)
+    with socket.socket() as port:
+        port.bind(("127.0.0.1", 0))  # it refuses until it listens
+        address = f"127.0.0.1:{port.getsockname()[1]}"
+        client = GrpcClient(address, "cait_tiny", timeout=1.7, attempts=1)
+        away = time.monotonic() + 6.2  # gRPC tries after 5 s, and after 9 s
+        while time.monotonic() < away:
+            with pytest.raises(ServingError, match="refused"):
+                client.classify([])
+            time.sleep(0.1)
+        port.listen()
+        client.attempts = 99
+        with pytest.raises(ServingError):
+            client.classify([])
+        port.setblocking(False)
+        port.accept()[0].close()
 
 
 def test_too_large_a_message(server):
