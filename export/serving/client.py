@@ -48,6 +48,7 @@ CHANNEL_OPTIONS = [
     # gRPC connects anew only after minutes, if a server was away for long.
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
+NO_OUTPUTS = "it has no outputs classes and scores"
 
 
 class Client(ABC):
@@ -220,6 +221,8 @@ class GrpcClient(Client):
             if code == "UNAVAILABLE":
                 raise connection_problem(host, message) from None
             raise ServingError(code, f"{host}: {message}") from None
+        if not {"classes", "scores"} <= {*response.outputs}:
+            raise invalid(NO_OUTPUTS)
         tensors = [response.outputs[name] for name in ("classes", "scores")]
         for tensor in tensors:  # before a small message becomes a large array
             shape = [side.size for side in tensor.tensor_shape.dim]
@@ -234,7 +237,7 @@ class GrpcClient(Client):
             if "error" in response.outputs:
                 texts = response.outputs["error"].string_val
                 errors = [text.decode() for text in texts]
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, KeyError) as error:
             raise invalid(f"{error}") from None
         return labels, scores.tolist(), errors
 
@@ -287,7 +290,7 @@ class RestClient(Client):
             errors = outputs.get("error", len(images) * [""])
             return outputs["classes"], outputs["scores"], errors
         except (TypeError, KeyError, AttributeError):
-            raise invalid("it has no outputs classes and scores") from None
+            raise invalid(NO_OUTPUTS) from None
 
     def post(self, path: str, body: Any, timeout: float) -> Any:
         """Sends JSON and returns the JSON of the response."""

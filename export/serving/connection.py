@@ -170,7 +170,9 @@ def post(
                 do_handshake_on_connect=False,
             )
             connection.sock.do_handshake()
-        connection.request("POST", address.path + path, body, headers)
+        # A server may answer and close before it has read a large request.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            connection.request("POST", address.path + path, body, headers)
         response = connection.getresponse()
         text = response.read(MAX_RESPONSE_BYTES + 1)
         if response.length and len(text) <= MAX_RESPONSE_BYTES:
@@ -182,6 +184,12 @@ def post(
             raise ServingError(
                 "DEADLINE_EXCEEDED",
                 f"{address.host} did not respond within {timeout:.3g} s",
+            ) from None
+        if type(error) is http.client.BadStatusLine:
+            raise ServingError(
+                "FAILED_PRECONDITION",
+                f"{address.host} does not speak HTTP. For gRPC, leave out "
+                "--protocol rest, or give another port.",
             ) from None
         message = str(error) or type(error).__name__
         raise connection_problem(address.host, message) from None

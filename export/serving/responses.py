@@ -122,6 +122,12 @@ def connection_problem(host: str, message: str) -> ServingError:
             f"{host} does not speak TLS. Leave out --tls and https://, or give "
             "another port.",
         )
+    if "Failed parsing HTTP/2" in message:
+        return ServingError(
+            "FAILED_PRECONDITION",
+            f"{host} does not speak gRPC. Add --protocol rest, or give another "
+            "port.",
+        )
     return ServingError("UNAVAILABLE", f"{host}: {message}")
 
 

@@ -353,6 +353,19 @@ def test_tls_to_a_port_without_it(server, connect):
         client(plain[client], "cait_tiny", tls=True).classify(ENCODED)
 
 
+@pytest.mark.parametrize(
+    ("client", "message"),
+    [
+        (GrpcClient, "does not speak gRPC. Add --protocol rest"),
+        (RestClient, "does not speak HTTP. For gRPC, leave out --protocol"),
+    ],
+)
+def test_the_port_of_the_other_protocol(server, client, message):
+    other = {GrpcClient: server.rest_address, RestClient: server.grpc_address}
+    with pytest.raises(ServingError, match=message):
+        client(other[client], "cait_tiny").classify(ENCODED)
+
+
 def test_a_url(server):
     client = RestClient(
         f"https://{server.rest_tls_address}/proxy/",
@@ -433,7 +446,10 @@ BAD_SERVERS = {
     ),
     "closes at once": (lambda *_: None, "UNAVAILABLE"),
     "closes in the middle": (sends(GOOD[:-9]), "UNAVAILABLE"),
-    "is no HTTP server": (sends(b"220 mail ready\r\n"), "UNAVAILABLE"),
+    "is no HTTP server": (
+        sends(b"220 mail ready\r\n"),
+        "FAILED_PRECONDITION: .* does not speak HTTP",
+    ),
     "sends noise": (sends(response(bytes(range(256)))), "INTERNAL.*not JSON"),
     "nests too deep": (sends(response(b"[" * 100_000)), "INTERNAL.*not JSON"),
     "has no outputs": (sends(response({})), "INTERNAL.*no outputs"),
@@ -508,13 +524,20 @@ def test_a_response_without_end_is_cut_off(monkeypatch):
             client.classify(ENCODED[:1])
 
 
+def test_an_answer_before_the_end_of_the_request():
+    with RawServer(sends(response(b"", "413 Too Large"))) as server:
+        client = RestClient(server.address, "cait")
+        with pytest.raises(ServingError, match="The request is too large"):
+            client.classify([bytes(20 << 20)])
+
+
 @pytest.mark.parametrize("respond", [hang, sends(b"220 mail ready\r\n")])
 def test_a_bad_grpc_server_costs_bounded_time(respond, monkeypatch):
     monkeypatch.setattr(export.serving.client, "FIRST_PAUSE", 0.01)
     with RawServer(respond) as server:
         client = GrpcClient(server.address, "cait", timeout=0.5, attempts=2)
         start = time.perf_counter()
-        with pytest.raises(ServingError, match=r"UNAVAILABLE|DEADLINE"):
+        with pytest.raises(ServingError, match=r"speak gRPC|DEADLINE"):
             client.classify(ENCODED[:1])
         assert time.perf_counter() - start < 5
 
@@ -562,7 +585,7 @@ def test_predictions_of_grpc_are_checked(server, classes, scores, message):
         client.classify(ENCODED[:1])
     assert error.value.code == "INTERNAL"
     server.response = predictions(classes=tensor(classes))
-    with pytest.raises(ServingError, match="not that of an image classifier"):
+    with pytest.raises(ServingError, match="no outputs classes and scores"):
         client.classify(ENCODED[:1])
 
 
