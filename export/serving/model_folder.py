@@ -107,7 +107,9 @@ def write_version(
     with (
         locked(output),
         tempfile.TemporaryDirectory(
-            prefix=f".{output.name}.", dir=output.parent
+            prefix=f".{output.name}.",
+            # On the same disk: the folder may be a link or a mount point.
+            dir=output if output.is_dir() else output.parent,
         ) as temporary,
     ):
         unfinished = Path(temporary)

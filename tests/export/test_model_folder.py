@@ -151,6 +151,21 @@ def test_a_stable_version_that_is_gone_is_refused(
         check_output(output)
 
 
+def test_a_version_is_written_on_the_disk_of_its_folder(model, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    (tmp_path / "cait").symlink_to(disk)
+    unfinished = []
+    write_version(
+        *(model, LABELS, tmp_path / "cait"),
+        signatures=["pixels"],
+        check=lambda version: unfinished.append(version.resolve()),
+    )
+    assert unfinished[0].is_relative_to(disk)
+    assert {"1", "models.config"} < {path.name for path in disk.iterdir()}
+    assert not list(disk.glob(".*"))
+
+
 def test_numbers_that_are_taken_are_left_out(model, copied, tmp_path):
     """By a folder that is no version, a file, and a version named 007."""
     output = tmp_path / "cait"
