@@ -27,7 +27,8 @@ def image_files(
 
     Args:
         paths: files, which are taken as they are, and folders, which are
-            searched with their subfolders for files with one of the suffixes.
+            searched with their subfolders for files with one of the suffixes,
+            without hidden ones.
         suffixes: lowercase file suffixes with a dot.
 
     Returns:
@@ -49,7 +50,8 @@ def image_files(
             files += sorted(
                 file
                 for file in path.rglob("*")
-                if is_image_file(file, suffixes)
+                if is_visible(file.relative_to(path).as_posix())
+                and is_image_file(file, suffixes)
             )
         elif path.is_file():
             files.append(path)
@@ -63,6 +65,16 @@ def image_files(
             f"files that end in {', '.join(suffixes)}."
         )
     return files
+
+
+def is_visible(path: str) -> bool:
+    """Whether neither a file nor a folder of a path is hidden.
+
+    Example:
+    >>> is_visible("cats/1.jpg"), is_visible("cats/._1.jpg")
+    (True, False)
+    """
+    return not any(part.startswith(".") for part in path.split("/"))
 
 
 def is_image_file(path: Path, suffixes: tuple[str, ...]) -> bool:

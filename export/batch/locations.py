@@ -11,6 +11,8 @@ import pyarrow as pa
 from fsspec.implementations.arrow import ArrowFSWrapper
 from pyarrow.fs import FileSystem, LocalFileSystem
 
+from keras_cait.files import is_visible
+
 
 def is_remote(location: str) -> bool:
     """Whether a location is a URI.
@@ -146,7 +148,7 @@ def _local(path: str, belongs: Callable[[str], bool]) -> list[str]:
             str(file)
             for file in Path(path).rglob("*")
             if belongs(file.name)
-            and _is_visible(str(file.relative_to(path)))
+            and is_visible(str(file.relative_to(path)))
             and (file.is_file() or not file.exists())  # a broken link
         ]
     if os.path.exists(path):  # a pipe would wait for ever
@@ -173,12 +175,8 @@ def _remote(uri: str, belongs: Callable[[str], bool]) -> list[str]:
             file
             for file in files.find(path)
             if belongs(posixpath.basename(file))
-            and _is_visible(file.removeprefix(path))
+            and is_visible(file.removeprefix(path))
         ]
     else:
         raise ValueError(f"There is no file or folder {uri!r}.")
     return [f"{uri.partition('://')[0]}://{file}" for file in found]
-
-
-def _is_visible(path: str) -> bool:
-    return not any(part.startswith(".") for part in path.split("/"))

@@ -51,7 +51,8 @@ def test_a_second_process_is_refused_and_a_dead_one_is_not_waited_for(
 
 
 def test_image_files_ignores_what_is_no_image(tmp_path):
-    for name in ("b.JPG", "a.png", "Thumbs.db", ".DS_Store", "sub/c.webp"):
+    hidden = (".DS_Store", "._a.png", ".thumbnails/a.png")
+    for name in ("b.JPG", "a.png", "Thumbs.db", "sub/c.webp", *hidden):
         path = tmp_path / "photos" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
