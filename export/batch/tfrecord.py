@@ -58,11 +58,14 @@ def _records(stream: Any) -> Iterator[bytes | Exception]:
     """The records of a TFRecord file; of a cut one an error at the end."""
     while header := stream.read(BEFORE):
         size = LENGTH.unpack_from(header)[0] if len(header) == BEFORE else 0
-        if not 0 < size < 1 << 31:
-            yield ValueError("The file is no TFRecord file, or is cut.")
+        # An empty record has a checksum; zeros are what a crash leaves.
+        if not any(header[LENGTH.size :]) or size >= 1 << 31:
+            yield ValueError(
+                "The file is compressed, cut, or no TFRecord file."
+            )
             return
         record = stream.read(size + AFTER)
         if len(record) < size + AFTER:
-            yield ValueError("The file is cut within this record.")
+            yield ValueError("The file is cut in this record, or compressed.")
             return
         yield record[:size]

@@ -226,13 +226,15 @@ def test_text_in_the_place_of_images_names_no_file(tmp_path):
 
 
 CUT = struct.pack("<Q", 9) + b"crc." + b"short"
+NO_TFRECORD = "The file is compressed, cut, or no TFRecord file."
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.tfrecord", CUT, "The file is cut within this record."),
-        ("a.tfrecord", b"text", "The file is no TFRecord file, or is cut."),
+        ("a.tfrecord", CUT, "The file is cut in this record, or compressed."),
+        ("a.tfrecord", b"text", NO_TFRECORD),
+        ("a.tfrecord", bytes(99), NO_TFRECORD),
         ("a.parquet", pa.table({"x": [None, b"x"]}), "The row has no image."),
     ],
 )
@@ -244,6 +246,14 @@ def test_what_cannot_be_read_says_why(name, content, message, tmp_path):
     first = read(parts_of(tmp_path))[0]
     assert first.name.endswith(f"{name}#0")
     assert str(first.content) == message
+
+
+def test_an_empty_record_does_not_end_its_file(tmp_path):
+    with tf.io.TFRecordWriter(str(tmp_path / "a.tfrecord")) as writer:
+        writer.write(b"")
+        writer.write(tf.train.Example().SerializeToString())
+        writer.write(b"no example")
+    assert len(read(parts_of(tmp_path))) == 3
 
 
 @pytest.mark.parametrize("given", [".", "*", "**", "file://{}", "file://{}/**"])
