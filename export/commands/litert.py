@@ -34,8 +34,8 @@ def litert(
     """Write a .tflite file for phones and browsers.
 
     Args:
-        output: File to write; with several schemes, a folder with one file per
-            scheme. It must not exist.
+        output: .tflite file to write; with several schemes, a folder with one
+            file per scheme. It must not exist.
         scheme: Quantization schemes.
         calibration: Dataset like the images the model will see, for the static
             schemes: digits, folder:PATH, or a name of TensorFlow Datasets. 200
@@ -57,6 +57,11 @@ def litert(
 
     check_schemes(scheme, calibration is not None)
     new_path(output)
+    if len(scheme) == 1 and output.suffix != ".tflite":
+        raise ValueError(
+            f"The output of one scheme is a .tflite file. Got {str(output)!r}. "
+            "Give it this ending, by which other commands know it."
+        )
     trained, names = load_exportable(model, variant, image_size, labels)
     description = describe_model(model, trained)
     inference = InferenceModel(trained, gelu=gelu)

@@ -240,7 +240,7 @@ ROWS = [
         folder:pair --output new | 1 | has 5 classes, but folder:pair has 2.
         folder:nowhere --output new | 1 | There is no folder 'nowhere'.
         folder:damaged --output new | 1 | Validation images cannot be read.
-        folder:damaged --output new --max-unreadable 999 | 1 | None of the
+        folder:damaged --output new --max-unreadable 999 | 1 | None of
         nosuch --output new | 1 | Got 'nosuch'.
         folder:photos --output file | 1 | 'file' is not a folder.
         folder:photos --output file/new | 1 | 'file' is not a folder.
@@ -350,23 +350,24 @@ ROWS = [
         """
         file | 1 | 'file' already exists.
         empty | 1 | 'empty' already exists.
+        new | 1 | is a .tflite file. Got 'new'.
         file/new.tflite | 1 | 'file' is not a folder.
-        new --scheme int4 | 2 | Invalid value "int4" for --scheme.
-        new --scheme | 1 | Give at least one scheme
-        new --scheme static-int8 | 1 | Add --calibration DATA.
-        new --gelu relu | 2 | Invalid value "relu" for --gelu.
-        new --input int8 | 2 | Invalid value "int8" for --input.
-        new --signatures nothing | 2 | Invalid value "nothing"
-        new --batch-size 0 | 2 | Must be >= 1.
-        new --calibration folder:nowhere | 1 | There is no folder 'nowhere'.
-        new --calibration folder:empty | 1 | No images in 'empty'.
-        new --calibration folder:damaged | 1 | damaged/
-        new --calibration folder:damaged --max-unreadable 999 | 1 | None of the
-        new --calibration nosuch | 1 | Got 'nosuch'.
+        new.tflite --scheme int4 | 2 | Invalid value "int4" for --scheme.
+        new.tflite --scheme | 1 | Give at least one scheme
+        new.tflite --scheme static-int8 | 1 | Add --calibration DATA.
+        new.tflite --gelu relu | 2 | Invalid value "relu" for --gelu.
+        new.tflite --input int8 | 2 | Invalid value "int8" for --input.
+        new.tflite --signatures nothing | 2 | Invalid value "nothing"
+        new.tflite --batch-size 0 | 2 | Must be >= 1.
+        new.tflite --calibration folder:nowhere | 1 | no folder 'nowhere'.
+        new.tflite --calibration folder:empty | 1 | No images in 'empty'.
+        new.tflite --calibration folder:damaged | 1 | damaged/
+        new.tflite --calibration folder:damaged --max-unreadable 99 | 1 | None
+        new.tflite --calibration nosuch | 1 | Got 'nosuch'.
         """,
     ),
     *rows(
-        "export litert --output new --model",
+        "export litert --output new.tflite --model",
         """
         nowhere.keras | 1 | There is no model 'nowhere.keras'.
         cut.keras | 1 | Cannot load a Keras model from 'cut.keras'
@@ -386,7 +387,7 @@ ROWS = [
         text.tflite --data folder:photos --output file | 1 | already exists.
         text.tflite --data folder:photos --batch-size 0 | 2 | Must be >= 1.
         text.tflite --data folder:photos --max-unreadable -1 | 2 | Must be
-        text.tflite --data folder:damaged --max-unreadable 999 | 1 | None of the
+        text.tflite --data folder:damaged --max-unreadable 999 | 1 | None of
         """,
     ),
     *rows(
@@ -573,8 +574,9 @@ def test_missing_package(package, line, workspace, capsys, monkeypatch):
             "new",
         ),
         (
-            "export litert --model small.keras --labels five.txt --output new",
-            "new",
+            "export litert --model small.keras --labels five.txt "
+            "--output new.tflite",
+            "new.tflite",
         ),
         ("export web --model text.tflite --output new", "new"),
         (
