@@ -84,7 +84,7 @@ def predict(
     from export.batch.progress import Progress
     from keras_cait.command_line import require_tensorflow
     from keras_cait.datasets import split_of
-    from keras_cait.loading import saved_model_folder
+    from keras_cait.loading import existing, published, saved_model_folder
 
     require_tensorflow()
     check_command(sys.argv)
@@ -96,7 +96,8 @@ def predict(
             "Use --address auto on one of its machines, or ray job submit."
         )
     # The newest version of a served model may be another one later.
-    model = str(saved_model_folder(model) or model)
+    if not published(model):
+        model = str(saved_model_folder(existing(model)) or model)
     if data:
         parts, classes = parts_of_dataset(
             *(data, split, data_dir, part_size), **split_of(model, data)
