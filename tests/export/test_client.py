@@ -524,6 +524,21 @@ def test_a_response_without_end_is_cut_off(monkeypatch):
             client.classify(ENCODED[:1])
 
 
+def test_who_stops_waits_for_no_request():
+    responders = iter([sends(GOOD)])
+
+    def answer_once(connection, closed):
+        next(responders, hang)(connection, closed)
+
+    with RawServer(answer_once) as server:
+        client = RestClient(server.address, "cait")
+        results = classify_all(client, IMAGES[:2], batch_size=1)
+        assert next(results) == [("cat", 0.9)]
+        start = time.perf_counter()
+        results.close()  # as Ctrl-C does
+        assert time.perf_counter() - start < 5
+
+
 def test_an_answer_before_the_end_of_the_request():
     with RawServer(sends(response(b"", "413 Too Large"))) as server:
         client = RestClient(server.address, "cait")
