@@ -13,7 +13,12 @@ import keras_cait
 from export.exportable import image_size
 from keras_cait.labels import embedded_labels, find_labels
 from keras_cait.litert import LiteRTModel
-from keras_cait.loading import Classifier, load_classifier, saved_model_folder
+from keras_cait.loading import (
+    Classifier,
+    load_classifier,
+    read_manifest,
+    saved_model_folder,
+)
 from keras_cait.preprocessing import load_image, resize_and_crop
 
 # A function of encoded images to probabilities `(images, classes)`.
@@ -49,6 +54,7 @@ def saved_model_predictor(path: Path, labels: Sequence[str]) -> Predict:
 
     A version without it has `pixels`, which needs decoded images.
     """
+    read_manifest(path)
     check_same_labels(path, find_labels(path), labels)
     signatures = tf.saved_model.load(str(path)).signatures
     if "serving_default" not in signatures:

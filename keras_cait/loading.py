@@ -19,7 +19,7 @@ import numpy as np
 from keras import ops
 
 from keras_cait import models
-from keras_cait.files import sha256
+from keras_cait.files import read_json, sha256
 from keras_cait.initializers import filled_later
 from keras_cait.litert import LiteRTModel, check_file
 from keras_cait.models import VARIANTS, CaiT
@@ -485,12 +485,37 @@ def _inferred(
     return model
 
 
-def _saved_model(folder: Path) -> Classifier:
-    manifest = folder / "manifest.json"
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a SavedModel, all of whose files are as it says.
+
+    Args:
+        folder: that of the SavedModel.
+
+    Raises:
+        ValueError: a file is missing or damaged; the message names it.
+    """
     try:
-        description = json.loads(manifest.read_text())
-        _verify_files(folder, description.get("sha256", {}))
-        if "pixels" not in description.get("signatures", ["pixels"]):
+        manifest = read_json(folder / "manifest.json", ["image_size"])
+        for name, digest in manifest.get("sha256", {}).items():
+            if sha256(folder / name) != digest:
+                raise ValueError(f"{name} is damaged: its SHA-256 is wrong")
+    except Exception as error:  # a manifest can hold anything
+        raise _foreign(folder, error) from None
+    return manifest
+
+
+def _foreign(folder: Path, error: Exception) -> ValueError:
+    reason = str(error).strip().partition("\n")[0]
+    return ValueError(
+        f"Cannot load {str(folder)!r} as python -m export saved-model writes "
+        f"it: {reason}"
+    )
+
+
+def _saved_model(folder: Path) -> Classifier:
+    manifest = read_manifest(folder)
+    try:
+        if "pixels" not in manifest.get("signatures", ["pixels"]):
             raise ValueError(
                 "it lacks the signature pixels. Add pixels to the --signatures "
                 "of its export"
@@ -498,30 +523,20 @@ def _saved_model(folder: Path) -> Classifier:
         layer = keras.layers.TFSMLayer(
             str(folder), call_endpoint="pixels", trainable=False
         )
-        size = description["image_size"]
     except NotImplementedError:
         raise ValueError(
             f"{str(folder)!r} is a SavedModel, which only runs on Keras' "
             "TensorFlow backend: KERAS_BACKEND=tensorflow."
         ) from None
     except Exception as error:  # of many kinds
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(
-            f"Cannot load {str(folder)!r} as python -m export saved-model "
-            f"writes it: {reason}"
-        ) from None
+        raise _foreign(folder, error) from None
     outputs = layer.call_endpoint_fn.structured_outputs["probabilities"]
 
     def predict(images: Any) -> Any:
         return layer(ops.cast(images, "uint8"))["probabilities"]
 
+    size = manifest["image_size"]
     return Classifier(predict, tuple(size), int(outputs.shape[-1]))
-
-
-def _verify_files(folder: Path, digests: dict[str, str]) -> None:
-    for name, digest in digests.items():
-        if sha256(folder / name) != digest:
-            raise ValueError(f"{name} is damaged: its SHA-256 is wrong")
 
 
 def _litert(path: Path, threads: int | None) -> Classifier:

@@ -1,6 +1,8 @@
 """Exported files match the Keras model, and appear whole or not at all."""
 
 import json
+import os
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -333,6 +335,17 @@ def test_verify_refuses_other_files(make, message, exported, tmp_path, capsys):
 def test_labels_in_another_order_are_refused(name, exported):
     with pytest.raises(ValueError, match="has other labels than the model"):
         load_predictor(exported / name, LABELS[::-1])
+
+
+@pytest.mark.parametrize(
+    "file", ["variables/variables.data-00000-of-00001", "manifest.json"]
+)
+def test_a_half_copied_saved_model_is_named(file, exported, tmp_path):
+    version = tmp_path / "1"
+    shutil.copytree(exported / "models/cait/1", version)
+    os.truncate(version / file, (version / file).stat().st_size // 2)
+    with pytest.raises(ValueError, match=rf"Cannot load '.*/1' as .*{file}"):
+        load_predictor(version, LABELS)
 
 
 def test_labels_beside_a_file_are_not_its_own(tmp_path):
