@@ -193,6 +193,7 @@ def test_no_server(connect):
     assert error.value.code == "UNAVAILABLE"
 
 
+@pytest.mark.large
 def test_a_server_that_was_away_is_found_at_once(monkeypatch):
     monkeypatch.setattr(export.serving.client, "FIRST_PAUSE", 0.01)
     with socket.socket() as port:
