@@ -409,11 +409,23 @@ def _tensorflow_datasets(
             f"Datasets. Got {name!r}."
         ) from None
     features: Any = builder.info.features or {}
-    label_name = "real_label" if "real_label" in features else "label"
-    if not {"image", label_name} <= set(features):
+    kinds: dict[str, Any] = dict(features.items())
+    label_name = "real_label" if "real_label" in kinds else "label"
+    labels: Any = kinds.get(label_name)
+    if label_name == "real_label":
+        labels = labels.feature
+    if not (
+        isinstance(kinds.get("image"), tfds.features.Image)
+        and isinstance(labels, tfds.features.ClassLabel)
+    ):
+        listing = ", ".join(
+            f"{key}: {type(kind).__name__}"
+            for key, kind in sorted(kinds.items())
+        )
         raise ValueError(
-            f"{name!r} of TensorFlow Datasets has no image and label, but "
-            f"{sorted(features)}. Choose an image classification dataset."
+            f"{name!r} of TensorFlow Datasets has no image and label of the "
+            f"types Image and ClassLabel, but {listing}. Choose an image "
+            "classification dataset."
         )
     if not builder.is_prepared():
         raise ValueError(
@@ -447,8 +459,8 @@ def _tensorflow_datasets(
             f"{found} of {name!r} has {count} records, expected {expected}. "
             "Prepare the dataset again."
         )
-    labels = features[label_name]
-    names = labels.feature.names if label_name == "real_label" else labels.names
+    # Those of sun397 are paths, such as /a/abbey. Classes become folders.
+    names = [name.strip("/").replace("/", "-") for name in labels.names]
 
     def read(index: int) -> tuple[bytes, int | np.ndarray]:
         example = example_at(int(index))

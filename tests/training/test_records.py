@@ -100,3 +100,34 @@ def test_some_records_can_be_selected(prepared):
     records = open_dataset("made", "train", prepared["tfrecord"]).records
     read, read_some = map(reader_of_records, (records, records.select([29, 4])))
     assert [read_some(i)[0] for i in (0, 1)] == [read(i)[0] for i in (29, 4)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "label", "message"),
+    [
+        (tfds.features.ClassLabel(names=["/a/abbey", "/c/c_d"]), 1, None),
+        (tfds.features.Text(), "abbey", "image: Image, label: Text"),
+        (
+            tfds.features.Sequence(tfds.features.ClassLabel(num_classes=3)),
+            [0, 2],
+            "image: Image, label: Sequence",
+        ),
+    ],
+)
+def test_classes_have_names_that_folders_can_have(
+    kind, label, message, tmp_path
+):
+    image = tfds.features.Image(encoding_format="png")
+    tfds.dataset_builders.store_as_tfds_dataset(
+        "other",
+        "1.0.0",
+        tfds.features.FeaturesDict({"image": image, "label": kind}),
+        {"train": [(0, {"image": png(0), "label": label})]},
+        data_dir=tmp_path,
+    )
+    if message:
+        with pytest.raises(ValueError, match=message):
+            open_dataset("other", "train", tmp_path)
+    else:
+        dataset = open_dataset("other", "train", tmp_path)
+        assert dataset.class_names == ("a-abbey", "c-c_d")
