@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -19,11 +20,17 @@ def cait(activation=None, **arguments):
 
 
 @pytest.mark.parametrize("xla", [False, True])
-@pytest.mark.parametrize("kind", ["logits", "softmax", "saved_model"])
+@pytest.mark.parametrize(
+    "kind",
+    ["logits", "softmax", "in a model", "saved_model", "saved_model softmax"],
+)
 def test_a_teacher_predicts_at_its_own_size(kind, xla, images, tmp_path):
-    model = cait("softmax" if kind == "softmax" else None)
+    is_logits = kind in ("logits", "saved_model")
+    model = cait(None if is_logits else "softmax")
     path = tmp_path / "teacher.keras"
-    if kind == "saved_model":
+    if kind == "in a model":
+        model = keras.Sequential([keras.Input((32, 32, 3)), model])
+    if kind.startswith("saved_model"):
         path = tmp_path / "teacher"
         model.export(path, verbose=False)
     else:
@@ -37,6 +44,18 @@ def test_a_teacher_predicts_at_its_own_size(kind, xla, images, tmp_path):
     )
     with pytest.raises(ValueError, match="the dataset has 10 classes"):
         Teacher(str(path), classes=10)
+
+
+@pytest.mark.parametrize("kind", ["keras", "saved_model"])
+def test_a_teacher_with_two_outputs_is_a_clear_error(kind, tmp_path):
+    model, path = cait(), tmp_path / "teacher.keras"
+    model = keras.Model(model.input, {"a": model.output, "b": model.output})
+    if kind == "keras":
+        model.save(path)
+    else:
+        model.export(path, verbose=False)
+    with pytest.raises(ValueError, match=r"shape \(None, 5\) and \(None, 5\)"):
+        Teacher(str(path), classes=5)
 
 
 @pytest.mark.parametrize("source", ["", "NoSuchModel", "keras"])

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_cait.layers import bicubic_weights
@@ -99,12 +100,12 @@ class Teacher:
         images: `(batch, height, width, 3)` float tensor, RGB in 0...255.
 
     Returns:
-        Logits `(batch, classes)`. A teacher that ends with a softmax returns
-        log-probabilities, which have the same softmax.
+        Logits `(batch, classes)`. Those of a teacher that returns probabilities
+        are their logarithms, which have the same softmax.
 
     Raises:
         ValueError: the teacher is missing, cannot be loaded, or has another
-            number of classes.
+            number of classes or several outputs.
     """
 
     def __init__(self, source: str, classes: int):
@@ -119,25 +120,39 @@ class Teacher:
             model = build(classifier_activation=None)
         model.trainable = False
         self.model = model
-        self.size = model.input.shape[1:3]
-        activation = getattr(model.layers[-1], "activation", None)
-        self.is_softmax = activation is keras.activations.softmax
-        if model.output.shape != (None, classes):
+        self.size = model.inputs[0].shape[1:3]
+        shapes = [tuple(output.shape) for output in model.outputs]
+        if shapes != [(None, classes)]:
             raise ValueError(
                 f"The output of teacher {source!r} has shape "
-                f"{tuple(model.output.shape)}, but the dataset has {classes} "
-                "classes. Choose a teacher with the same classes, in the same "
-                "order."
+                f"{' and '.join(map(str, shapes))}, but the dataset has "
+                f"{classes} classes. Choose a teacher with the same classes, "
+                "in the same order."
             )
+        # Neither a SavedModel nor a model in a model tells its activation.
+        size = (224, 224) if None in self.size else self.size
+        noise = np.random.default_rng(0).uniform(0, 255, (8, *size, 3))
+        strategy = tf.distribute.get_strategy()
+        outputs = strategy.run(
+            tf.function(self._outputs), args=(tf.constant(noise, tf.float32),)
+        )
+        found = strategy.experimental_local_results(outputs)[0].numpy()
+        is_one = np.abs(found.sum(axis=-1) - 1) < 0.01
+        self.is_softmax = bool(found.min() >= 0 and is_one.all())
 
     def __call__(self, images: tf.Tensor) -> tf.Tensor:
         if None not in self.size and self.size != images.shape[1:3]:
             images = _resize(images, self.size)
-        outputs = self.model(self.preprocess(images), training=False)
-        outputs = tf.stop_gradient(tf.cast(outputs, tf.float32))
+        outputs = self._outputs(images)
         if self.is_softmax:
             outputs = tf.math.log(tf.maximum(outputs, 1e-30))
         return outputs
+
+    def _outputs(self, images: tf.Tensor) -> tf.Tensor:
+        """What the model itself returns for images of its size, in float32."""
+        outputs = self.model(self.preprocess(images), training=False)
+        (outputs,) = tf.nest.flatten(outputs)
+        return tf.stop_gradient(tf.cast(outputs, tf.float32))
 
 
 def _check_xla(teacher: Teacher, recipe: Recipe) -> None:
@@ -179,9 +194,7 @@ def _saved_model(folder: Path) -> keras.Model:
     name = "pixels" if "pixels" in loaded.signatures else "serving_default"
     signature = loaded.signatures[name]
     (images,) = signature.structured_input_signature[1].values()
-    key = "logits"
-    if key not in signature.structured_outputs:
-        (key,) = signature.structured_outputs
     layer = keras.layers.TFSMLayer(str(folder), call_endpoint=name)
     inputs = keras.Input(images.shape[1:], dtype=images.dtype.name)
-    return keras.Model(inputs, layer(inputs)[key])
+    outputs = layer(inputs)
+    return keras.Model(inputs, outputs.get("logits", outputs))
