@@ -217,7 +217,9 @@ def report(
 ) -> None:
     """Writes report.md, its figures and diagnostics.json."""
     require_tensorflow()
-    output = folder_path(output or Path("diagnostics") / Path(model).stem)
+    name = f"{model} raw" if raw else model
+    words = "".join(c if c.isalnum() else "_" for c in name)
+    output = folder_path(output or Path("diagnostics") / words)
     loaded = load_model(model, variant=variant, image_size=image_size)
     if raw:
         restore_raw_weights(loaded, model)
@@ -238,7 +240,6 @@ def report(
         rows = diagnose(
             loaded, evaluation_batches(spread, transform, batch_size)
         )
-    name = Path(model).stem
     result = {"model": name, "data": data, "images": count, "blocks": rows}
     with locked(output):
         write_text(

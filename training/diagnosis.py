@@ -19,7 +19,7 @@ def diagnose(
     """Norms, gradients, gammas and attention of every block.
 
     Args:
-        model: `CaiT` or `ViT` with a head.
+        model: `CaiT` or `ViT` with a head. It is measured in float32.
         batches: `(images, labels, weights)`, as of `evaluation_batches`;
             padding has weight 0.
 
@@ -44,7 +44,8 @@ def diagnose(
           that of uniform scores, 0...1.
 
     Raises:
-        ValueError: the model is another one, or images have many labels.
+        ValueError: the model is another one or has diverged, or images have
+            many labels.
 
     Reference: Touvron et al., 2021, section 2 and figures 3 and 6;
     Dosovitskiy et al., 2020, figure 7 (arXiv 2010.11929).
@@ -54,7 +55,11 @@ def diagnose(
             "Expected a CaiT or ViT with a head. Got "
             f"{type(model).__name__} {model.name!r}."
         )
-    config = {**model.get_config(), "classifier_activation": None}
+    config = {
+        **model.get_config(),
+        "classifier_activation": None,
+        "dtype": "float32",
+    }
     with_logits = type(model).from_config(config)
     with_logits.set_weights(model.get_weights())
     model = with_logits
@@ -85,6 +90,11 @@ def diagnose(
                 labels, logits
             )
             loss = tf.reduce_sum(losses * weights)
+        if not np.isfinite(loss):
+            raise ValueError(
+                f"The loss of {model.name!r} on these images is not finite: "
+                "its training has diverged."
+            )
         by_outputs, gradients = tape.gradient(
             loss,
             (outputs, [v.value for v in model.trainable_variables]),

@@ -33,11 +33,19 @@ def predictions(
             an image has any number of labels.
         k: how many of the classes to keep.
 
+    Raises:
+        ValueError: a probability is not a number.
+
     Example:
     >>> predictions(np.array([[0.1, 0.7, 0.2]]), np.array([2])).correct
     array([[False,  True, False]])
     """
     probabilities, labels = np.asarray(probabilities), np.asarray(labels)
+    if np.isnan(probabilities).any():
+        raise ValueError(
+            "The model's predictions are not numbers. Its training has "
+            "diverged; or, if it is right in float32, its precision is too low."
+        )
     best = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
     if labels.ndim == 1:
         correct = best == labels[:, None]

@@ -116,6 +116,33 @@ def test_gammas(rows, small_model):
     assert low < middle < high
 
 
+def test_models_in_bfloat16_are_measured_and_diverged_ones_refused(images):
+    sizes = {"embed_dim": 8, "depth": 1, "num_heads": 2, "patch_size": 8}
+    shape = {"input_shape": images.shape[1:], "classes": 5}
+    model = ViT(**sizes, **shape, dtype="bfloat16")
+    images = tf.cast(images, tf.float32)
+    batches = [(images, tf.constant(LABELS), tf.ones(len(images)))]
+    (row,) = diagnose(model, batches)
+    assert row["activation"] > 0
+    model.get_layer("norm").gamma.assign([np.inf] * 8)
+    with pytest.raises(ValueError, match="training has diverged"):
+        diagnose(model, batches)
+
+
+def test_every_model_has_a_folder_of_its_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    sizes = {"embed_dim": 8, "depth": 1, "num_heads": 2, "patch_size": 7}
+    for name in ("lr0.1", "lr0.01"):
+        run = tmp_path / "runs" / name
+        run.mkdir(parents=True)
+        model = ViT(**sizes, input_shape=(28, 28, 3), classes=10)
+        model.save(run / "model.keras")
+        with pytest.raises(SystemExit):
+            main(f"--model runs/{name} --data digits --images 2".split())
+    folders = sorted(path.name for path in tmp_path.glob("diagnostics/*"))
+    assert folders == ["runs_lr0_01", "runs_lr0_1"]
+
+
 @pytest.mark.parametrize(
     "model",
     [

@@ -55,6 +55,11 @@ def test_an_image_is_correct_by_any_of_its_labels():
     assert top_k(one_each)["top5"] == pytest.approx(2 / 3)
 
 
+def test_predictions_that_are_not_numbers_are_refused():
+    with pytest.raises(ValueError, match="has diverged"):
+        predictions(np.array([[0.5, np.nan]]), np.array([0]))
+
+
 def test_calibration_error_by_hand():
     """Intervals (0, 0.5] and (0.5, 1]: 0.4 sure, none right; 0.8, 2 of 3."""
     correct = np.array([[False], [True], [True], [False]])
