@@ -193,9 +193,8 @@ def train(
                 step = epoch * steps + i + 1
                 monitor.after_step(step)
                 ends_epoch = i + 1 == steps
-                is_best = False
+                is_best, found = False, {}
                 if ends_epoch:
-                    found = {}
                     if is_evaluated(recipe, epoch):
                         transform = evaluation_transform(recipe)
                         with (
@@ -214,7 +213,7 @@ def train(
                 asked = any_worker(devices, stop.received, step)
                 if asked or ends_epoch or step % checkpoint_steps == 0:
                     checkpoints.wait()  # for the one before
-                    trainer.check_finite(steps, checkpoints.newest)
+                    trainer.check_finite(steps, checkpoints.newest, found)
                     checkpoints.save(step, is_best)
                 if asked:
                     checkpoints.wait()

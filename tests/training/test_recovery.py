@@ -90,6 +90,15 @@ def test_loss_that_is_not_finite_stops_before_it_is_saved(trouble, tmp_path):
     assert all(np.isfinite(value).all() for value in state.values())
 
 
+def test_a_diverged_model_ends_the_run_though_it_skips_steps(trouble, tmp_path):
+    recipe = dataclasses.replace(
+        DROPPING, learning_rate=1e30, on_nonfinite="skip"
+    )
+    with pytest.raises(FloatingPointError, match="validation loss is not"):
+        train(recipe, tmp_path)
+    assert not (tmp_path / "model.keras").exists()
+
+
 def test_run_that_the_disk_cannot_hold_is_refused(
     trouble, tmp_path, monkeypatch
 ):

@@ -1,7 +1,7 @@
 """Training state, and the compiled train and evaluation steps."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -256,16 +256,23 @@ class Trainer:
         patience = self.recipe.patience
         return 0 < patience <= int(self._since_best.numpy())
 
-    def check_finite(self, steps_per_epoch: int, newest: Path | None) -> None:
+    def check_finite(
+        self,
+        steps_per_epoch: int,
+        newest: Path | None,
+        evaluated: Mapping[str, float],
+    ) -> None:
         """Stops a run with a non-finite loss, before it is saved.
 
         Args:
             steps_per_epoch: optimizer steps per epoch.
             newest: the last checkpoint.
+            evaluated: as of `evaluate`, or nothing.
 
         Raises:
             FloatingPointError: a loss or gradient was not finite, and the
-                recipe does not skip such steps.
+                recipe does not skip such steps; or the validation loss is not
+                finite, which no skipped step repairs.
         """
         step = self.nonfinite
         if step >= 0 and self.recipe.on_nonfinite == "stop":
@@ -274,6 +281,12 @@ class Trainer:
                 f"{step // steps_per_epoch + 1}. The last good checkpoint is "
                 f"{newest}. Lower learning_rate or clip_norm, or use "
                 "on_nonfinite=skip."
+            )
+        if not math.isfinite(evaluated.get("val_raw_loss", 0.0)):
+            raise FloatingPointError(
+                f"The validation loss is not finite after step {self.step}: "
+                f"training has diverged. The last checkpoint is {newest}. "
+                "Lower learning_rate or clip_norm."
             )
 
     @one_stack_trace()
