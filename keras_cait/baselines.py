@@ -414,9 +414,9 @@ def _class_token_entry(
             )
         return None
     entry = class_token_depth or 0
-    if not 0 <= entry < depth:
+    if entry not in range(depth):
         raise ValueError(
-            "class_token_depth must be at least 0 and less than depth, or the "
+            "class_token_depth must be an integer from 0 to depth - 1, or the "
             "class token would see no patch. Received: "
             f"class_token_depth={class_token_depth}, depth={depth}. If it "
             "should enter after all blocks, use class_attention_depth=2."
