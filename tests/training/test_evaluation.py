@@ -240,6 +240,14 @@ def test_raw_weights_of_a_run_are_those_of_its_last_step(kinds):
     assert np.abs(ema - saved).max() > 0.01
 
 
+def test_raw_weights_of_a_damaged_checkpoint_are_refused(kinds, tmp_path):
+    run = shutil.copytree(kinds / "run", tmp_path / "run")
+    for file in (run / "checkpoints").glob("*.data*"):
+        file.write_bytes(bytes(file.stat().st_size))
+    with pytest.raises(ValueError, match=r"is damaged\. Omit --raw"):
+        load_for_evaluation(run, raw=True)
+
+
 def test_bfloat16_is_used_where_asked_for(kinds):
     images = tf.random.uniform((2, 28, 28, 3), 0, 255, seed=0)
     for name in ("model.keras", "model.safetensors"):

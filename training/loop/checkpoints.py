@@ -264,7 +264,7 @@ def restore_raw_weights(model: keras.Model, run: str | Path) -> None:
         run: folder of a finished run.
 
     Raises:
-        ValueError: the folder has no checkpoints.
+        ValueError: the folder has no checkpoints, or the last is damaged.
     """
     # Not by TensorFlow's list of them, which has absolute paths.
     last = checkpoints_in(Path(run) / "checkpoints")[-1:]
@@ -273,5 +273,8 @@ def restore_raw_weights(model: keras.Model, run: str | Path) -> None:
             f"{str(run)!r} has no checkpoints, which hold the raw weights. "
             "Omit --raw to use its EMA weights, or give the folder of a run."
         )
-    status = tf.train.Checkpoint(model=model).read(str(last[0]))
-    status.assert_existing_objects_matched().expect_partial()
+    if not restore_newest(tf.train.Checkpoint(model=model), last):
+        raise ValueError(
+            f"The last checkpoint of {str(run)!r}, which holds the raw "
+            "weights, is damaged. Omit --raw to use its EMA weights."
+        )
