@@ -34,7 +34,7 @@ def predictions(
         k: how many of the classes to keep.
 
     Raises:
-        ValueError: a probability is not a number.
+        ValueError: a probability is not a number in 0...1.
 
     Example:
     >>> predictions(np.array([[0.1, 0.7, 0.2]]), np.array([2])).correct
@@ -45,6 +45,12 @@ def predictions(
         raise ValueError(
             "The model's predictions are not numbers. Its training has "
             "diverged; or, if it is right in float32, its precision is too low."
+        )
+    least, most = probabilities.min(initial=0), probabilities.max(initial=0)
+    if least < -0.01 or most > 1.01:  # rounded by LiteRT
+        raise ValueError(
+            f"The model's predictions are from {least:.3g} to {most:.3g}. "
+            "Expected probabilities. End the model with a softmax."
         )
     best = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
     if labels.ndim == 1:

@@ -55,9 +55,13 @@ def test_an_image_is_correct_by_any_of_its_labels():
     assert top_k(one_each)["top5"] == pytest.approx(2 / 3)
 
 
-def test_predictions_that_are_not_numbers_are_refused():
-    with pytest.raises(ValueError, match="has diverged"):
-        predictions(np.array([[0.5, np.nan]]), np.array([0]))
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [([0.5, np.nan], "has diverged"), ([-2.0, 7.0], "from -2 to 7.*softmax")],
+)
+def test_predictions_that_are_no_probabilities_are_refused(scores, message):
+    with pytest.raises(ValueError, match=message):
+        predictions(np.array([scores]), np.array([0]))
 
 
 def test_calibration_error_by_hand():
