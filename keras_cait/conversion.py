@@ -93,7 +93,7 @@ def to_reference(variables: Iterable[keras.Variable]) -> dict[str, np.ndarray]:
             _to_reference_layout(np.asarray(v))
         )
         for v in variables
-        if not _is_state(v)
+        if not is_state(v)
     }
 
 
@@ -118,7 +118,7 @@ def from_reference(
     >>> tensors = to_reference(model.weights)
     >>> from_reference(model.weights, tensors)
     """
-    wanted = {reference_name(v.path): v for v in variables if not _is_state(v)}
+    wanted = {reference_name(v.path): v for v in variables if not is_state(v)}
     missing = sorted(wanted.keys() - tensors.keys())
     unknown = sorted(tensors.keys() - wanted.keys())
     if missing or unknown:
@@ -146,7 +146,7 @@ def from_reference(
         variable.assign(array.copy() if array.flags.c_contiguous else array)
 
 
-def _is_state(variable: keras.Variable) -> bool:
+def is_state(variable: keras.Variable) -> bool:
     """Whether a variable is the state of a random generator."""
     return variable.path.endswith("seed_generator_state")
 

@@ -5,6 +5,7 @@ from typing import Any
 import keras
 
 from keras_cait.blocks import ClassAttentionBlock, SelfAttentionBlock
+from keras_cait.conversion import is_state, reference_name
 from keras_cait.initializers import kernel_initializer
 from keras_cait.layers import (
     ClassToken,
@@ -117,6 +118,11 @@ class VisionTransformer(keras.Model):
             "quantization_mode": (
                 self.self_attention_blocks[0].mlp.fc1.quantization_mode
             ),
+            "frozen": [
+                reference_name(weight.path)
+                for weight in self.weights
+                if not (weight.trainable or is_state(weight))
+            ],
         }
 
     @classmethod
@@ -130,9 +136,13 @@ class VisionTransformer(keras.Model):
         if before := config.get("input_tensor"):
             config["input_tensor"] = before.output
         quantization_mode = config.pop("quantization_mode", None)
+        frozen = config.pop("frozen", ())
         model = cls(**config)
         if quantization_mode is not None:  # set by quantize() before saving
             model.quantize(quantization_mode)
+        for weight in model.weights:
+            if reference_name(weight.path) in frozen:
+                weight.trainable = False
         return model
 
 

@@ -1,6 +1,7 @@
 """Optimizers, schedule, and the weights that learn and decay."""
 
 import json
+import warnings
 
 import keras
 import numpy as np
@@ -211,6 +212,25 @@ def test_frozen_weights_do_not_learn(model, trainable, learns):
     assert not {"mlp", "norm1", "position_embedding", "gamma"} & parts
     freeze(model, "all")
     assert len(model.trainable_variables) == count
+
+
+@pytest.mark.parametrize("is_sequential", [False, True])
+def test_a_file_keeps_what_is_frozen(is_sequential, tmp_path):
+    with keras.name_scope("scope"):
+        model = keras_cait.CaiT(24, 1, 2, input_shape=(32, 32, 3), classes=5)
+    if is_sequential:
+        model.trainable = False
+        model = keras.Sequential([model, keras.layers.Dense(5)])
+    else:
+        freeze(model, "attention")
+    model.compile(AdamW(0.1), "mse")
+    model.fit(np.ones((1, 32, 32, 3)), np.ones((1, 5)), verbose=0)
+    model.save(tmp_path / "model.keras")
+    with warnings.catch_warnings(action="error"):  # of a skipped optimizer
+        loaded = keras.saving.load_model(tmp_path / "model.keras")
+    learning = [v.trainable for v in model.weights]
+    assert [v.trainable for v in loaded.weights] == learning
+    assert loaded.optimizer.iterations == 1
 
 
 @pytest.mark.parametrize("is_sequential", [False, True])
