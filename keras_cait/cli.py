@@ -99,7 +99,7 @@ def classify(
     if output:
         new_path(output)
     if attention:
-        check_attention(attention, images, force)
+        check_attention(attention, images, sources, force)
     classifier = load_classifier(model, variant=variant, image_size=image_size)
     if attention and classifier.model is None:
         raise ValueError(
@@ -114,7 +114,9 @@ def classify(
         stream = sys.stdout
         if output:
             path = stack.enter_context(new_output(output))
-            stream = stack.enter_context(path.open("w", encoding="utf-8"))
+            stream = stack.enter_context(
+                path.open("w", encoding="utf-8", errors="backslashreplace")
+            )
         writer = (
             JsonWriter(stream)
             if json
@@ -180,12 +182,16 @@ def find_sources(paths: Sequence[Path]) -> Iterator[Source]:
 
 
 def check_attention(
-    attention: Path, images: Sequence[Path], force: bool
+    attention: Path,
+    images: Sequence[Path],
+    sources: Sequence[Source],
+    force: bool,
 ) -> None:
     """Checks `--attention` before the model is loaded.
 
     Raises:
-        ValueError: it is neither a folder nor one image's new figure.
+        ValueError: it is neither a folder nor one image's new figure, or two
+            images would share a figure.
         OSError: it cannot be written.
     """
     if find_spec("matplotlib") is None:
@@ -214,6 +220,15 @@ def check_attention(
                 f"--attention {str(folder)!r} is neither a folder nor a file "
                 f"that ends in {', '.join(FIGURE_SUFFIXES)}."
             )
+        drawn: dict[Path, Path] = {}
+        for path, inner_path in sources:
+            first = drawn.setdefault(inner_path, path)
+            if first != path:
+                raise ValueError(
+                    f"--attention {str(folder)!r} cannot hold the figures of "
+                    f"both {str(first)!r} and {str(path)!r}, which have one "
+                    "name. Give a folder that contains both."
+                )
     folder_path(folder)
 
 

@@ -145,6 +145,16 @@ def test_output_is_a_new_file(weights, folder, tmp_path, capsys):
     assert list(output.parent.iterdir()) == [output]
 
 
+@pytest.mark.parametrize("kind", ["--csv", "--json", "--top=1"])
+def test_output_holds_file_names_that_are_not_utf_8(kind, weights, tmp_path):
+    image = os.fsdecode(os.fsencode(tmp_path / "caf") + b"\xe9.png")
+    shutil.copy(IMAGES / "small_64x48.png", image)
+    output = tmp_path / "results.txt"
+    arguments = [image, "--model", weights, kind, "--output", str(output)]
+    assert main(arguments) == 0
+    assert "caf\\udce9.png" in output.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     "options",
     [{"classifier_activation": None}, {"include_preprocessing": False}],
@@ -202,6 +212,20 @@ def test_attention_is_drawn_and_never_replaced_silently(
     capsys.readouterr()
     assert main(arguments) == 1
     assert capsys.readouterr().err.count("not replaced without --force") == 2
+
+
+def test_images_of_one_name_do_not_share_a_figure(
+    weights, folder, tmp_path, capsys
+):
+    shutil.copy(folder / "a.png", folder / "sub" / "a.png")
+    images = [str(folder / "a.png"), str(folder / "sub" / "a.png")]
+    figures = tmp_path / "figures"
+    arguments = ["--model", weights, "--attention", str(figures), "--force"]
+    assert main([*images, *arguments]) == 1
+    error = capsys.readouterr().err
+    assert all(repr(image) in error for image in images)
+    assert not figures.exists()
+    assert main([images[0], images[0], *arguments]) == 0
 
 
 def test_progress_of_a_folder_on_a_terminal(
