@@ -237,10 +237,13 @@ def classifier(model: keras.Model) -> Classifier:
     """
     _check_classifier(model)
     normalizes = getattr(model, "include_preprocessing", True)
-    is_logits = (
-        getattr(model, "classifier_activation", "softmax") is None
-        or getattr(model, "classifier_activation", "softmax") == "linear"
-    )
+    _, height, width, _ = model.inputs[0].shape
+    classes = int(model.outputs[0].shape[-1])
+    last: Any = model
+    while isinstance(last, keras.Model):
+        last = last.layers[-1]
+    activation = getattr(last, "activation", None)
+    is_logits = activation is keras.activations.linear and classes > 1
 
     def predict(images: Any) -> Any:
         if not normalizes:
@@ -248,8 +251,6 @@ def classifier(model: keras.Model) -> Classifier:
         outputs = ops.cast(model(images, training=False), "float32")
         return ops.softmax(outputs) if is_logits else outputs
 
-    _, height, width, _ = model.inputs[0].shape
-    classes = int(model.outputs[0].shape[-1])
     return Classifier(predict, (height, width), classes, model)
 
 

@@ -9,7 +9,12 @@ import pytest
 
 import keras_cait
 from keras_cait.labels import find_labels, load_labels, read_labels
-from keras_cait.loading import load_classifier, load_model, published
+from keras_cait.loading import (
+    classifier,
+    load_classifier,
+    load_model,
+    published,
+)
 from tests.helpers.models import randomise, small
 
 
@@ -37,6 +42,25 @@ def test_every_source_gives_the_same_predictions(run_folder, source):
         atol=1e-7,
     )
     assert load_labels(folder / source, classes=5) == list("abcde")
+
+
+@pytest.mark.parametrize("kind", ["surgery", "sequential", "nested"])
+def test_a_head_of_logits_gives_probabilities(run_folder, kind):
+    _, model = run_folder
+    features = model.get_layer("pooling").output
+    logits = keras.Model(model.input, keras.layers.Dense(3)(features))
+    if kind == "sequential":
+        body = keras.Model(model.input, features)
+        logits = keras.Sequential([body, keras.layers.Dense(3)])
+    elif kind == "nested":
+        logits = keras.Sequential([keras.layers.RandomFlip(), logits])
+        logits.build((None, 32, 48, 3))
+    images = np.random.default_rng(0).uniform(0, 255, (2, 32, 48, 3))
+    np.testing.assert_allclose(
+        classifier(logits).predict(images),
+        keras.ops.softmax(logits(images, training=False)),
+        rtol=1e-5,
+    )
 
 
 def test_models_change_size_and_precision(run_folder):
