@@ -12,7 +12,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_cait.conversion import from_reference, layer_of, to_reference
+from keras_cait.conversion import (
+    from_reference,
+    layer_of,
+    listed,
+    to_reference,
+)
 from keras_cait.files import atomically
 from keras_cait.hub import fetch
 from keras_cait.initializers import filled_later
@@ -74,8 +79,8 @@ def save_weights(
         overwrite: whether to replace an existing file, as in `model.save`.
 
     Raises:
-        ValueError: `model` is neither, the path has another suffix, or the
-            file exists and `overwrite=False`.
+        ValueError: `model` is neither, has LoRA or is quantized, the path has
+            another suffix, or the file exists and `overwrite=False`.
 
     Example:
     >>> save_weights(model, "model.safetensors")  # doctest: +SKIP
@@ -98,6 +103,17 @@ def save_weights(
         raise ValueError(
             f"{str(path)!r} already exists. Choose another path, or pass "
             "overwrite=True."
+        )
+    foreign = [
+        weight.path
+        for weight in model.weights
+        if weight.path.endswith(("/lora_kernel_a", "_scale"))
+    ]
+    if foreign:
+        raise ValueError(
+            "save_weights writes what timm has: no weights of LoRA or "
+            f"quantization. Received: a model with {listed(foreign)}. Use "
+            "model.save; keras.saving.load_model merges LoRA into the kernels."
         )
     rows, columns = _grid(model)
     tensors = to_reference(model.weights)

@@ -152,6 +152,22 @@ def test_a_model_without_a_head_leaves_it_out(small_model, tmp_path):
     assert_equal_weights(small_model, tensors)
 
 
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`")
+def test_weights_that_timm_lacks_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("gc.collect", lambda: 0)  # after each kernel: 15 s
+    path = tmp_path / "small.safetensors"
+    lora, quantized = small(depth=1), small(depth=1)
+    lora.self_attention_blocks[0].attention.qkv.enable_lora(2)
+    quantized.quantize("int8")
+    for model, weight in (
+        (lora, "qkv/lora_kernel_a"),
+        (quantized, "fc1/kernel_scale"),
+    ):
+        with pytest.raises(ValueError, match=f"LoRA or quant.*{weight}"):
+            save_weights(model, path)
+        assert not path.exists()
+
+
 def test_name_scopes_stay_out_of_the_file(small_model, tmp_path):
     with keras.name_scope("student"):
         inside = randomise(small(), seed=1)
