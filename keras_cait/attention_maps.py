@@ -141,7 +141,7 @@ def intermediate_features(
     >>> [tuple(x.shape) for x in features(np.zeros((2, 64, 96, 3)))]
     [(2, 24, 48), (2, 24, 48), (2, 1, 48)]
     """
-    if isinstance(layers, str | int):
+    if isinstance(layers, str | int | np.integer):
         outputs = _layer(model, layers).output
     else:
         outputs = [_layer(model, layer).output for layer in layers]

@@ -242,11 +242,12 @@ def _classifier(model: keras.Model) -> tuple[Any, Callable[[Tensor], Tensor]]:
         ValueError: the model has no classes.
     """
     has_top = getattr(model, "include_top", True)
-    if not has_top or len(model.output.shape) != 2:
+    shapes = [output.shape for output in model.outputs]
+    if not has_top or [len(shape) for shape in shapes] != [2]:
         raise ValueError(
             f"The model {model.name!r} does not classify: its output is "
-            f"{model.output.shape}, with include_top={has_top}. Give a model "
-            "with a head."
+            f"{', '.join(map(str, shapes))}, with include_top={has_top}. Give "
+            "a model with a head and no other output."
         )
     last = model.layers[-1]
     if isinstance(last, keras.layers.Activation | keras.layers.Softmax):

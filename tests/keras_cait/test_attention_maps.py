@@ -74,7 +74,7 @@ def test_maps_are_the_scores_of_the_blocks(wide_images):
         atol=1e-6,
     )
     np.testing.assert_allclose(
-        keras_cait.intermediate_features(model, 1)(wide_images),
+        keras_cait.intermediate_features(model, np.int64(1))(wide_images),
         block_1,
         rtol=1e-5,
         atol=1e-5,

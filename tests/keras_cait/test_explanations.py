@@ -103,11 +103,16 @@ def test_the_score_is_the_logit_of_the_prediction(wide_model, wide_images):
         np.testing.assert_allclose(maps, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_models_that_do_not_classify_are_refused(wide_images):
-    for pooling in ("token", None):
-        model = small(
-            include_top=False, pooling=pooling, input_shape=(16, 40, 3)
-        )
+def test_models_that_do_not_classify_are_refused(wide_model, wide_images):
+    features = wide_model.get_layer("pooling").output
+    models = [
+        keras.Model(wide_model.input, [wide_model.output, features]),
+        *(
+            small(include_top=False, pooling=pooling, input_shape=(16, 40, 3))
+            for pooling in ("token", None)
+        ),
+    ]
+    for model in models:
         for maps in (keras_cait.relevance_maps, keras_cait.occlusion_maps):
             with pytest.raises(ValueError, match="does not classify"):
                 maps(model, wide_images)
