@@ -342,7 +342,8 @@ def freeze(model: keras.Model, trainable: Trainable) -> None:
             et al., 2022, arXiv 2203.09795); or `"all"`, which freezes nothing.
 
     Raises:
-        ValueError: `trainable` is unknown, or the model has no head.
+        ValueError: `trainable` is unknown, or the model is not built, has no
+            head or no layers of CaiT.
 
     Example:
     >>> model = CaiT(48, 3, 1, input_shape=(32, 32, 3))
@@ -354,6 +355,11 @@ def freeze(model: keras.Model, trainable: Trainable) -> None:
         raise ValueError(
             'trainable must be "all", "attention" or "head". Received: '
             f"trainable={trainable!r}."
+        )
+    if not model.built:
+        raise ValueError(
+            f"The model {model.name!r} has no weights yet. Begin it with "
+            "keras.Input, or call model.build, and freeze it then."
         )
     frozen = [
         weight
@@ -367,6 +373,11 @@ def freeze(model: keras.Model, trainable: Trainable) -> None:
             "The model has no layer named head, nor another one. Received: "
             f"trainable={trainable!r} for a model with include_top=False. Set "
             "model.trainable = False to freeze all of it."
+        )
+    if trainable != "all" and not frozen:
+        raise ValueError(
+            f"The model {model.name!r} has no layers of CaiT, which are known "
+            "by their names. Set layer.trainable = False instead."
         )
     # What never learns, such as the means of a BatchNormalization, stays so.
     # To assign True where it is True already has no effect on the weights.

@@ -281,6 +281,13 @@ def test_wrong_arguments_are_named(model):
         )
     with pytest.raises(ValueError, match="no layer named head"):
         freeze(body, "head")
+    layers = [keras.layers.RandomFlip(), body, keras.layers.Dense(5)]
+    unbuilt = keras.Sequential(layers)
+    with pytest.raises(ValueError, match=r"no weights yet.*keras\.Input"):
+        freeze(unbuilt, "head")
+    other = keras.Sequential([keras.Input((4,)), keras.layers.Dense(5)])
+    with pytest.raises(ValueError, match="no layers of CaiT"):
+        freeze(other, "attention")
     with pytest.raises(ValueError, match="layer_decay=0"):
         AdamW(layer_decay=0)
     for steps, warmup_steps in ((0, 0), (10, -1)):
