@@ -59,6 +59,7 @@ def diagnose(
         **model.get_config(),
         "classifier_activation": None,
         "dtype": "float32",
+        "frozen": [],  # which have gradients, too
     }
     with_logits = type(model).from_config(config)
     with_logits.set_weights(model.get_weights())

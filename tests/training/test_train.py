@@ -210,11 +210,12 @@ def test_a_run_that_was_interrupted_ends_bit_equal(
     program.train(TINY, tmp_path / "halves")
 
     whole, halves = (
-        keras.models.load_model(tmp_path / name / "model.keras").get_weights()
+        keras.models.load_model(tmp_path / name / "model.keras")
         for name in ("whole", "halves")
     )
-    for a, b in zip(whole, halves, strict=True):
+    for a, b in zip(whole.get_weights(), halves.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
+    assert whole.get_config()["frozen"] == []  # also of EMA weights
     record = json.loads((tmp_path / "halves" / "summary.json").read_text())
     confusion = np.array(record["confusion"])
     assert record["top1"] == pytest.approx(confusion.trace() / 100)

@@ -263,7 +263,11 @@ def finish(
     kind = "raw" if raw_top1 > ema_top1 else "EMA"
     better = {"raw": trainer.model, "EMA": trainer.ema_model}[kind]
     # A copy that only this process has: the other workers take no part.
-    config = {**better.get_config(), "classifier_activation": "softmax"}
+    config = {
+        **better.get_config(),
+        "classifier_activation": "softmax",
+        "frozen": [],  # EMA weights do not learn here, but may elsewhere
+    }
     model = CaiT.from_config(config)
     model.set_weights(better.get_weights())
     accuracy = evaluate(model, validation)
