@@ -168,7 +168,9 @@ def occlusion_maps(
     images = ops.convert_to_numpy(images)
     occluded = _Occluded(images, embedding.patch_size, window, batch_size)
 
-    logits = classify(read_images(ops.convert_to_tensor(images)))
+    logits = classify(
+        read_images(ops.convert_to_tensor(images), training=False)
+    )
     chosen = _one_hot(classes, logits)
     remaining = classify(
         ops.convert_to_tensor(read_images.predict(occluded, verbose=verbose))

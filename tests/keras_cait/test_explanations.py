@@ -88,6 +88,16 @@ def test_occlusion_is_the_drop_of_the_logit(wide_model, wide_images):
     )
 
 
+def test_augmentation_in_the_model_is_off(wide_images):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((16, 40, 3))
+    flipped = keras.layers.RandomFlip()(inputs)
+    model = randomise(small(input_tensor=flipped, input_shape=None))
+    for maps in (keras_cait.occlusion_maps, keras_cait.relevance_maps):
+        first, second = (maps(model, wide_images, 3) for _ in range(2))
+        np.testing.assert_array_equal(first, second)
+
+
 def test_the_score_is_the_logit_of_the_prediction(wide_model, wide_images):
     """Whatever the activation."""
     expected = keras_cait.relevance_maps(wide_model, wide_images)
