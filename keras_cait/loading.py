@@ -346,6 +346,11 @@ def _keras_file(
         raise ValueError(
             f"Cannot load a Keras model from {str(path)!r}: {reason}"
         ) from None
+    if not hasattr(model, "inputs"):  # a subclass, or a Sequential not built
+        raise ValueError(
+            f"{str(path)!r} holds a {type(model).__name__} without an input of "
+            "a known shape. Begin the model with keras.Input, and save it anew."
+        )
     own_size = model.inputs[0].shape[1]
     size = image_size or own_size
     policy = precision or model.dtype_policy.name

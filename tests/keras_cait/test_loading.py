@@ -104,6 +104,14 @@ def test_other_sources_are_refused_by_name(tmp_path, name, content, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_model_without_known_inputs_is_named(tmp_path):
+    path = tmp_path / "unbuilt.keras"
+    layers = [keras.layers.RandomFlip(), small(input_shape=(32, 48, 3))]
+    keras.Sequential(layers).save(path)
+    with pytest.raises(ValueError, match=r"unbuilt.*with keras\.Input"):
+        load_classifier(path)
+
+
 @pytest.mark.parametrize(
     "field, value, message",
     [
