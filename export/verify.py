@@ -94,6 +94,13 @@ def compare(
     paths = [exported_path(path) for path in exported]
     predictors = [keras_predictor(model)]
     predictors += [load_predictor(path, labels) for path in paths]
+    # Before the images, since it refuses a file of another model.
+    reports = [None] + [
+        report(path, model, to_pixels(sample, image_size(model)))
+        if path.suffix == ".tflite"
+        else None
+        for path in paths
+    ]
 
     truth: list[int] = []
     scores: list[list[np.ndarray]] = [[] for _ in predictors]
@@ -111,12 +118,6 @@ def compare(
         for path in paths
     ]
     sizes = [4 * model.count_params(), *map(bytes_on_disk, paths)]
-    reports = [None] + [
-        report(path, model, to_pixels(sample, image_size(model)))
-        if path.suffix == ".tflite"
-        else None
-        for path in paths
-    ]
     expected = np.concatenate(scores[0])
     return [
         row(
