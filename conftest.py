@@ -14,6 +14,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
         os.environ.pop(variable, None)
     os.environ["COLUMNS"] = "80"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Of a small model on JAX, compiling takes most of the time.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import keras
 import numpy as np

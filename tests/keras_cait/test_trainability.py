@@ -78,7 +78,12 @@ class Stack(keras.layers.Layer):
 
 
 @pytest.mark.parametrize(
-    "policy", ["float32", "mixed_bfloat16", "mixed_float16"]
+    "policy",
+    [
+        pytest.param("float32", marks=pytest.mark.large),
+        "mixed_bfloat16",
+        "mixed_float16",
+    ],
 )
 def test_36_blocks_train_without_overflow(policy):
     """20 steps from LayerScale 1e-6: every block learns, all is finite."""

@@ -26,13 +26,18 @@ from training.train import train
 DROPPING = dataclasses.replace(TINY, epochs=2, drop_path_rate=0.2)  # 8 steps
 
 
+@pytest.fixture(autouse=True)
+def plain(monkeypatch):
+    """Runs without most of what other tests look at."""
+    monkeypatch.setattr(tensorboard, "PICTURES", 1)
+    monkeypatch.setattr(report, "write_report", lambda folder: folder)
+
+
 @pytest.fixture
 def trouble(monkeypatch):
     """Small runs, and a function that lets something happen in the next."""
     monkeypatch.setattr(datasets, "load", noise)
     monkeypatch.setattr(models, "build", build)
-    monkeypatch.setattr(tensorboard, "PICTURES", 1)
-    monkeypatch.setattr(report, "write_report", lambda folder: folder)
     batches = pipeline.training_data
 
     def prepare(*trouble):
