@@ -271,6 +271,11 @@ def fill(
         side = math.isqrt(positions.shape[1])
         if grid is None and side * side == positions.shape[1]:
             grid = (side, side)
+        if grid is not None and math.prod(grid) != positions.shape[1]:
+            raise ValueError(
+                f"It has {positions.shape[1]} positions, but says that their "
+                f"grid is {grid[0]}x{grid[1]}: it is damaged."
+            )
         if grid is not None and grid != _grid(model):
             resampled = resample_positions(
                 keras.ops.convert_to_tensor(_float32(positions)),

@@ -168,6 +168,17 @@ def test_weights_that_timm_lacks_are_refused(tmp_path, monkeypatch):
         assert not path.exists()
 
 
+def test_a_grid_that_is_not_that_of_the_positions_is_named(
+    small_model, tmp_path
+):
+    path = tmp_path / "small.safetensors"
+    save_weights(small_model, path)
+    tensors = safetensors.numpy.load_file(path)
+    safetensors.numpy.save_file(tensors, path, {"grid_size": "3x3"})
+    with pytest.raises(ValueError, match="says that their grid is 3x3"):
+        load_weights(small_model, path)
+
+
 def test_name_scopes_stay_out_of_the_file(small_model, tmp_path):
     with keras.name_scope("student"):
         inside = randomise(small(), seed=1)

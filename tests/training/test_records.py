@@ -106,6 +106,11 @@ def test_some_records_can_be_selected(prepared):
     ("kind", "label", "message"),
     [
         (tfds.features.ClassLabel(names=["/a/abbey", "/c/c_d"]), 1, None),
+        (
+            tfds.features.ClassLabel(num_classes=2),
+            -1,
+            "train of 'other' has no labels",
+        ),
         (tfds.features.Text(), "abbey", "image: Image, label: Text"),
         (
             tfds.features.Sequence(tfds.features.ClassLabel(num_classes=3)),
@@ -114,7 +119,7 @@ def test_some_records_can_be_selected(prepared):
         ),
     ],
 )
-def test_classes_have_names_that_folders_can_have(
+def test_labels_are_classes_whose_names_folders_can_have(
     kind, label, message, tmp_path
 ):
     image = tfds.features.Image(encoding_format="png")
