@@ -86,11 +86,16 @@ class Optimizer(keras.optimizers.Optimizer):
         arguments: those of the Keras optimizer.
 
     Raises:
-        ValueError: `layer_decay` is out of range.
+        ValueError: `layer_decay` or the weight decay is out of range.
     """
 
     def __init__(self, *, layer_decay: float, **arguments: Any):
         super().__init__(**arguments)
+        if (self.weight_decay or 0.0) < 0:
+            raise ValueError(
+                "weight_decay must be at least 0. Received: "
+                f"weight_decay={self.weight_decay}."
+            )
         if not 0 < layer_decay <= 1:
             raise ValueError(
                 "layer_decay must be greater than 0 and at most 1. Received: "
@@ -155,7 +160,7 @@ class AdamW(Optimizer, keras.optimizers.Adam):
             next one: the head, then class attention, then the self-attention
             blocks from last to first, then patches and positions.
         kwargs: other arguments of `keras.optimizers.Adam`, such as
-            `global_clipnorm`.
+            `global_clipnorm`, except `amsgrad`.
 
     Raises:
         ValueError: an argument is out of range.
@@ -178,6 +183,12 @@ class AdamW(Optimizer, keras.optimizers.Adam):
         layer_decay: float = 1.0,
         **kwargs: Any,
     ):
+        for name, beta in (("beta_1", beta_1), ("beta_2", beta_2)):
+            if not 0 <= beta < 1:
+                raise ValueError(
+                    f"{name} must be at least 0 and less than 1. Received: "
+                    f"{name}={beta}."
+                )
         super().__init__(
             learning_rate=learning_rate,
             weight_decay=weight_decay,

@@ -288,8 +288,15 @@ def test_wrong_arguments_are_named(model):
     other = keras.Sequential([keras.Input((4,)), keras.layers.Dense(5)])
     with pytest.raises(ValueError, match="no layers of CaiT"):
         freeze(other, "attention")
-    with pytest.raises(ValueError, match="layer_decay=0"):
-        AdamW(layer_decay=0)
+    for optimizer, argument in (
+        (AdamW, "layer_decay"),
+        (AdamW, "weight_decay"),
+        (SGD, "weight_decay"),
+        (AdamW, "beta_1"),
+        (AdamW, "beta_2"),
+    ):
+        with pytest.raises(ValueError, match=f"{argument}=-1"):
+            optimizer(**{argument: -1})
     for steps, warmup_steps in ((0, 0), (10, -1)):
         with pytest.raises(ValueError, match=f"Received: steps={steps}, w"):
             WarmupCosine(1e-3, steps, warmup_steps)
