@@ -16,8 +16,8 @@ from keras_cait.litert import LiteRTModel
 from keras_cait.loading import (
     Classifier,
     load_classifier,
-    read_manifest,
     saved_model_folder,
+    verified_manifest,
 )
 from keras_cait.preprocessing import load_image, resize_and_crop
 
@@ -54,7 +54,7 @@ def saved_model_predictor(path: Path, labels: Sequence[str]) -> Predict:
 
     A version without it has `pixels`, which needs decoded images.
     """
-    read_manifest(path)
+    verified_manifest(path)
     check_same_labels(path, find_labels(path), labels)
     signatures = tf.saved_model.load(str(path)).signatures
     if "serving_default" not in signatures:

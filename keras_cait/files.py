@@ -77,6 +77,16 @@ def is_visible(path: str) -> bool:
     return not any(part.startswith(".") for part in path.split("/"))
 
 
+def file_name(text: str) -> str:
+    """A text as the name of a file: letters, digits and underscores.
+
+    Example:
+    >>> file_name("runs/lr0.1")
+    'runs_lr0_1'
+    """
+    return "".join(c if c.isalnum() else "_" for c in text)
+
+
 def is_image_file(path: Path, suffixes: tuple[str, ...]) -> bool:
     """Whether a path in a folder is an image, by its name.
 

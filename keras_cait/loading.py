@@ -302,12 +302,21 @@ def saved_model_folder(path: str | Path) -> Path | None:
     path = Path(path)
     if (path / "saved_model.pb").is_file():
         return path
-    versions = [
-        file.parent
-        for file in path.glob("*/saved_model.pb")
-        if file.parent.name.isdecimal()
-    ]
-    return max(versions, key=lambda folder: int(folder.name), default=None)
+    return next(reversed(existing_versions(path).values()), None)
+
+
+def existing_versions(folder: Path) -> dict[int, Path]:
+    """The versions in the folder of a served model, oldest first.
+
+    The server takes the folder `007` as version 7, too.
+
+    Example:
+    >>> existing_versions(Path("photos"))
+    {}
+    """
+    folders = (file.parent for file in folder.glob("*/saved_model.pb"))
+    found = {int(one.name): one for one in folders if one.name.isdecimal()}
+    return dict(sorted(found.items()))
 
 
 def build(
@@ -491,7 +500,7 @@ def _inferred(
     return model
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def verified_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a SavedModel, all of whose files are as it says.
 
     Args:
@@ -519,7 +528,7 @@ def _foreign(folder: Path, error: Exception) -> ValueError:
 
 
 def _saved_model(folder: Path) -> Classifier:
-    manifest = read_manifest(folder)
+    manifest = verified_manifest(folder)
     try:
         if "pixels" not in manifest.get("signatures", ["pixels"]):
             raise ValueError(

@@ -38,7 +38,7 @@ from cyclopts import App, Parameter
 from matplotlib import pyplot as plt
 
 from keras_cait.datasets import split_of
-from keras_cait.files import folder_path, locked, write_text
+from keras_cait.files import file_name, folder_path, locked, write_text
 from keras_cait.labels import find_labels
 from keras_cait.loading import classifier, load_model
 from training.data.datasets import check_classes, load
@@ -218,8 +218,7 @@ def report(
     """Writes report.md, its figures and diagnostics.json."""
     require_tensorflow()
     name = f"{model} raw" if raw else model
-    words = "".join(c if c.isalnum() else "_" for c in name)
-    output = folder_path(output or Path("diagnostics") / words)
+    output = folder_path(output or Path("diagnostics") / file_name(name))
     loaded = load_model(model, variant=variant, image_size=image_size)
     if raw:
         restore_raw_weights(loaded, model)

@@ -33,7 +33,13 @@ from keras_cait.command_line import (
 from cyclopts import App, Parameter
 
 from keras_cait.datasets import split_of
-from keras_cait.files import folder_path, locked, read_json, write_text
+from keras_cait.files import (
+    file_name,
+    folder_path,
+    locked,
+    read_json,
+    write_text,
+)
 from keras_cait.labels import find_labels
 from keras_cait.loading import identity, published
 from keras_cait.pretrained import PRETRAINED
@@ -219,8 +225,7 @@ def names_of(source: str, image_size: int | None) -> dict[str, Any]:
 
 def result_file(output: Path, *words: str) -> Path:
     """The JSON file of a result."""
-    name = "".join(c if c.isalnum() else "_" for c in " ".join(words))
-    return output / f"{name}.json"
+    return output / f"{file_name(' '.join(words))}.json"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

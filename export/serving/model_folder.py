@@ -31,6 +31,7 @@ from export.serving.manifest import describe_version
 from export.serving.memory import server_memory
 from export.serving.warmup import write_warmup
 from keras_cait.files import folder_path, locked, read_json
+from keras_cait.loading import existing_versions
 from keras_cait.preprocessing import MAX_MEGAPIXELS
 
 BATCH_SIZES = (1, 2, 4, 8)
@@ -239,16 +240,6 @@ def served_versions(output: Path) -> tuple[dict[int, Path], int | None]:
             f"not in versions. Restore version {stable}, or {instead}."
         )
     return versions, stable
-
-
-def existing_versions(output: Path) -> dict[int, Path]:
-    """The versions in a model's folder, oldest first.
-
-    The server takes the folder `007` as version 7, too.
-    """
-    folders = (file.parent for file in output.glob("*/saved_model.pb"))
-    found = {int(one.name): one for one in folders if one.name.isdecimal()}
-    return dict(sorted(found.items()))
 
 
 def next_number(output: Path) -> int:

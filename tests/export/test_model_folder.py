@@ -19,11 +19,11 @@ from export.serving.manifest import nodes, weights_hash
 from export.serving.model_folder import (
     check_output,
     check_served_name,
-    existing_versions,
     read_manifest,
     write_version,
 )
 from keras_cait.files import locked
+from keras_cait.loading import existing_versions
 from tests.helpers.commands import exit_status
 from tests.helpers.models import randomise, small
 

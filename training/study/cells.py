@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from keras_cait.baselines import SIZES
+from keras_cait.files import file_name
 from training.recipe import Recipe
 from training.recipes import QUICKSTART, RECIPES
 
@@ -28,8 +29,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        words = f"{self.row} {self.column}"
-        return "".join(c if c.isalnum() else "_" for c in words)
+        return file_name(f"{self.row} {self.column}")
 
 
 @dataclass(frozen=True)
