@@ -30,6 +30,7 @@ from benchmarks.gpu import card
 from benchmarks.results import RESULTS, read
 from keras_cait.command_line import run
 from keras_cait.files import write_text
+from training.study.tables import figure as draw_study
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = (
@@ -123,42 +124,6 @@ def draw(record: dict[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
-def draw_study(name: str, path: Path) -> None:
-    """Draws top-1 of a study with its standard deviation over seeds."""
-    table = read("studies")["tables"][name]
-    columns = list(dict.fromkeys(c for cells in table.values() for c in cells))
-    series = table
-    if len(columns) == 1:  # the rows become the x-axis
-        (column,) = columns
-        series = {column: {row: cells[column] for row, cells in table.items()}}
-        columns = list(table)
-    figure, axes = plt.subplots(figsize=(8, 3.6), layout="constrained")
-    for i, (label, cells) in enumerate(series.items()):
-        shift = 0.4 * ((i + 0.5) / len(series) - 0.5)
-        points = [
-            (columns.index(column) + shift, cell["top_1"], cell["deviation"])
-            for column, cell in cells.items()
-            if "deviation" in cell
-        ]
-        if points:
-            x, top_1, deviation = zip(*points, strict=True)
-            style = "o-" if len(series) > 1 else "o"
-            axes.errorbar(
-                x, top_1, deviation, fmt=style, capsize=3, label=label
-            )
-    slanted = {"rotation": 20, "ha": "right", "rotation_mode": "anchor"}
-    axes.set_xticks(
-        range(len(columns)), columns, **(slanted if len(series) == 1 else {})
-    )
-    axes.set(ylabel="validation top-1 in %", ylim=(0, 100))
-    axes.grid(axis="y", alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    if len(series) > 1:
-        figure.legend(loc="outside right upper", frameon=False)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
 def run_benchmark(name: str) -> None:
     """Measures, and stores the record."""
     if name in NEEDS_GPU and not card():
@@ -198,8 +163,9 @@ def main(
         if measure and name in (names or BENCHMARKS):
             run_benchmark(name)
         draw(read(name), ROOT / "docs" / f"benchmark-{name}.png")
-    for name in read("studies")["tables"]:
-        draw_study(name, ROOT / "docs" / f"study-{name}.png")
+    for name, results in read("studies")["tables"].items():
+        path = ROOT / "docs" / f"study-{name}.png"
+        draw_study(name, list(results.values()), path)
     for path in DOCUMENTS:
         text = path.read_text()
         if fill(text) != text:

@@ -259,35 +259,12 @@ def engines() -> str:
 
 
 def study(name: str) -> str:
-    """Top-1 of one study on the digits: mean, deviation, the paper's."""
-    table = read("studies")["tables"][name]
-    return markdown(
-        {
-            row: {column: cell_text(cell) for column, cell in cells.items()}
-            for row, cells in table.items()
-        },
-        "Model",
-    )
+    """Top-1 of one study on the digits, as the study writes it."""
+    from training.study.cells import SCALES, STUDIES
+    from training.study.tables import table
 
-
-def cell_text(cell: Mapping[str, Any]) -> str:
-    """A cell of a study.
-
-    Example:
-    >>> cell_text({"top_1": 64.2, "deviation": 33.0, "seeds": 3,
-    ...            "diverged": 0, "paper": 79.9})
-    '64.2 ± 33.0 (79.9)'
-    """
-    words = []
-    if cell["top_1"] is not None:
-        words.append(f"{cell['top_1']:.1f}")
-        if "deviation" in cell:
-            words.append(f"± {cell['deviation']:.1f}")
-    if cell["diverged"]:
-        words.append(f"† {cell['diverged']} of {cell['seeds']}")
-    if "paper" in cell:
-        words.append(f"({cell['paper']:.1f})")
-    return " ".join(words)
+    results = read("studies")["tables"][name]
+    return table(STUDIES[name](SCALES["digits"]), results.values())
 
 
 def training_cost() -> str:

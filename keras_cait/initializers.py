@@ -37,12 +37,15 @@ def filled_later(is_so: bool = True) -> Iterator[None]:
 
 
 def kernel_initializer() -> keras.initializers.Initializer:
-    """Truncated normal of 0.02, for kernels, class token and positions."""
-    return keras.initializers.TruncatedNormal(stddev=STDDEV)
+    """Normal of 0.02, for kernels, class token and positions.
+
+    PyTorch's `trunc_normal_` truncates at 2, which is 100 standard deviations.
+    """
+    return keras.initializers.RandomNormal(stddev=STDDEV)
 
 
 @keras.saving.register_keras_serializable(package="keras_cait")
-class BlockInitializer(keras.initializers.TruncatedNormal):
+class BlockInitializer(keras.initializers.RandomNormal):
     """`kernel_initializer` of dense layers in blocks, for `filled_later`."""
 
     def __init__(self, stddev: float = STDDEV, **kwargs: Any):

@@ -201,9 +201,9 @@ def test_fixup_starts_with_branches_and_head_of_zero(images):
     assert not np.asarray(model(images)).any()
     for block in model.self_attention_blocks:
         for layer in (block.attention.qkv, block.mlp.fc1):
-            # A normal of 0.02, truncated at two deviations, * (2 * 3) ** -1/2.
+            # A normal of 0.02 * (2 * 3) ** -1/2.
             deviation = np.std(np.asarray(layer.kernel))
-            assert deviation == pytest.approx(0.88 * 0.02 * 6**-0.5, rel=0.05)
+            assert deviation == pytest.approx(0.02 * 6**-0.5, rel=0.05)
         for layer in (block.attention.proj, block.mlp.fc2):
             assert not np.asarray(layer.kernel).any()
 

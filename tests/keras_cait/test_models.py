@@ -392,6 +392,22 @@ def test_image_of_another_rank(small_model):
         small_model(np.zeros((32, 32, 3), "uint8"))
 
 
+def test_random_weights_are_drawn_as_by_the_reference():
+    """PyTorch's `trunc_normal_(std=0.02)` cuts at 2, not at two deviations."""
+    keras.utils.set_random_seed(0)
+    model = keras_cait.CaiT(**SMALL, input_shape=(32, 32, 3), classes=5)
+    drawn = ("kernel", "class_token", "position_embedding")
+    values = np.concatenate(
+        [
+            np.ravel(keras.ops.convert_to_numpy(weight))
+            for weight in model.weights
+            if weight.name in drawn and "patch_embedding" not in weight.path
+        ]
+    )
+    assert np.std(values) == pytest.approx(0.02, rel=0.02)
+    assert np.max(abs(values)) > 3 * 0.02
+
+
 def test_only_kernels_of_blocks_are_left_to_a_file():
     def build():
         keras.utils.set_random_seed(0)

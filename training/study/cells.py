@@ -60,7 +60,7 @@ PAPER = {
     "pre-norm, stochastic depth 0.05": (79.9, 80.1, 78.9, 78.9),
     "ReZero": (78.3, 80.1, 80.8, 81.6),
     "Fixup": (80.7, 82.0, 82.3, 82.4),
-    "scalar": (80.4, 81.6, 81.1, 81.6),
+    "one scalar per branch": (80.4, 81.6, 81.1, 81.6),
     "LayerScale": (80.5, 81.7, 82.4, 82.9),
 }
 
@@ -123,7 +123,10 @@ def depth(scale: Scale) -> list[Cell]:
             "pre-norm": {},
             "ReZero": {"residual_scaling": "rezero"},
             "Fixup": {"residual_scaling": "fixup"},
-            "scalar": {"residual_scaling": "scalar", "init_values": start},
+            "one scalar per branch": {
+                "residual_scaling": "scalar",
+                "init_values": start,
+            },
             "LayerScale": layer_scale(blocks),
         }
         # Figure 2 (b): as their authors proposed them.
@@ -157,7 +160,7 @@ def class_token(scale: Scale) -> list[Cell]:
     }
     rows["average pooling"] = {"pooling": "avg"}
     for layers in (1, 2, 3):
-        rows[f"after 12, {layers} of class attention"] = {
+        rows[f"after block 12, {class_attention_blocks(layers)}"] = {
             "class_attention_depth": layers
         }
     return one_column(scale, 12, rows)
@@ -205,13 +208,18 @@ def class_attention_depth(scale: Scale) -> list[Cell]:
         scale,
         blocks,
         {
-            f"{layers} of class attention": {
+            class_attention_blocks(layers): {
                 **cait,
                 "class_attention_depth": layers,
             }
             for layers in (1, 2, 3, 4)
         },
     )
+
+
+def class_attention_blocks(number: int) -> str:
+    """The name of a row."""
+    return f"{number} class-attention block{'s' * (number > 1)}"
 
 
 def one_column(
