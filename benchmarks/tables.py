@@ -264,7 +264,8 @@ def study(name: str) -> str:
     from training.study.tables import table
 
     results = read("studies")["tables"][name]
-    return table(STUDIES[name](SCALES["digits"]), results.values())
+    cells = STUDIES[name](SCALES["digits"])
+    return table(cells, results.values()).rstrip()
 
 
 def training_cost() -> str:

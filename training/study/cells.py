@@ -65,8 +65,8 @@ PAPER = {
 }
 
 SCALES = {
-    # 4 patches of 14 pixels, and a learning rate at which depth is hard: at a
-    # sixth of it, all scalings learn equally well.
+    # 4 patches of 14 pixels, and a learning rate that is large enough for 4
+    # epochs.
     "digits": Scale(
         replace(
             QUICKSTART,
