@@ -383,9 +383,12 @@ def _rgb(image: Image.Image, name: str, max_megapixels: float) -> np.ndarray:
     turn = TURNS.get(_orientation(image))
     if turn is not None:
         image = image.transpose(turn)
-    if image.mode == "F":
+    # Pillow takes 32 bits for some images of 16.
+    extrema: Any = image.getextrema() if image.mode == "I" else (0, 0)
+    if image.mode == "F" or min(extrema) < 0 or max(extrema) > 65535:
+        kind = "floating-point" if image.mode == "F" else "32-bit"
         raise _Refused(
-            f"{name} holds floating-point pixels, whose range is unknown. "
+            f"{name} holds {kind} pixels, whose range is unknown. "
             "Scale them to 0...255 and pass a uint8 array."
         )
     pixels = np.empty((image.height, image.width, 3), "uint8")
@@ -400,7 +403,7 @@ def _rgb(image: Image.Image, name: str, max_megapixels: float) -> np.ndarray:
 
 def _rgb_of_strip(image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I"):  # 16 bits; Pillow would cut at 255
-        return _rgb_of_array(np.asarray(image).clip(0, 65535).astype("uint16"))
+        return _rgb_of_array(np.asarray(image).astype("uint16"))
     if "transparency" in image.info:
         image = image.convert("RGBA")
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))

@@ -221,6 +221,10 @@ def test_broken_images_are_named(tmp_path):
             "^The Pillow image holds floating-point pixels",
         ),
         (
+            lambda: keras_cait.load_image(Image.new("I", (4, 4), 2**16)),
+            "^The Pillow image holds 32-bit pixels",
+        ),
+        (
             lambda: keras_cait.load_image(Image.new("L", (0, 4))),
             "^The Pillow image has no pixels",
         ),
