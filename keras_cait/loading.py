@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_cait import models
@@ -240,8 +239,8 @@ def classifier(model: keras.Model) -> Classifier:
     _, height, width, _ = model.inputs[0].shape
     classes = int(model.outputs[0].shape[-1])
     last: Any = model
-    while isinstance(last, keras.Model):
-        last = last.layers[-1]
+    while isinstance(last, keras.Model):  # its layers lack keras.ops
+        last = last.outputs[0]._keras_history.operation
     activation = getattr(last, "activation", None)
     is_logits = activation is keras.activations.linear and classes > 1
 
@@ -404,7 +403,7 @@ def _check_classifier(model: keras.Model) -> None:
 def _check_finite(model: keras.Model, path: Path) -> None:
     for variable in model.weights:
         # A sum is finite only if all its terms are, and needs no memory.
-        if not np.isfinite(ops.convert_to_numpy(ops.sum(variable.value))):
+        if not ops.isfinite(ops.sum(variable.value)):
             raise ValueError(
                 f"{str(path)!r} is damaged, or its training diverged: the "
                 f"weight {variable.path} is not finite."

@@ -44,7 +44,7 @@ def test_every_source_gives_the_same_predictions(run_folder, source):
     assert load_labels(folder / source, classes=5) == list("abcde")
 
 
-@pytest.mark.parametrize("kind", ["surgery", "sequential", "nested"])
+@pytest.mark.parametrize("kind", ["surgery", "sequential", "nested", "softmax"])
 def test_a_head_of_logits_gives_probabilities(run_folder, kind):
     _, model = run_folder
     features = model.get_layer("pooling").output
@@ -55,9 +55,12 @@ def test_a_head_of_logits_gives_probabilities(run_folder, kind):
     elif kind == "nested":
         logits = keras.Sequential([keras.layers.RandomFlip(), logits])
         logits.build((None, 32, 48, 3))
+    whole = logits
+    if kind == "softmax":
+        whole = keras.Model(model.input, keras.ops.softmax(logits.output))
     images = np.random.default_rng(0).uniform(0, 255, (2, 32, 48, 3))
     np.testing.assert_allclose(
-        classifier(logits).predict(images),
+        classifier(whole).predict(images),
         keras.ops.softmax(logits(images, training=False)),
         rtol=1e-5,
     )
@@ -65,9 +68,9 @@ def test_a_head_of_logits_gives_probabilities(run_folder, kind):
 
 def test_models_change_size_and_precision(run_folder):
     folder, _ = run_folder
-    model = load_model(folder, image_size=64, precision="mixed_bfloat16")
+    model = load_model(folder, image_size=64, precision="bfloat16")
     assert model.input.shape == (None, 64, 64, 3)
-    assert model.dtype_policy.name == "mixed_bfloat16"
+    assert model.dtype_policy.name == "bfloat16"
     assert keras.config.dtype_policy().name == "float32"
 
 
