@@ -136,7 +136,8 @@ def from_reference(
         raise ValueError(
             "The tensors belong to a model of another size: "
             f"{listed(misfits, '; ')}. Build the model with the sizes of the "
-            "tensors."
+            "tensors; for other classes, with include_top=False and a head of "
+            "your own."
         )
 
     for name, variable in wanted.items():
