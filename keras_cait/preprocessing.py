@@ -56,7 +56,7 @@ def load_image(
 ) -> np.ndarray:
     """Loads an image as 8-bit RGB.
 
-    Reads JPEG, PNG, GIF, BMP, WebP, AVIF, TIFF, JPEG 2000 and PPM. Gray,
+    Reads JPEG, PNG, GIF, BMP, WebP, AVIF, TIFF, JPEG 2000 and binary PPM. Gray,
     palette, CMYK and 16-bit images become RGB, transparency is dropped, the
     EXIF orientation is applied, and an animation yields its first frame.
 
@@ -361,7 +361,7 @@ def _decode(source: Any, name: str, max_megapixels: float) -> np.ndarray:
 
 
 class _Refused(ValueError):
-    """The image is readable, but too large, empty or without known range."""
+    """The image is readable, but too large, slow, empty or of unknown range."""
 
 
 def _rgb(image: Image.Image, name: str, max_megapixels: float) -> np.ndarray:
@@ -379,6 +379,12 @@ def _rgb(image: Image.Image, name: str, max_megapixels: float) -> np.ndarray:
         )
     if image.format in ("JPEG", "MPO"):
         _check_scans(image, name)
+    # Its time grows with the square of what are comments.
+    if any(tile[0] == "ppm_plain" for tile in getattr(image, "tile", ())):
+        raise _Refused(
+            f"{name} holds its pixels as text, which takes long to decode. "
+            "Convert it to PNG."
+        )
     image.load()
     turn = TURNS.get(_orientation(image))
     if turn is not None:

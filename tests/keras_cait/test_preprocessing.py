@@ -229,6 +229,10 @@ def test_broken_images_are_named(tmp_path):
             "^The Pillow image has no pixels",
         ),
         (
+            lambda: keras_cait.load_image(b"P2 1 1 255\n" + b"#\n" * 10**6),
+            "holds its pixels as text, .* Convert it to PNG",
+        ),
+        (
             lambda: keras_cait.load_image("https://example.org/cat.jpg"),
             "no image at 'https://example.org/cat.jpg'. Download it first.",
         ),
