@@ -15,10 +15,10 @@ from pathlib import Path
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 import keras_cait
 from export.exportable import image_size
+from keras_cait.loading import classifier
 from keras_cait.preprocessing import load_image, resize_and_crop
 
 LARGEST_BATCH = 8  # of `export/run_signatures.py`
@@ -179,7 +179,7 @@ def run_signatures(
 
 
 def keras_outputs(
-    model: keras_cait.CaiT, images: np.ndarray | tf.Tensor
+    model: keras_cait.CaiT, images: np.ndarray
 ) -> dict[str, np.ndarray]:
     """The outputs of all signatures, computed by the Keras model."""
     head = model.get_layer("head")
@@ -189,7 +189,7 @@ def keras_outputs(
     return {
         "embedding": embedding,
         "logits": logits,
-        "probabilities": tf.nn.softmax(logits).numpy(),
+        "probabilities": np.asarray(classifier(model).predict(images)),
         "attention": keras_cait.class_attention_maps(model, images),
     }
 

@@ -58,8 +58,9 @@ def check_exportable(model: keras.Model) -> keras_cait.CaiT:
         The model.
 
     Raises:
-        ValueError: the model is not a float `CaiT` with a head, preprocessing
-            and `pooling="token"`, for RGB images of a fixed size.
+        ValueError: the model is not a float `CaiT` with a head of softmax,
+            sigmoid or logits, preprocessing and `pooling="token"`, for RGB
+            images of a fixed size; or it has LoRA, or layers before the images.
 
     Example:
     >>> model = CaiT(48, depth=1, num_heads=4, input_shape=(64, 96, 3))
@@ -68,12 +69,25 @@ def check_exportable(model: keras.Model) -> keras_cait.CaiT:
     """
     if not isinstance(model, keras_cait.CaiT):
         raise ValueError(
-            f"Only CaiT models can be exported. Got a {type(model).__name__}."
+            f"Only CaiT models can be exported. Got a {type(model).__name__}. "
+            "Export it with its own method, model.export."
         )
-    if model.get_config()["quantization_mode"]:
+    config = model.get_config()
+    if config["quantization_mode"]:
         raise ValueError(
             "Got a model after quantize(). Export the float model it was made "
             "from, and choose a quantization scheme for the export."
+        )
+    if any(weight.path.endswith("/lora_kernel_a") for weight in model.weights):
+        raise ValueError(
+            "Got a model with LoRA. Save and load it before the export: "
+            "keras.saving.load_model merges LoRA into the kernels."
+        )
+    if "input_tensor" in config:
+        raise ValueError(
+            "Got a model with layers before its images (input_tensor), which "
+            "an export leaves out. If it predicts the same without them, as "
+            "after augmentation, export its weights: keras_cait.save_weights."
         )
     if not (
         model.include_top
@@ -87,8 +101,41 @@ def check_exportable(model: keras.Model) -> keras_cait.CaiT:
             f"pooling={model.pooling!r}. Rebuild the model with True, True and "
             '"token", and load its weights.'
         )
+    is_sigmoid(model)
     image_size(model)
     return model
+
+
+def is_sigmoid(model: keras_cait.CaiT) -> bool:
+    """Whether a model's classes are independent, and do not exclude another.
+
+    Args:
+        model: `CaiT` with a head.
+
+    Raises:
+        ValueError: the head has another activation than softmax, sigmoid or
+            none, or no activation for a single class.
+
+    Example:
+    >>> model = CaiT(
+    ...     48, 1, 4, input_shape=(64, 96, 3), classifier_activation="sigmoid"
+    ... )
+    >>> is_sigmoid(model)
+    True
+    """
+    activation = model.get_layer("head").activation
+    if activation is keras.activations.sigmoid:
+        return True
+    is_logits = activation is keras.activations.linear and model.classes > 1
+    if not is_logits and activation is not keras.activations.softmax:
+        raise ValueError(
+            "Only heads of softmax, sigmoid or, for several classes, logits "
+            "can be exported. Got "
+            f"classifier_activation={model.classifier_activation!r} and "
+            f"classes={model.classes}. Rebuild the model with one of these, "
+            "and load its weights."
+        )
+    return False
 
 
 def image_size(model: keras_cait.CaiT) -> tuple[int, int]:

@@ -12,7 +12,12 @@ import numpy as np
 import tensorflow as tf
 
 import keras_cait
-from export.exportable import check_exportable, image_size, patch_grid
+from export.exportable import (
+    check_exportable,
+    image_size,
+    is_sigmoid,
+    patch_grid,
+)
 from export.folding import fold
 from export.options import Gelu, Precision
 from keras_cait.layers import LAYER_NORM_EPSILON
@@ -79,6 +84,7 @@ class InferenceModel(tf.Module):
                     f"{value!r}."
                 )
         self.gelu = gelu
+        self.is_sigmoid = is_sigmoid(model)
         self.image_size = image_size(model)
         self.patch_size = model.patch_size
         self.grid = patch_grid(model)
@@ -158,7 +164,9 @@ class InferenceModel(tf.Module):
         gamma, beta = weights["norm"]
         return {
             "logits": logits,
-            "probabilities": tf.nn.softmax(logits),
+            "probabilities": tf.sigmoid(logits)
+            if self.is_sigmoid
+            else tf.nn.softmax(logits),
             "embedding": token * gamma + beta,
             "attention": tf.reshape(
                 tf.concat(attention, axis=1),

@@ -29,7 +29,7 @@ def convert(
 
     Args:
         model: the inference graph.
-        softmax: whether the softmax is part of the graph.
+        softmax: whether the softmax, or sigmoid, is part of the graph.
         batch_size: int > 0. Number of images per call.
         signatures: signatures to add to `serving_default`.
 
@@ -44,7 +44,8 @@ def convert(
         `(batch_size, class_attention_depth * heads, rows, columns)`.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: an argument is out of range, or the logits are those of a
+            sigmoid.
 
     Example:
     >>> tflite = convert(InferenceModel(model))  # doctest: +SKIP
@@ -57,6 +58,11 @@ def convert(
         )
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1. Got {batch_size}.")
+    if model.is_sigmoid and not softmax:
+        raise ValueError(
+            "Programs apply softmax to the logits of a file. Got a model with "
+            'classifier_activation="sigmoid". Omit --logits.'
+        )
     images = tf.TensorSpec(
         (batch_size, *model.image_size, 3), tf.float32, "images"
     )

@@ -15,6 +15,7 @@ from keras_cait.labels import embedded_labels, find_labels
 from keras_cait.litert import LiteRTModel
 from keras_cait.loading import (
     Classifier,
+    classifier,
     load_classifier,
     saved_model_folder,
     verified_manifest,
@@ -35,7 +36,7 @@ UNKNOWN = -1.0
 def keras_predictor(model: keras_cait.CaiT) -> Predict:
     """The Keras model as a function of encoded images."""
     predict = tf.function(
-        lambda images: model(images, training=False),
+        classifier(model).predict,
         input_signature=[tf.TensorSpec(model.input.shape, tf.float32)],
     )
     size = image_size(model)

@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 
-import keras_cait
 from export.__main__ import main
 from export.check_saved_model import (
     LARGEST_BATCH,
@@ -16,7 +15,7 @@ from export.check_saved_model import (
 from export.serving.model_folder import write_version
 from export.serving.warmup import example_image
 from tests.helpers.commands import exit_status
-from tests.helpers.models import randomise
+from tests.helpers.models import randomise, small
 from tests.helpers.reference import REFERENCE
 
 LABELS = [f"class {i}" for i in range(5)]
@@ -27,10 +26,7 @@ IMAGES = [
 
 
 def build(seed=0):
-    model = keras_cait.CaiT(
-        24, 2, 2, patch_size=8, input_shape=(32, 32, 3), classes=5
-    )
-    return randomise(model, seed)
+    return randomise(small(classifier_activation="sigmoid"), seed)
 
 
 @pytest.fixture(scope="module")

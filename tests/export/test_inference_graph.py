@@ -9,6 +9,8 @@ import keras_cait
 from export.inference_graph import InferenceModel
 from tests.helpers.models import randomise
 
+HALF = keras.layers.Rescaling(0.5)(keras.Input((32, 32, 3)))
+
 
 def outputs(model, images):
     """The outputs of `InferenceModel`, computed by the Keras model."""
@@ -52,14 +54,16 @@ def test_all_outputs_match_the_keras_model(small_model, images, parts):
         {"input_shape": (32, 64, 3)},
         {"grid_size": (3, 5)},
         {"dtype": "mixed_bfloat16"},
+        {"classifier_activation": "sigmoid"},
+        {"classifier_activation": "sigmoid", "classes": 1},
     ],
     ids=str,
 )
 def test_models_of_any_shape(arguments):
     """Also of positions of another grid, and trained in mixed precision."""
-    config = {"depth": 2, "input_shape": (32, 32, 3)} | arguments
+    config = {"depth": 2, "input_shape": (32, 32, 3), "classes": 5}
     model = randomise(
-        keras_cait.CaiT(48, num_heads=4, patch_size=8, classes=5, **config)
+        keras_cait.CaiT(48, num_heads=4, patch_size=8, **config | arguments)
     )
     images = np.random.default_rng(0).integers(
         0, 256, (3, *model.image_shape), "uint8"
@@ -124,6 +128,9 @@ def test_graph_is_fast_everywhere(small_model, output):
         ({"input_shape": (None, None, 3)}, "such as --image-size 224"),
         ({"input_shape": (None, 32, 3), "grid_size": (4, 4)}, "-size 32"),
         ({"input_shape": (32, 32, 4)}, "RGB"),
+        ({"classifier_activation": "relu"}, "'relu' and classes=1000"),
+        ({"classifier_activation": None, "classes": 1}, "None and classes=1"),
+        ({"input_tensor": HALF}, "layers before its images"),
     ],
     ids=str,
 )
@@ -134,11 +141,18 @@ def test_other_models_are_refused(arguments, message):
         InferenceModel(model)
 
 
-def test_quantized_weights_are_refused(small_model, monkeypatch):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda model: model.quantize("int8"), "quantize"),
+        (lambda model: model.get_layer("head").enable_lora(1), "LoRA"),
+    ],
+)
+def test_changed_kernels_are_refused(change, message, small_model, monkeypatch):
     # Keras collects garbage after every kernel, which takes seconds.
     monkeypatch.setattr("gc.collect", lambda: 0)
-    small_model.quantize("int8")
-    with pytest.raises(ValueError, match="quantize"):
+    change(small_model)
+    with pytest.raises(ValueError, match=message):
         InferenceModel(small_model)
 
 

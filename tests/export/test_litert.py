@@ -19,7 +19,11 @@ from export.__main__ import main
 from export.inference_graph import InferenceModel
 from export.litert import convert
 from export.litert_report import operations
-from export.predictors import litert_predictor, load_predictor
+from export.predictors import (
+    keras_predictor,
+    litert_predictor,
+    load_predictor,
+)
 from export.quantization import SCHEMES, calibration_images
 from export.serving.model_folder import write_version
 from keras_cait.decoding import resize_and_crop_in_graph
@@ -383,6 +387,19 @@ def test_verify_compares_on_labeled_images(
     for block in report["blocks"].values():
         assert block["snr"] > 100 and block["cosine"] > 0.999999
     assert "class_attention_block_1" in capsys.readouterr().out
+
+
+def test_verify_compares_probabilities_of_a_head_of_logits():
+    predict = keras_predictor(randomise(small(classifier_activation=None)))
+    np.testing.assert_allclose(
+        predict([file.read_bytes() for file in IMAGES]).sum(axis=1), 1, 1e-5
+    )
+
+
+def test_logits_of_a_sigmoid_are_refused():
+    model = InferenceModel(small(classifier_activation="sigmoid"))
+    with pytest.raises(ValueError, match="Omit --logits"):
+        convert(model, softmax=False)
 
 
 def test_nothing_is_overwritten(exported, capsys):
