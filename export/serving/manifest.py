@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef, TensorInfo
@@ -107,5 +106,5 @@ def weights_hash(model: keras_cait.CaiT) -> str:
     digest = hashlib.sha256()
     for name, array in sorted(to_reference(model.weights).items()):
         digest.update(name.encode())
-        digest.update(np.ascontiguousarray(array).data)
+        digest.update(array.tobytes())  # bfloat16 has no buffer
     return digest.hexdigest()
