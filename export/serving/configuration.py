@@ -1,6 +1,7 @@
 """Configuration files of TensorFlow Serving for the versions of one model."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
 
@@ -18,7 +19,7 @@ LEAST_CPUS = 4  # that one server may use
 def configuration(
     name: str,
     versions: Sequence[int],
-    stable: int,
+    labels: Mapping[str, int],
     batch_sizes: Sequence[int],
     xla: bool,
     parts: int,
@@ -29,7 +30,7 @@ def configuration(
     Args:
         name: name of the served model, which is also its folder's.
         versions: all versions to serve.
-        stable: the version with the label `stable`; `canary` is the newest.
+        labels: versions by their labels, `stable` among them.
         batch_sizes: sizes to which the server pads its batches.
         xla: whether any version needs XLA, which the server disables by
             default. Only its code is faster with more threads per operation.
@@ -41,7 +42,8 @@ def configuration(
 
     Example:
     >>> memory = Memory(request=1500, limit=12000)
-    >>> files = configuration("cait", [2, 3], 2, [1, 8], False, 2, memory)
+    >>> labels = {"stable": 2, "canary": 3}
+    >>> files = configuration("cait", [2, 3], labels, [1, 8], False, 2, memory)
     >>> "value: 2" in files["models.config"]
     True
     """
@@ -50,8 +52,10 @@ def configuration(
         # Kubernetes allows neither capitals nor underscores.
         "resource": name.lower().replace("_", "-"),
         "versions": " ".join(f"versions: {version}" for version in versions),
-        "stable": stable,
-        "canary": max(versions),
+        "labels": "\n    ".join(
+            f"version_labels {{ key: {json.dumps(label)} value: {version} }}"
+            for label, version in labels.items()
+        ),
         "max_batch_size": max(batch_sizes),
         "batch_threads": BATCH_THREADS,
         "allowed_batch_sizes": "\n".join(
@@ -70,8 +74,8 @@ def configuration(
     }
 
 
-def read_config(models_config: str) -> tuple[list[int], int]:
-    """The versions in a `models.config`, and the one with the label `stable`.
+def read_config(models_config: str) -> tuple[list[int], dict[str, int]]:
+    """The versions in a `models.config`, and those with labels by the label.
 
     The versions are empty if the policy names none, such as `latest`.
 
@@ -80,9 +84,10 @@ def read_config(models_config: str) -> tuple[list[int], int]:
 
     Example:
     >>> memory = Memory(request=1500, limit=12000)
-    >>> files = configuration("cait", [2, 3], 2, [1, 8], False, 2, memory)
+    >>> labels = {"stable": 2, "canary": 3}
+    >>> files = configuration("cait", [2, 3], labels, [1, 8], False, 2, memory)
     >>> read_config(files["models.config"])
-    ([2, 3], 2)
+    ([2, 3], {'canary': 3, 'stable': 2})
     """
     try:
         config = text_format.Parse(models_config, ModelServerConfig())
@@ -94,7 +99,8 @@ def read_config(models_config: str) -> tuple[list[int], int]:
     for model in config.model_config_list.config:
         if "stable" in model.version_labels:
             policy = model.model_version_policy
-            return [*policy.specific.versions], model.version_labels["stable"]
+            labels = sorted(model.version_labels.items())
+            return [*policy.specific.versions], dict(labels)
     raise ValueError(
         "models.config has no version with the label stable. Restore the "
         'line: version_labels { key: "stable" value: VERSION }'

@@ -58,8 +58,8 @@ def write_version(
 ) -> Path:
     """Writes the next version of a served model, whole or not at all.
 
-    The label `canary` moves to the new version, and the label `stable` stays
-    where it is. Both start at version 1.
+    The label `canary` moves to the new version, and the label `stable`, as all
+    others, stays where it is. Both start at version 1.
 
     Args:
         model: the model to serve.
@@ -114,7 +114,7 @@ def write_version(
         ) as temporary,
     ):
         unfinished = Path(temporary)
-        versions, stable = served_versions(output)
+        versions, version_labels = served_versions(output)
         number = next_number(output)
         manifests = [read_manifest(path) for path in versions.values()]
         folder = unfinished / str(number)
@@ -153,7 +153,7 @@ def write_version(
         files = configuration(
             output.name,
             [*versions, number],
-            number if stable is None else stable,
+            {"stable": number} | version_labels | {"canary": number},
             batch_sizes,
             any(one["xla"] for one in manifests),
             max(one.get("parts", 1) for one in manifests),
@@ -210,8 +210,8 @@ def check_served_name(name: str) -> None:
         )
 
 
-def served_versions(output: Path) -> tuple[dict[int, Path], int | None]:
-    """The versions to go on serving, and the one with the label `stable`.
+def served_versions(output: Path) -> tuple[dict[int, Path], dict[str, int]]:
+    """The versions to go on serving, and those with labels.
 
     A version that was removed from `models.config` stays removed.
 
@@ -219,27 +219,31 @@ def served_versions(output: Path) -> tuple[dict[int, Path], int | None]:
         output: the model's folder.
 
     Returns:
-        Folders by version; and the stable version, `None` before the first
-        export.
+        Folders by version; and versions by label without `canary`, none before
+        the first export.
 
     Raises:
-        ValueError: `models.config` is damaged, or its stable version is gone.
+        ValueError: `models.config` is damaged, or a version with a label is
+            gone.
     """
     versions = existing_versions(output)
     config = output / "models.config"
     if not config.exists():
-        return versions, None
-    listed, stable = read_config(config.read_text())
+        return versions, {}
+    listed, labels = read_config(config.read_text())
     if listed:
         versions = {n: path for n, path in versions.items() if n in listed}
-    if stable not in versions:
+    labels.pop("canary", None)
+    for label, version in labels.items():
+        if version in versions:
+            continue
         others = ", ".join(map(str, versions))
-        instead = f"point stable to one of {others}" if others else "delete it"
+        instead = f"point {label} to one of {others}" if others else "delete it"
         raise ValueError(
-            f"{str(config)!r} has stable on version {stable}, which is gone or "
-            f"not in versions. Restore version {stable}, or {instead}."
+            f"{str(config)!r} has {label} on version {version}, which is gone "
+            f"or not in versions. Restore version {version}, or {instead}."
         )
-    return versions, stable
+    return versions, labels
 
 
 def next_number(output: Path) -> int:

@@ -22,7 +22,8 @@ MEMORY = Memory(request=1500, limit=12000)
 
 @pytest.fixture(scope="module")
 def files():
-    return configuration("cait_tiny", [1, 2], 1, [2, 1], False, 2, MEMORY)
+    labels = {"stable": 1, "canary": 2}
+    return configuration("cait_tiny", [1, 2], labels, [2, 1], False, 2, MEMORY)
 
 
 @pytest.fixture(scope="module")
@@ -266,7 +267,7 @@ def test_a_config_is_read_as_the_server_does(labels):
         "model_config_list { config { model_version_policy { specific { "
         f"versions: [1, 2] }} }}\n{labels}\n}} }}"
     )
-    assert read_config(text) == ([1, 2], 2)
+    assert read_config(text) == ([1, 2], {"stable": 2})
 
 
 @pytest.mark.parametrize(

@@ -86,17 +86,22 @@ def test_models_config_labels_stable_and_canary(served):
     assert dict(model.version_labels) == {"stable": 1, "canary": 2}
 
 
-def test_a_promoted_version_stays_stable(model, copied, tmp_path):
+def test_a_promoted_version_and_labels_of_ones_own_stay(
+    model, copied, tmp_path
+):
     output = tmp_path / "cait"
     for _ in range(2):
         write_version(model, LABELS, output, batch_sizes=(1,))
     config = output / "models.config"
+    own = 'version_labels { key: "own" value: 1 }'
     promoted = config.read_text().replace(
-        '"stable" value: 1', '"stable" value: 2'
+        'version_labels { key: "stable" value: 1 }',
+        'version_labels { key: "stable" value: 2 } ' + own,
     )
     config.write_text(promoted)
     write_version(model, LABELS, output, batch_sizes=(1,))
-    assert parsed_config(output) == ([1, 2, 3], {"stable": 2, "canary": 3})
+    labels = {"stable": 2, "own": 1, "canary": 3}
+    assert parsed_config(output) == ([1, 2, 3], labels)
 
 
 def memory_limit(output):
