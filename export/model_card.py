@@ -61,8 +61,12 @@ def measured_accuracy(
         }
     path = Path(source)
     run = path if path.is_dir() else path.parent
-    summary = run / "summary.json"
-    if path not in (run, run / "model.keras") or not summary.is_file():
+    summary, recipe = run / "summary.json", run / "recipe.json"
+    is_run = summary.is_file() and recipe.is_file()
+    if path not in (run, run / "model.keras") or not is_run:
+        return None
+    size = read_json(recipe, ["image_size"])["image_size"]
+    if (size, size) != model.image_shape[:2]:
         return None
     measured = read_json(summary, ["top1", "top5"])
     return {

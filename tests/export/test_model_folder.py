@@ -15,6 +15,7 @@ from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
 import keras_cait
 from export.__main__ import main
+from export.model_card import measured_accuracy
 from export.serving.manifest import nodes, weights_hash
 from export.serving.model_folder import (
     check_output,
@@ -275,11 +276,13 @@ def test_the_manifest_tells_what_the_training_run_measured(model, tmp_path):
     (tmp_path / "labels.txt").write_text("\n".join(LABELS))
     summary = {"top1": 0.75, "top5": 1.0, "steps": 3}
     (tmp_path / "summary.json").write_text(json.dumps(summary))
+    (tmp_path / "recipe.json").write_text('{"image_size": 32}')
     output = tmp_path / "models/cait"
     command = ["saved-model", "--model", tmp_path / "model.keras"]
     assert exit_status(main, *command, "--output", output) == 0
     manifest = json.loads((output / "1/manifest.json").read_text())
     assert manifest["accuracy"]["top1"] == 0.75
+    assert measured_accuracy(tmp_path, small(size=64)) is None
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
