@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from export.batch.locations import file_stamp, find_files
+from export.batch.locations import file_stamp, find_files, open_location
 from export.batch.parquet import parts_of_parquet
 from export.batch.parts import Examples, Files, Part, ahead, parts_of_files
 from export.batch.tfrecord import Records
@@ -42,14 +42,13 @@ def parts_of_input(
     Traceback (most recent call last):
     ValueError: There is no file or folder 'nowhere.jpg'.
     """
-    found = (
-        file
-        for one in inputs
-        for file in find_files(
-            one, lambda name: kind_of(name) is not None, output
-        )
-    )
-    files = list(dict.fromkeys(found))  # inputs may overlap
+    found: dict[tuple[str, str], str] = {}
+    for one in inputs:
+        for file in find_files(one, lambda name: bool(kind_of(name)), output):
+            system, path = open_location(file, folder)
+            # Inputs may overlap, and spell a file in several ways.
+            found.setdefault((system.type_name, path), file)
+    files = list(found.values())
     kinds = {kind_of(file) or "image" for file in files}
     if len(kinds) > 1:
         raise ValueError(

@@ -154,6 +154,12 @@ def test_every_container_has_the_same_images(images, tmp_path):
         assert sizes in ([8, 8, 4], [9, 9, 2], [COUNT], [None]), given
 
 
+def test_a_file_is_read_once(images, monkeypatch):
+    monkeypatch.chdir(images.parent)
+    given = [images.name, f"./{images.name}/*", str(images), f"file://{images}"]
+    assert len(read(parts_of_input(given, 8, None, os.getcwd()))) == COUNT
+
+
 def test_a_dataset_has_labels():
     parts, classes = parts_of_dataset("digits", "validation", None, 256)
     found = read(parts)
