@@ -14,7 +14,11 @@ GpuPrecision = Literal["float32", "float16"]
 Scheme = Literal[
     "float32", "float16", "dynamic-int8", "static-int8", "static-int8-int16"
 ]
-Megapixels = Annotated[float, Parameter(validator=Number(gt=0, lt=math.inf))]
+# The images of warm-up and checks, 500 x 375, must not be refused.
+LEAST_MEGAPIXELS = 0.2
+Megapixels = Annotated[
+    float, Parameter(validator=Number(gte=LEAST_MEGAPIXELS, lt=math.inf))
+]
 InputType = Literal["float32", "uint8"]
 ExtraSignature = Literal["embedding", "attention"]
 PredictionFormat = Literal["parquet", "jsonl"]

@@ -24,7 +24,12 @@ import tensorflow as tf
 import keras_cait
 from export.inference_graph import InferenceModel
 from export.model_card import Accuracy
-from export.options import SERVED_SIGNATURES, Precision, ServedSignature
+from export.options import (
+    LEAST_MEGAPIXELS,
+    SERVED_SIGNATURES,
+    Precision,
+    ServedSignature,
+)
 from export.saved_model import write_saved_model
 from export.serving.configuration import configuration, read_config
 from export.serving.manifest import describe_version
@@ -99,9 +104,10 @@ def write_version(
         raise ValueError(
             f"Batch sizes must be at least 1. Got {batch_sizes or 'none'}."
         )
-    if not 0 < max_megapixels < math.inf:
+    if not LEAST_MEGAPIXELS <= max_megapixels < math.inf:
         raise ValueError(
-            f"max_megapixels must be positive. Got {max_megapixels}."
+            f"max_megapixels must be at least {LEAST_MEGAPIXELS}, that of the "
+            f"images of the warm-up. Got {max_megapixels}."
         )
     if parts is None:
         parts = 1 if xla else PARTS

@@ -335,8 +335,8 @@ def test_a_full_disk_is_one_clear_error(model, tmp_path, capfd, limit):
     [
         ({"output": "models/of mine"}, "name of the served model"),
         ({"batch_sizes": (0, 1)}, "at least 1"),
-        ({"max_megapixels": 0}, "max_megapixels must be positive"),
-        ({"max_megapixels": float("nan")}, "max_megapixels must be positive"),
+        ({"max_megapixels": 0.1}, "max_megapixels must be at least 0.2"),
+        ({"max_megapixels": float("nan")}, "must be at least 0.2"),
         ({"top": 0}, "top must be at least 1. Got 0"),
         ({"labels": ["one"]}, "1 labels for 5 classes"),
     ],

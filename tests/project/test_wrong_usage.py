@@ -340,7 +340,7 @@ ROWS = [
         new --batch-sizes -1 2 | 2 | Must be >= 1.
         new --batch-sizes | 1 | Got none.
         new --image-size 30 | 1 | multiples of patch_size=8
-        new --max-megapixels 0 | 2 | Must be > 0.
+        new --max-megapixels 0.1 | 2 | Must be >= 0.2
         new --max-megapixels nan | 2 | Must be
         """,
     ),
