@@ -43,23 +43,32 @@ def keras_predictor(model: keras_cait.CaiT) -> Predict:
     return lambda encoded: predict(to_pixels(encoded, size)).numpy()
 
 
-def load_predictor(path: Path, labels: Sequence[str]) -> Predict:
-    """An exported model as a function of encoded images."""
+def load_predictor(
+    path: Path, labels: Sequence[str], size: tuple[int, int]
+) -> Predict:
+    """An exported model as a function of encoded images.
+
+    Args:
+        path: the `.tflite` file, or the folder of the SavedModel.
+        labels, size: of the model it was made from.
+    """
     if path.suffix == ".tflite":
-        return litert_predictor(path, labels)
-    return saved_model_predictor(path, labels)
+        return litert_predictor(path, labels, size)
+    return saved_model_predictor(path, labels, size)
 
 
-def saved_model_predictor(path: Path, labels: Sequence[str]) -> Predict:
+def saved_model_predictor(
+    path: Path, labels: Sequence[str], size: tuple[int, int]
+) -> Predict:
     """Calls `serving_default`, and orders its scores by class.
 
     A version without it has `pixels`, which needs decoded images.
     """
-    verified_manifest(path)
+    check_same_size(path, verified_manifest(path)["image_size"], size)
     check_same_labels(path, find_labels(path), labels)
     signatures = tf.saved_model.load(str(path)).signatures
     if "serving_default" not in signatures:
-        return pixels_predictor(path, signatures)
+        return pixels_predictor(path, signatures, size)
     signature = signatures["serving_default"]
     index = {label.encode(): i for i, label in enumerate(labels)}
 
@@ -76,7 +85,9 @@ def saved_model_predictor(path: Path, labels: Sequence[str]) -> Predict:
     return predict
 
 
-def pixels_predictor(path: Path, signatures: Mapping[str, Any]) -> Predict:
+def pixels_predictor(
+    path: Path, signatures: Mapping[str, Any], size: tuple[int, int]
+) -> Predict:
     """Decodes images, and calls `pixels`."""
     if "pixels" not in signatures:
         raise ValueError(
@@ -84,19 +95,20 @@ def pixels_predictor(path: Path, signatures: Mapping[str, Any]) -> Predict:
             "with one of these signatures."
         )
     signature = signatures["pixels"]
-    (images,) = signature.structured_input_signature[1].values()
-    _, height, width, _ = images.shape
 
     def predict(encoded):
-        pixels = to_pixels(encoded, (height, width)).astype("uint8")
+        pixels = to_pixels(encoded, size).astype("uint8")
         return signature(images=tf.constant(pixels))["probabilities"].numpy()
 
     return predict
 
 
-def litert_predictor(path: str | Path, labels: Sequence[str]) -> Predict:
+def litert_predictor(
+    path: str | Path, labels: Sequence[str], size: tuple[int, int]
+) -> Predict:
     """Decodes images, and runs a `.tflite` file on them."""
     model = LiteRTModel(path)
+    check_same_size(path, model.image_size, size)
     if model.classes != len(labels):
         raise ValueError(
             f"{str(path)!r} has {model.classes} classes, but the model has "
@@ -105,7 +117,19 @@ def litert_predictor(path: str | Path, labels: Sequence[str]) -> Predict:
     own = embedded_labels(path)
     if own is not None:  # files of other converters have none
         check_same_labels(path, own, labels)
-    return lambda encoded: model(to_pixels(encoded, model.image_size))
+    return lambda encoded: model(to_pixels(encoded, size))
+
+
+def check_same_size(
+    path: str | Path, own: Sequence[int], size: Sequence[int]
+) -> None:
+    """Raises ValueError if a file's images are not of the model's size."""
+    if [*own] != [*size]:
+        raise ValueError(
+            f"{str(path)!r} takes images of {own[0]} x {own[1]} pixels, but "
+            f"the model takes {size[0]} x {size[1]}. Give the model it was "
+            "made from, and the --image-size of its export."
+        )
 
 
 def check_same_labels(

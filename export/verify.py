@@ -93,10 +93,11 @@ def compare(
     sample = encoded_sample(dataset, BLOCK_IMAGES)
     paths = [exported_path(path) for path in exported]
     predictors = [keras_predictor(model)]
-    predictors += [load_predictor(path, labels) for path in paths]
+    size = image_size(model)
+    predictors += [load_predictor(path, labels, size) for path in paths]
     # Before the images, since it refuses a file of another model.
     reports = [None] + [
-        report(path, model, to_pixels(sample, image_size(model)))
+        report(path, model, to_pixels(sample, size))
         if path.suffix == ".tflite"
         else None
         for path in paths

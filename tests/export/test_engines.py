@@ -76,7 +76,7 @@ def test_openvino_reads_a_version_of_pixels(small_model, images, tmp_path):
     expected = small_model.predict(images, verbose=0)
     np.testing.assert_allclose(outputs["probabilities"], expected, atol=1e-6)
     encoded = [tf.io.encode_png(image).numpy() for image in images]
-    found = load_predictor(version, LABELS)(encoded)
+    found = load_predictor(version, LABELS, (32, 32))(encoded)
     expected = keras_predictor(small_model)(encoded)
     np.testing.assert_allclose(found, expected, atol=1e-6)
     # The server reads the folder by itself, without Python.

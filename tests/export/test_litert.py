@@ -184,7 +184,7 @@ def quantized(exported):
 def test_quantized_files_stay_near_the_model(scheme, quantized, expected):
     file = quantized / f"{scheme}.tflite"
     tolerance, is_whole = QUANTIZED[scheme]
-    predict = litert_predictor(file, LABELS)
+    predict = litert_predictor(file, LABELS, (32, 32))
     found = predict([image.read_bytes() for image in IMAGES])
     difference = np.abs(found - expected).max()
     assert difference <= tolerance
@@ -336,9 +336,11 @@ def test_verify_refuses_other_files(make, message, exported, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["models/cait/1", "model.tflite"])
-def test_labels_in_another_order_are_refused(name, exported):
+def test_other_sizes_and_labels_are_refused(name, exported):
+    with pytest.raises(ValueError, match=r"32 x 32 pixels, but .* 48 x 32"):
+        load_predictor(exported / name, LABELS, (48, 32))
     with pytest.raises(ValueError, match="has other labels than the model"):
-        load_predictor(exported / name, LABELS[::-1])
+        load_predictor(exported / name, LABELS[::-1], (32, 32))
 
 
 @pytest.mark.parametrize(
@@ -349,13 +351,13 @@ def test_a_half_copied_saved_model_is_named(file, exported, tmp_path):
     shutil.copytree(exported / "models/cait/1", version)
     os.truncate(version / file, (version / file).stat().st_size // 2)
     with pytest.raises(ValueError, match=rf"Cannot load '.*/1' as .*{file}"):
-        load_predictor(version, LABELS)
+        load_predictor(version, LABELS, (32, 32))
 
 
 def test_labels_beside_a_file_are_not_its_own(tmp_path):
     of_another_model(tmp_path / "other.tflite")
     (tmp_path / "labels.txt").write_text("\n".join(LABELS[::-1]))
-    load_predictor(tmp_path / "other.tflite", LABELS)
+    load_predictor(tmp_path / "other.tflite", LABELS, (32, 32))
 
 
 def test_verify_compares_on_labeled_images(
