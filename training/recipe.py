@@ -211,10 +211,10 @@ class Recipe:
     """DeiT's augmentation: probability of erasing a rectangle."""
 
     mixup_alpha: float = 0.8
-    """Mixup draws its share from Beta(alpha, alpha)."""
+    """Mixup draws its share from Beta(alpha, alpha); 0 disables Mixup."""
 
     cutmix_alpha: float = 1.0
-    """CutMix draws its share from Beta(alpha, alpha)."""
+    """CutMix draws its share from Beta(alpha, alpha); 0 disables CutMix."""
 
     repeated_augmentation: int = 3
     """Augmented copies of each image in a row. An epoch has as many images as

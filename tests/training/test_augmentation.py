@@ -19,8 +19,9 @@ from training.data.augmentation import (
     random_resized_crop,
 )
 from training.data.mixup import cutmix_box, mix, mixup_cutmix, smooth_one_hot
-from training.data.pipeline import training_transform
+from training.data.pipeline import mixing, training_transform
 from training.data.randaugment import FILL, OPERATIONS, apply, rand_augment
+from training.recipe import Recipe
 from training.recipes import RECIPES
 
 RECIPE = REFERENCE / "recipe"
@@ -319,3 +320,13 @@ def test_draws_of_mixing_are_those_of_the_paper():
     assert mixup.var() == pytest.approx(1 / 10.4, abs=0.012)
     # A box keeps at most its own area, E[1 - share] = 1 / 2, cut off at rims.
     assert 0.6 < shares[is_cutmix].mean() < 0.75
+
+
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0, 1), (1, 0), (0, 0)])
+def test_an_alpha_of_0_leaves_out_its_mixing(mixup, cutmix):
+    """As in timm. Beta(0, 0) mixed all images half and half."""
+    images = tf.tile(tf.range(4.0)[:, None, None, None], (1, 8, 8, 3))
+    mixed = mixing(Recipe(mixup_alpha=mixup, cutmix_alpha=cutmix), 4)
+    found = np.stack([mixed(images, range(4), (0, i))[0] for i in range(4)])
+    assert (found == np.floor(found)).all() == (mixup == 0)
+    assert (found == found[:, :, :1, :1]).all() == (cutmix == 0)

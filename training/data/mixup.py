@@ -57,7 +57,8 @@ def mixup_cutmix(
         mixup_alpha: > 0. Mixup draws the weight of an image itself from
             Beta(mixup_alpha, mixup_alpha).
         cutmix_alpha: > 0. The same for CutMix.
-        switch_probability: probability of CutMix, otherwise Mixup.
+        switch_probability: probability of CutMix, otherwise Mixup. At 0 and 1
+            the alpha of the one that is left out may be 0.
         label_smoothing: share in 0...1 of a target that is spread over all
             classes.
 

@@ -301,7 +301,8 @@ def mixing(recipe: Recipe, classes: int) -> Mix:
     Returns:
         Function of `(images, labels, seed)` to `(images, targets)`.
     """
-    if recipe.mixing_batch_size == 1:
+    alphas = recipe.mixup_alpha, recipe.cutmix_alpha
+    if recipe.mixing_batch_size == 1 or not any(alphas):
         return lambda images, labels, seed: (
             images,
             smooth_one_hot(labels, classes, recipe.label_smoothing),
@@ -311,9 +312,9 @@ def mixing(recipe: Recipe, classes: int) -> Mix:
         labels,
         classes,
         seed,
-        recipe.mixup_alpha,
-        recipe.cutmix_alpha,
-        label_smoothing=recipe.label_smoothing,
+        *alphas,
+        0.5 if all(alphas) else float(recipe.cutmix_alpha > 0),
+        recipe.label_smoothing,
     )
 
 
