@@ -28,7 +28,7 @@ from training.loop.strategies import is_chief, make_strategy
 from training.options import StrategyName
 from training.study.cells import SCALES, STUDIES, Scale, StudyName
 from training.study.tables import described, figure, table
-from training.study.trainings import trainings
+from training.study.trainings import check_results, trainings
 
 
 def run_study(
@@ -54,10 +54,14 @@ def run_study(
 
     Returns:
         The results of `train`.
+
+    Raises:
+        ValueError: as of `check_results` and `train`.
     """
     cells = STUDIES[study](scale)
     # The first seed of all cells comes first: a table is there soon.
     jobs = [(c, seed) for seed in range(seeds or scale.seeds) for c in cells]
+    check_results(jobs, folder)
     found: dict[tuple[str, int], dict[str, Any]] = {}
     results: list[dict[str, Any]] = []
     for cell, seed, result in trainings(
@@ -107,15 +111,21 @@ def studies(
         Count | None,
         Parameter(
             help="Trainings at a time, each on one CPU core. Default: on the "
-            "digits as many as there are cores; otherwise 1, on the devices of "
-            "the strategy."
+            "digits without --strategy as many as there are cores; otherwise "
+            "1, on the devices of the strategy."
         ),
     ] = None,
 ) -> None:
     """Runs a study of the paper, or resumes it."""
     require_tensorflow()
     output = folder_path(output or Path("studies") / f"{study}-{scale}")
-    processes = processes or ((os.cpu_count() or 1) if scale == "digits" else 1)
+    is_small = scale == "digits" and strategy == "auto"
+    processes = processes or ((os.cpu_count() or 1) if is_small else 1)
+    if processes > 1 and strategy not in ("auto", "one"):
+        raise ValueError(
+            f"{processes} trainings at a time run on the CPU. Add --processes "
+            f"1 to train on the devices of --strategy {strategy}."
+        )
     devices = make_strategy(strategy)
     with locked(output) if is_chief(devices) else nullcontext():
         run_study(

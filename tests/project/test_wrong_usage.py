@@ -166,6 +166,7 @@ ROWS = [
         --checkpoint-steps 0 | 2 | Must be >= 1.
         --weights nowhere.safetensors | 1 | There are no weights 'nowhere.
         --weights S24-999 | 1 | There are no weights 'S24-999'.
+        --weights photos | 1 | There are no weights 'photos'.
         --weights imagenet | 1 | there are no published weights.
         --weights text.safetensors | 1 | Cannot load 'text.safetensors'
         --teacher small.keras | 1 | A teacher needs distillation
@@ -281,6 +282,7 @@ ROWS = [
         new --processes 0 | 2 | Must be >= 1.
         new --strategy many | 2 | Invalid value "many" for --strategy.
         new --strategy workers | 1 | variable TF_CONFIG
+        new --strategy mirrored --processes 2 | 1 | Add --processes 1 to train
         """,
     ),
     ("training.report", 2, "RUN requires an argument."),

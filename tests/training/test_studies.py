@@ -202,14 +202,19 @@ def test_gammas_are_those_that_were_learned(tiny, trained, tmp_path):
         assert all(0 < abs(gamma - start) < 0.1 for gamma in pair)
 
 
-def test_results_of_another_setting_are_refused(tiny, trained):
+def test_results_of_another_setting_are_refused(tiny, trained, monkeypatch):
+    """Before anything is trained or written."""
     folder, _ = trained
     cell = of_study(tiny, "LayerScale")
     other = dataclasses.replace(
         cell, recipe=dataclasses.replace(cell.recipe, learning_rate=1.0)
     )
+    monkeypatch.setitem(STUDIES, "depth", lambda _: [other])
     with pytest.raises(ValueError, match="other settings"):
-        train(other, 0, folder)
+        run_study("depth", tiny, folder)
+    with pytest.raises(ValueError, match="of another study"):
+        run_study("class-attention-depth", tiny, folder)
+    assert len([*folder.iterdir()]) == 1
 
 
 def test_the_command_runs_a_study(tiny, tmp_path, monkeypatch, capsys):

@@ -77,6 +77,7 @@ def trainings(
 def on_one_core() -> None:
     """Prepares a process; Ctrl-C lets it finish its current training."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    tf.config.set_visible_devices([], "GPU")  # each would take all its memory
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
 
@@ -110,25 +111,12 @@ def train(
         start; versions.
 
     Raises:
-        ValueError: the file is the result of another cell.
+        ValueError: as of `finished`.
     """
-    path = folder / f"{cell.name}-{seed}.json"
-    recipe = replace(cell.recipe, seed=seed)
-    values = asdict(recipe)
-    del values["variant"]  # the architecture is the cell's
-    setting = json.loads(json.dumps({"model": cell.model, "recipe": values}))
-    if path.exists():
-        result = read_json(path, [*setting, "row", "column", "top1"])
-        # Earlier versions lack fields, and trained with what is their default.
-        result["recipe"] = asdict(Recipe()) | result["recipe"]
-        del result["recipe"]["variant"]
-        if any(result[key] != value for key, value in setting.items()):
-            raise ValueError(
-                f"{path} is the result of other settings. Choose another "
-                "--output, or delete it."
-            )
+    if result := finished(cell, seed, folder):
         return result
     began = time.perf_counter()
+    recipe = replace(cell.recipe, seed=seed)
     distribution = strategy or make_strategy("one")
     recipe.check_devices(
         distribution.num_replicas_in_sync, worker_count(distribution)
@@ -181,7 +169,7 @@ def train(
         "accuracy": finite(means["accuracy"]),
         "failed_at_step": None,
         "gammas": gammas(ema_model),
-        **setting,
+        **setting(cell, seed),
     }
     if trainer.nonfinite >= 0:
         result["failed_at_step"] = trainer.nonfinite
@@ -196,9 +184,65 @@ def train(
     result["keras"] = keras.__version__
     result["tensorflow"] = tf.__version__
     if is_chief(distribution):
-        write_text(path, json.dumps(result, indent=2) + "\n")
+        write_text(
+            result_file(cell, seed, folder), json.dumps(result, indent=2) + "\n"
+        )
         shutil.rmtree(unfinished)
     return result
+
+
+def check_results(jobs: Sequence[tuple[Cell, int]], folder: Path) -> None:
+    """Checks that the results in a folder are those of a study.
+
+    Args:
+        jobs: as of `trainings`.
+        folder: folder of the results.
+
+    Raises:
+        ValueError: one is of another study, or as of `finished`.
+    """
+    names = {cell.name for cell, _ in jobs}
+    for file in folder.glob("*-[0-9]*.json"):
+        if file.stem.rpartition("-")[0] not in names:
+            raise ValueError(
+                f"{file} is the result of another study. Choose another "
+                "--output."
+            )
+    for cell, seed in jobs:
+        finished(cell, seed, folder)
+
+
+def finished(cell: Cell, seed: int, folder: Path) -> dict[str, Any] | None:
+    """The result of a finished training, as of `train`.
+
+    Raises:
+        ValueError: its file is damaged, or the result of other settings.
+    """
+    path = result_file(cell, seed, folder)
+    if not path.exists():
+        return None
+    ours = setting(cell, seed)
+    result = read_json(path, [*ours, "row", "column", "top1"])
+    # Earlier versions lack fields, and trained with what is their default.
+    result["recipe"] = asdict(Recipe()) | result["recipe"]
+    del result["recipe"]["variant"]
+    if any(result[key] != value for key, value in ours.items()):
+        raise ValueError(
+            f"{path} is the result of other settings. Choose another "
+            "--output, or delete it."
+        )
+    return result
+
+
+def result_file(cell: Cell, seed: int, folder: Path) -> Path:
+    return folder / f"{cell.name}-{seed}.json"
+
+
+def setting(cell: Cell, seed: int) -> dict[str, Any]:
+    """What a result depends on, as JSON holds it."""
+    recipe = asdict(replace(cell.recipe, seed=seed))
+    del recipe["variant"]  # the architecture is the cell's
+    return json.loads(json.dumps({"model": cell.model, "recipe": recipe}))
 
 
 def finite(value: float) -> float | None:
