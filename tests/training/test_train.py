@@ -386,6 +386,10 @@ def test_a_run_out_of_patience_ends_with_its_best_weights(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(run_folder, "finish", killed)
         program.train(recipe, tmp_path)
+    (tmp_path / "history.csv").rename(tmp_path / "moved.csv")
+    with pytest.raises(ValueError, match=r"history\.csv lacks epochs"):
+        program.train(recipe, tmp_path)
+    (tmp_path / "moved.csv").rename(tmp_path / "history.csv")
     program.train(recipe, tmp_path)
 
     said = (

@@ -30,6 +30,10 @@ class Monitor:
         line: where the progress is shown.
         is_chief: whether this process is the one that shows anything.
         profile: first and last step to record for the profiler, from 1.
+
+    Raises:
+        ValueError: `history.csv` lacks epochs that a recipe with patience
+            needs.
     """
 
     def __init__(
@@ -53,7 +57,14 @@ class Monitor:
         if not is_chief:
             return
         step, steps = trainer.step, recipe.epochs * steps_per_epoch
-        self.history = History(output / "history.csv", step // steps_per_epoch)
+        epoch = step // steps_per_epoch
+        self.history = History(output / "history.csv", epoch)
+        if recipe.patience and len(self.history.rows) < epoch:
+            raise ValueError(
+                f"{self.history.path} lacks epochs of the run, of which "
+                "--patience needs the best. Restore the file, or delete the "
+                "run's folder to start again."
+            )
         self.tensorboard = TensorBoard(self.folder, step, steps)
         self.tensorboard.recipe(recipe)
         self.line.show("Compiling the first step")
