@@ -370,7 +370,7 @@ def freeze(model: keras.Model, trainable: Trainable) -> None:
     if not model.built:
         raise ValueError(
             f"The model {model.name!r} has no weights yet. Begin it with "
-            "keras.Input, or call model.build, and freeze it then."
+            "keras.Input, or call it on images, and freeze it then."
         )
     frozen = [
         weight
@@ -381,9 +381,10 @@ def freeze(model: keras.Model, trainable: Trainable) -> None:
     ]
     if len(frozen) == len(model.weights):
         raise ValueError(
-            "The model has no layer named head, nor another one. Received: "
-            f"trainable={trainable!r} for a model with include_top=False. Set "
-            "model.trainable = False to freeze all of it."
+            f"The model {model.name!r} has no layer named head, nor another "
+            f"one with weights. Received: trainable={trainable!r}. Add a head, "
+            "and call the model on images if it is a subclass of keras.Model; "
+            "or set model.trainable = False to freeze all of it."
         )
     if trainable != "all" and not frozen:
         raise ValueError(

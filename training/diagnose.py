@@ -225,8 +225,8 @@ def report(
     examples = load(
         data, "validation", data_dir, max_unreadable, **split_of(model, data)
     )
-    classes = classifier(loaded).classes
-    check_classes(classes, find_labels(model), examples, data)
+    found = classifier(loaded)
+    check_classes(found.classes, find_labels(model), examples, data)
     count = min(images, examples.count)
     spread = replace(
         examples,
@@ -234,7 +234,7 @@ def report(
         read=lambda i: examples.read(i * examples.count // count),
         name=lambda i: examples.name(i * examples.count // count),
     )
-    transform = center_crop(loaded.input.shape[1:3], crop_ratio)
+    transform = center_crop(found.image_size, crop_ratio)
     with naming_unreadable(spread, transform):
         rows = diagnose(
             loaded, evaluation_batches(spread, transform, batch_size)

@@ -2,6 +2,7 @@
 
 import json
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -133,6 +134,16 @@ def test_models_in_bfloat16_are_measured_and_diverged_ones_refused(images):
     model.get_layer("norm").gamma.assign([np.inf] * 8)
     with pytest.raises(ValueError, match="training has diverged"):
         diagnose(model, batches)
+
+
+def test_another_model_than_ours_is_refused(tmp_path, capsys):
+    layers = [keras.layers.Flatten(), keras.layers.Dense(10)]
+    model = keras.Sequential([keras.Input((28, 28, 3)), *layers])
+    model.save(tmp_path / "dense.keras")
+    with pytest.raises(SystemExit) as end:
+        main(f"--model {tmp_path}/dense.keras --data digits".split())
+    assert end.value.code == 1
+    assert "Got Sequential 'sequential" in capsys.readouterr().err
 
 
 def test_every_model_has_a_folder_of_its_own(tmp_path, monkeypatch, capsys):

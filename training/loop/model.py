@@ -43,7 +43,8 @@ def check_weights(weights: str) -> None:
     Raises:
         ValueError: there is no such file, folder or published model.
     """
-    if not weights or Path(weights).exists():
+    path = Path(weights)
+    if not weights or path.is_file() or (path / "model.keras").is_file():
         return
     try:
         is_published = published(weights) is not None
@@ -53,7 +54,7 @@ def check_weights(weights: str) -> None:
         names = ", ".join(f"{name}-{size}" for name, size in PRETRAINED)
         raise ValueError(
             f"There are no weights {weights!r}. Give --weights the folder of a "
-            f"run, a file, or a published model: {names}."
+            f"finished run, a file, or a published model: {names}."
         )
 
 
