@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import pytest
@@ -192,6 +194,18 @@ def test_a_training_that_fails_is_reported_as_such(tiny, tmp_path, monkeypatch):
     assert result["top1"] is None
     assert result["gammas"] is None
     assert "| pre-norm | † 1 of 1 |" in table([cell], [result])
+
+
+def test_a_killed_training_says_what_may_help(tiny, tmp_path, monkeypatch):
+    def killed(*_):
+        raise BrokenProcessPool
+
+    monkeypatch.setattr(trainings, "train", killed)
+    monkeypatch.setattr(
+        trainings, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1)
+    )
+    with pytest.raises(ChildProcessError, match="at a time: --processes 1"):
+        run_study("depth", tiny, tmp_path, processes=2)
 
 
 def test_gammas_are_those_that_were_learned(tiny, trained, tmp_path):

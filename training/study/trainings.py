@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -55,6 +56,9 @@ def trainings(
 
     Yields:
         Cell, seed and result.
+
+    Raises:
+        ChildProcessError: one of many trainings was killed.
     """
     if processes == 1:
         for cell, seed in jobs:
@@ -70,6 +74,11 @@ def trainings(
         try:
             for training in as_completed(running):
                 yield *running[training], training.result()
+        except BrokenProcessPool:
+            raise ChildProcessError(
+                "A training was killed, perhaps for lack of memory. Resume "
+                f"with fewer at a time: --processes {processes // 2}."
+            ) from None
         finally:
             pool.shutdown(cancel_futures=True)
 
