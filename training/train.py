@@ -56,8 +56,8 @@ def train(
 
     Raises:
         ValueError: the folder holds a finished run, or one of another recipe
-            or other data; its disk is too small; or the devices do not divide
-            the recipe's batch.
+            or other data; its disk is too small; the devices do not divide
+            the recipe's batch; or it has fewer steps than `profile` needs.
         OSError: the folder cannot be written.
         FloatingPointError: a loss or gradient is not finite.
         ConnectionError: another worker died or hangs.
@@ -132,6 +132,11 @@ def train(
         print(note)
     classes = len(examples.class_names)
     steps = steps_per_epoch(examples, recipe)
+    if profile and profile[0] > recipe.epochs * steps:
+        raise ValueError(
+            f"--profile begins at step {profile[0]}, but the run has "
+            f"{recipe.epochs * steps}. Choose earlier steps."
+        )
 
     # 3. Model, its EMA, loss and optimizer. The trainer's step sums gradients
     # over micro-batches (accumulation) and devices, and updates model and EMA.

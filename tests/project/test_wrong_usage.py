@@ -164,6 +164,7 @@ ROWS = [
         --seed 99999999999999999999 | 1 | at most 4294967295.
         --distillation-temperature 0 | 1 | positive and finite.
         --checkpoint-steps 0 | 2 | Must be >= 1.
+        --profile 9001,9002 | 1 | step 9001, but the run has 9000.
         --weights nowhere.safetensors | 1 | There are no weights 'nowhere.
         --weights S24-999 | 1 | There are no weights 'S24-999'.
         --weights photos | 1 | There are no weights 'photos'.
