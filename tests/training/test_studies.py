@@ -79,7 +79,8 @@ def test_the_paper_s_figures_are_beside_ours():
     cells = STUDIES["depth"](SCALES["imagenet"])
     assert {cell.row for cell in cells} >= PAPER.keys()
     lines = table(cells, []).splitlines()
-    assert lines[0] == "| | 12 blocks | 18 blocks | 24 blocks | 36 blocks |"
+    columns = ("Model", *(f"{blocks} blocks" for blocks in (12, 18, 24, 36)))
+    assert lines[0] == f"| {' | '.join(columns)} |"
     assert "| LayerScale | (80.5) | (81.7) | (82.4) | (82.9) |" in lines
     rates = {
         (cell.row, cell.column): cell.model["drop_path_rate"] for cell in cells

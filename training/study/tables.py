@@ -38,7 +38,7 @@ def table(cells: Sequence[Cell], results: Iterable[dict[str, Any]]) -> str:
     found = grid(results)
     columns = list(dict.fromkeys(cell.column for cell in cells))
     lines = [
-        "| | " + " | ".join(columns) + " |",
+        "| Model | " + " | ".join(columns) + " |",
         "|" + "---|" * (1 + len(columns)),
     ]
     for row in dict.fromkeys(cell.row for cell in cells):
