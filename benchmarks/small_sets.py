@@ -22,7 +22,6 @@ from cyclopts import App, Parameter
 from PIL import Image
 
 from benchmarks.results import Count, Output, Rows, show, write
-from keras_cait.command_line import run
 
 # Blocks, width and heads of every model, as of the quickstart.
 BLOCKS, WIDTH, HEADS = 6, 96, 4
@@ -318,4 +317,7 @@ def main(
 
 
 if __name__ == "__main__":
+    # Not above: it imports TensorFlow, and timm's process has PyTorch.
+    from keras_cait.command_line import run
+
     run(app)
