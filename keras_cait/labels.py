@@ -2,8 +2,10 @@
 
 import zipfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
+from keras_cait.conversion import listed
 from keras_cait.loading import existing, published, saved_model_folder
 from keras_cait.preprocessing import imagenet_labels
 
@@ -102,6 +104,41 @@ def embedded_labels(path: str | Path) -> list[str] | None:
     except (zipfile.BadZipFile, KeyError):
         return None
     return _checked(text.splitlines(), str(path))
+
+
+def check_classes(
+    classes: int,
+    labels: Sequence[str] | None,
+    class_names: Sequence[str],
+    data: str,
+) -> None:
+    """Checks that a model has a dataset's classes, by number and order.
+
+    Args:
+        classes: number of the model's classes.
+        labels: their names, if the model has any. They may be others than in
+            the dataset, such as translated ones.
+        class_names, data: the dataset's classes and its name.
+
+    Raises:
+        ValueError: the numbers differ, or the same names are in another order.
+
+    Example:
+    >>> check_classes(2, None, ["cat", "dog"], "folder:photos")
+    """
+    if classes != len(class_names):
+        raise ValueError(
+            f"The model has {classes} classes, but {data} has "
+            f"{len(class_names)}. Choose a dataset with the classes "
+            "that the model was trained on."
+        )
+    names = [*class_names]
+    if labels and labels != names and sorted(labels) == sorted(names):
+        raise ValueError(
+            f"The model's labels are {listed(labels)}, but {data} has them in "
+            f"another order: {listed(names)}. Rename the folders so that they "
+            f"sort as the labels, such as '0 {labels[0]}'."
+        )
 
 
 def _checked(labels: list[str], path: str) -> list[str]:

@@ -39,9 +39,9 @@ from matplotlib import pyplot as plt
 
 from keras_cait.datasets import split_of
 from keras_cait.files import file_name, folder_path, locked, write_text
-from keras_cait.labels import find_labels
+from keras_cait.labels import check_classes, find_labels
 from keras_cait.loading import classifier, load_model
-from training.data.datasets import check_classes, load
+from training.data.datasets import load
 from training.data.pipeline import (
     center_crop,
     evaluation_batches,
@@ -226,7 +226,7 @@ def report(
         data, "validation", data_dir, max_unreadable, **split_of(model, data)
     )
     found = classifier(loaded)
-    check_classes(found.classes, find_labels(model), examples, data)
+    check_classes(found.classes, find_labels(model), examples.class_names, data)
     count = min(images, examples.count)
     spread = replace(
         examples,

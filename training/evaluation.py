@@ -20,6 +20,7 @@ from keras_cait.files import (
     read_json,
     write_text,
 )
+from keras_cait.labels import check_classes
 from keras_cait.litert import LiteRTModel
 from keras_cait.loading import (
     Classifier,
@@ -29,7 +30,7 @@ from keras_cait.loading import (
     published,
     saved_model_folder,
 )
-from training.data.datasets import Examples, check_classes, content
+from training.data.datasets import Examples, content
 from training.data.pipeline import (
     center_crop,
     evaluation_batches,
@@ -140,7 +141,9 @@ def measure(
             f"The batch size must be a multiple of the {devices} devices. Got "
             f"{batch_size}."
         )
-    check_classes(classifier.classes, labels, examples, settings["data"])
+    check_classes(
+        classifier.classes, labels, examples.class_names, settings["data"]
+    )
     settings = {**settings, "unreadable": list(examples.unreadable)}
     if examples.files:  # which may change
         settings["content"] = content(examples)

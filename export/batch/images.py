@@ -92,8 +92,8 @@ def parts_of_dataset(
     data_dir: str | Path | None,
     part_size: int,
     **part: Any,
-) -> tuple[list[Part], int]:
-    """The parts of a labeled dataset, and its number of classes.
+) -> tuple[list[Part], tuple[str, ...]]:
+    """The parts of a labeled dataset, and the names of its classes.
 
     Args:
         data, split, data_dir: as of `keras_cait.datasets.open_dataset`.
@@ -105,8 +105,8 @@ def parts_of_dataset(
 
     Example:
     >>> parts, classes = parts_of_dataset("digits", "validation", None, 256)
-    >>> len(parts), classes
-    (4, 10)
+    >>> len(parts), classes[:2]
+    (4, ('0', '1'))
     """
     dataset = open_dataset(data, split, data_dir, **part)
     starts = range(0, len(dataset), part_size)
@@ -130,4 +130,4 @@ def parts_of_dataset(
             )
             for start in starts
         ]
-    return parts, len(dataset.class_names)
+    return parts, dataset.class_names

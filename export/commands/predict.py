@@ -84,6 +84,7 @@ def predict(
     from export.batch.progress import Progress
     from keras_cait.command_line import require_tensorflow
     from keras_cait.datasets import split_of
+    from keras_cait.labels import check_classes
     from keras_cait.loading import existing, published, saved_model_folder
 
     require_tensorflow()
@@ -114,11 +115,9 @@ def predict(
         embedding=embedding,
         batch_size=min(batch_size, images or batch_size),
     )
-    if classes not in (None, len(described.labels)):
-        raise ValueError(
-            f"The model has {len(described.labels)} classes, but {data} has "
-            f"{classes}. Give images of other classes as --input."
-        )
+    if data and classes:
+        names = described.labels
+        check_classes(len(names), names, classes, data)
     settings = {
         "input": list(input),
         "data": data,

@@ -161,10 +161,10 @@ def test_a_file_is_read_once(images, monkeypatch):
 
 
 def test_a_dataset_has_labels():
-    parts, classes = parts_of_dataset("digits", "validation", None, 256)
+    parts, names = parts_of_dataset("digits", "validation", None, 256)
     found = read(parts)
     assert len(found) == count(parts) == 1000
-    assert classes == 10
+    assert names == tuple("0123456789")
     assert [image.label for image in found[99:101]] == [0, 1]
 
 

@@ -450,6 +450,7 @@ ROWS = [
         --input photo.png --column image | 1 | --column needs
         --input photo.png --data digits | 1 | Give --input PATH
         --data folder:nowhere | 1 | There is no folder
+        --data folder:photos | 1 | has them in another order: five, four,
         --input photo.png --format csv | 2 | Invalid value "csv" for --format.
         --input photo.png --device tpu | 2 | Invalid value "tpu" for --device.
         --input photo.png --part-size 0 | 2 | Must be >= 1.

@@ -209,38 +209,6 @@ def reader_of_records(
     return read
 
 
-def check_classes(
-    classes: int, labels: Sequence[str] | None, examples: Examples, data: str
-) -> None:
-    """Checks that a model has a dataset's classes, by number and order.
-
-    Args:
-        classes: number of the model's classes.
-        labels: their names, if the model has any. They may be others than in
-            the dataset, such as translated ones.
-        examples, data: the dataset and its name.
-
-    Raises:
-        ValueError: the numbers differ, or the same names are in another order.
-
-    Example:
-    >>> check_classes(10, None, load("digits", "validation"), "digits")
-    """
-    if classes != len(examples.class_names):
-        raise ValueError(
-            f"The model has {classes} classes, but {data} has "
-            f"{len(examples.class_names)}. Choose a dataset with the classes "
-            "that the model was trained on."
-        )
-    names = [*examples.class_names]
-    if labels and labels != names and sorted(labels) == sorted(names):
-        raise ValueError(
-            f"The model's labels are {listed(labels)}, but {data} has them in "
-            f"another order: {listed(names)}. Rename the folders so that they "
-            f"sort as the labels, such as '0 {labels[0]}'."
-        )
-
-
 def check_training(examples: Examples, validation: Examples, data: str) -> None:
     """Checks that a classifier can learn from examples.
 
