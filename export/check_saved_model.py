@@ -123,7 +123,8 @@ def check_saved_model(
         else:
             value = expected[output][:count]
         if output in ("logits", "probabilities"):
-            top1, top5 = agreement(np.argsort(-found), probabilities)
+            best = np.argsort(-found, kind="stable")
+            top1, top5 = agreement(best, value)
         difference = np.abs(found - value) / np.abs(value).max()
         check = SignatureCheck(
             signature,
@@ -194,11 +195,16 @@ def keras_outputs(
     }
 
 
-def agreement(
-    indices: np.ndarray, probabilities: np.ndarray
-) -> tuple[float, float]:
-    """Shares of images with the same best class and the same five best."""
-    best = probabilities.argsort(axis=1)[:, ::-1]
+def agreement(indices: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
+    """Shares of images with the same best class and the same five best.
+
+    Of equal scores, such as 1 of a sigmoid, the first is best, as everywhere.
+
+    Example:
+    >>> agreement(np.array([[0, 1]]), np.array([[1.0, 1.0]]))
+    (1.0, 1.0)
+    """
+    best = np.argsort(-expected, kind="stable")
     count = min(5, indices.shape[1])
     same = [
         set(a) == set(b)

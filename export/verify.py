@@ -148,7 +148,7 @@ def row(
     litert: Report | None,
 ) -> Row:
     """The row of one model, from its scores and the Keras model's."""
-    best = scores.argsort(axis=-1)[:, ::-1]
+    best = np.argsort(-scores, kind="stable")
     top1 = best[:, 0]
     return Row(
         name=name,

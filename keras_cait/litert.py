@@ -64,6 +64,7 @@ class LiteRTModel:
         signature: str = SIGNATURE,
     ):
         self.path = Path(path)
+        verify_checksum(self.path)
         interpreter = open_interpreter(path, threads)
         self.threads = threads or os.cpu_count() or 1
         signatures = interpreter.get_signature_list()
@@ -162,15 +163,13 @@ def open_interpreter(
         options: other keyword arguments of `Interpreter`.
 
     Raises:
-        ValueError: the file is missing or damaged.
+        ValueError: the file cannot be opened.
         ImportError: LiteRT is not installed.
     """
     interpreter = _interpreter()
     threads = os.cpu_count() or 1 if threads is None else threads
     if threads < 1:
         raise ValueError(f"threads must be at least 1. Got {threads}.")
-    if not Path(path).is_file():
-        raise ValueError(f"There is no file {str(path)!r}.")
     try:
         return interpreter(str(path), num_threads=threads, **options)
     except (ValueError, RuntimeError) as error:
@@ -218,7 +217,7 @@ def check_file(path: str | Path, timeout: float = 60.0) -> None:
         ValueError: the file is damaged, or not a `.tflite` model.
     """
     _interpreter()
-    _verify_checksum(Path(path))
+    verify_checksum(Path(path))
     try:
         trial = subprocess.run(
             [sys.executable, "-c", TRIAL, str(path)],
@@ -248,7 +247,22 @@ def checksum(model: bytes) -> str:
     return f"{zlib.crc32(model):08x}"
 
 
-def _verify_checksum(path: Path) -> None:
+def verify_checksum(path: Path) -> None:
+    """Refuses a file that has another checksum than it says.
+
+    Args:
+        path: the `.tflite` file.
+
+    Raises:
+        ValueError: the file is missing or damaged.
+
+    Example:
+    >>> verify_checksum(Path("nowhere.tflite"))
+    Traceback (most recent call last):
+    ValueError: There is no file 'nowhere.tflite'.
+    """
+    if not path.is_file():
+        raise ValueError(f"There is no file {str(path)!r}.")
     content = path.read_bytes()
     damaged = ValueError(f"{str(path)!r} is damaged: its checksum is wrong.")
     if not zipfile.is_zipfile(path):

@@ -15,6 +15,7 @@ from ai_edge_litert.interpreter import Interpreter
 from ai_edge_litert.tools import flatbuffer_utils
 
 import keras_cait
+from export import verify
 from export.__main__ import main
 from export.inference_graph import InferenceModel
 from export.litert import convert
@@ -354,6 +355,14 @@ def test_a_half_copied_saved_model_is_named(file, exported, tmp_path):
         load_predictor(version, LABELS, (32, 32))
 
 
+def test_a_damaged_file_does_not_run(exported, tmp_path):
+    content = bytearray((exported / "model.tflite").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "model.tflite").write_bytes(content)
+    with pytest.raises(ValueError, match="its checksum is wrong"):
+        LiteRTModel(tmp_path / "model.tflite")
+
+
 def test_labels_beside_a_file_are_not_its_own(tmp_path):
     of_another_model(tmp_path / "other.tflite")
     (tmp_path / "labels.txt").write_text("\n".join(LABELS[::-1]))
@@ -389,6 +398,13 @@ def test_verify_compares_on_labeled_images(
     for block in report["blocks"].values():
         assert block["snr"] > 100 and block["cosine"] > 0.999999
     assert "class_attention_block_1" in capsys.readouterr().out
+
+
+def test_of_equal_scores_the_first_is_best():
+    scores = np.ones((1, 2), "float32")
+    truth = np.zeros(1, int)
+    found = verify.row("Keras", scores, scores, truth, LABELS, 1.0, 1.0, None)
+    assert (found.top1, found.agreement) == (1, 1)
 
 
 def test_verify_compares_probabilities_of_a_head_of_logits():
