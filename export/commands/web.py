@@ -43,7 +43,8 @@ def web(
         if model:
             files = image_files(examples, SUFFIXES) if examples else []
             # Evenly spaced, because neighbors are often of the same class.
-            chosen = files[:: max(1, len(files) // 12)][:12]
+            count = min(12, len(files))
+            chosen = [files[i * len(files) // count] for i in range(count)]
             with new_output(output) as unfinished:
                 make_site(model, chosen, unfinished)
             print(f"Wrote {output}")

@@ -1,6 +1,7 @@
 """Makes a static site that runs a `.tflite` file in the browser."""
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from keras_cait.files import sha256
 from keras_cait.labels import load_labels
 from keras_cait.litert import LiteRTModel
+from keras_cait.preprocessing import load_image
 
 PAGE = Path(__file__).parent / "page"
 # What browsers show as images with pixels.
@@ -35,7 +37,7 @@ def make_site(
 
     Raises:
         ValueError: the file is not such a model, browsers do not show an
-            example, or npm is missing or fails.
+            example, an example is damaged, or npm is missing or fails.
 
     Example:
     >>> make_site("model.tflite", ["cat.jpg"], "site")  # doctest: +SKIP
@@ -60,6 +62,7 @@ def make_site(
                 f"Browsers do not show {str(example)!r}. Examples must end in "
                 f"{', '.join(SUFFIXES)}."
             )
+        load_image(example)  # refuses one that is damaged
     files = folder / "files"
     shutil.copytree(PAGE, files)
     add_litert(files)
@@ -67,11 +70,11 @@ def make_site(
     named = []
     for i, example in enumerate(map(Path, examples)):
         url = f"examples/{i}{example.suffix.lower()}"
-        label = example.resolve().parent.name
+        label = Path(os.path.abspath(example)).parent.name  # not a link's
         name = label if label in labels else example.stem.replace("_", " ")
         named.append({"url": url, "name": name})
-        shutil.copy(example, files / url)
-    shutil.copy(model, files / "model.tflite")
+        shutil.copyfile(example, files / url)
+    shutil.copyfile(model, files / "model.tflite")
     site = {
         "name": model.stem,
         "labels": labels,

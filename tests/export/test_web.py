@@ -41,6 +41,10 @@ def examples(tmp_path_factory):
         path = folder / f"{name}.png"
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(pixels).save(path)
+    # The last one is a link to a file that only its owner reads.
+    stored = shutil.move(path, tmp_path_factory.mktemp("store") / "1.png")
+    path.symlink_to(stored)
+    path.chmod(0o600)
     return folder
 
 
@@ -263,6 +267,7 @@ def test_a_site_is_whole_or_not_there(
     assert f'<base href="{parts.name}/" />' in (site / "index.html").read_text()
     assert (parts / "litert" / "wasm" / "litert_wasm_internal.wasm").exists()
     assert not list(parts.glob("package*")) + list(parts.glob("node_modules"))
+    assert all(file.stat().st_mode & 0o004 for file in parts.rglob("*"))
 
     def refused(*arguments):
         assert exit_status(main, "web", *arguments) == 1
@@ -284,5 +289,8 @@ def test_a_site_is_whole_or_not_there(
     drawing.touch()
     options = ("--model", good, "--examples", drawing)
     assert "do not show" in refused(*output, *options)
+    photo = drawing.rename(folder / "photo.png")
+    options = ("--model", good, "--examples", photo)
+    assert "is not an image" in refused(*output, *options)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "npm" in refused(*output, "--model", good)
