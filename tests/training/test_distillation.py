@@ -62,6 +62,15 @@ def test_a_teacher_with_two_outputs_is_a_clear_error(kind, tmp_path):
         Teacher(str(path), classes=5)
 
 
+def test_a_teacher_of_independent_scores_is_a_clear_error(tmp_path):
+    pixels = keras.layers.GlobalAveragePooling2D()
+    head = keras.layers.Dense(5, "sigmoid")
+    model = keras.Sequential([keras.Input((32, 32, 3)), pixels, head])
+    model.save(tmp_path / "teacher.keras")
+    with pytest.raises(ValueError, match="as a sigmoid does"):
+        Teacher(str(tmp_path / "teacher.keras"), classes=5)
+
+
 @pytest.mark.parametrize("source", ["", "NoSuchModel", "keras"])
 def test_a_missing_teacher_is_a_clear_error(source):
     with pytest.raises(ValueError, match=r"SavedModel.*Got"):

@@ -39,7 +39,7 @@ def make_loss(recipe: Recipe, classes: int) -> Loss:
 
     Raises:
         ValueError: the teacher is missing, cannot be loaded or compiled, or
-            has another number of classes.
+            has another number of classes or a sigmoid.
 
     Reference: Touvron et al., DeiT, section 4 (arXiv 2012.12877).
     """
@@ -105,7 +105,7 @@ class Teacher:
 
     Raises:
         ValueError: the teacher is missing, cannot be loaded, or has another
-            number of classes or several outputs.
+            number of classes, several outputs, or a sigmoid.
     """
 
     def __init__(self, source: str, classes: int):
@@ -139,6 +139,12 @@ class Teacher:
         found = strategy.experimental_local_results(outputs)[0].numpy()
         is_one = np.abs(found.sum(axis=-1) - 1) < 0.01
         self.is_softmax = bool(found.min() >= 0 and is_one.all())
+        if found.min() >= 0 and found.max() <= 1 and not self.is_softmax:
+            raise ValueError(
+                f"Teacher {source!r} scores each class by itself in 0...1, as "
+                "a sigmoid does. Give one that returns logits or a softmax, "
+                "such as this one with classifier_activation=None."
+            )
 
     def __call__(self, images: tf.Tensor) -> tf.Tensor:
         if None not in self.size and self.size != images.shape[1:3]:
