@@ -37,7 +37,8 @@ class Row:
     Attributes:
         name: of the file, or `"Keras"`.
         top1: share of images in 0...1 whose best class is right.
-        top5: share of images in 0...1 with the right class among the best 5.
+        top5: share of images in 0...1 with the right class among the best 5,
+            or among those that a SavedModel returns.
         agreement: share of images in 0...1 with the Keras model's best class.
         images: number of images.
         max_difference: largest difference of any probability from the Keras
@@ -150,10 +151,13 @@ def row(
     """The row of one model, from its scores and the Keras model's."""
     best = np.argsort(-scores, kind="stable")
     top1 = best[:, 0]
+    found = np.take_along_axis(scores, truth[:, None], axis=1) != UNKNOWN
     return Row(
         name=name,
         top1=float((top1 == truth).mean()),
-        top5=float((best[:, :5] == truth[:, None]).any(axis=1).mean()),
+        top5=float(
+            (found & (best[:, :5] == truth[:, None])).any(axis=1).mean()
+        ),
         agreement=float((top1 == expected.argmax(axis=-1)).mean()),
         images=len(truth),
         max_difference=float(

@@ -407,6 +407,13 @@ def test_of_equal_scores_the_first_is_best():
     assert (found.top1, found.agreement) == (1, 1)
 
 
+def test_a_class_that_is_not_returned_is_not_found():
+    scores = np.array([[0.9, verify.UNKNOWN]])
+    truth = np.ones(1, int)
+    found = verify.row("1", scores, scores, truth, LABELS, 1.0, 1.0, None)
+    assert found.top5 == 0
+
+
 def test_verify_compares_probabilities_of_a_head_of_logits():
     predict = keras_predictor(randomise(small(classifier_activation=None)))
     np.testing.assert_allclose(
