@@ -39,6 +39,11 @@ def web(
     from export.web.site import SUFFIXES, make_site
     from keras_cait.files import image_files, new_output
 
+    if examples and not model:
+        raise ValueError(
+            "--examples are part of a new site. Give its --model, too, or omit "
+            "them."
+        )
     with site_server(output, port) if serve else nullcontext() as server:
         if model:
             files = image_files(examples, SUFFIXES) if examples else []

@@ -399,6 +399,7 @@ ROWS = [
         --model text.tflite | 2 | --output requires an argument.
         --output new | 1 | There is no site in 'new'.
         --output new --serve --port 0 | 1 | There is no site in 'new'.
+        --output empty --examples photo.png | 1 | part of a new site.
         --output new --serve --port 99999 | 2 | Must be <= 65535.
         --output new --serve --port -1 | 2 | Must be >= 0.
         --model nowhere.tflite --output new | 1 | 'nowhere.tflite'
