@@ -38,7 +38,7 @@ from training.data.pipeline import (
 )
 from training.loop.checkpoints import restore_raw_weights
 from training.loop.interruption import lost_workers
-from training.loop.strategies import is_chief, make_strategy
+from training.loop.strategies import check_alike, is_chief, make_strategy
 from training.metrics import (
     Predictions,
     calibration_error,
@@ -195,13 +195,14 @@ def predict_all(
             of `measure`.
 
     Raises:
-        ValueError: `unfinished` is damaged or belongs to other settings, or
-            images cannot be read.
+        ValueError: `unfinished` is damaged or belongs to other settings, images
+            cannot be read, or as of `check_alike`.
     """
     found = []
     if unfinished.exists():
         found.append(load_unfinished(unfinished, settings))
     done = sum(len(part.correct) for part in found)
+    check_alike(strategy, {"settings": settings, "images done": done})
     saved = time.perf_counter()
     seconds, timed = 0.0, 0
     transform = center_crop(classifier.image_size, settings["crop_ratio"])

@@ -8,6 +8,7 @@ a file, such as the recipe.json of a run.
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -57,7 +58,8 @@ def train(
     Raises:
         ValueError: the folder holds a finished run, or one of another recipe
             or other data; its disk is too small; the devices do not divide
-            the recipe's batch; or it has fewer steps than `profile` needs.
+            the recipe's batch; it has fewer steps than `profile` needs; or as
+            of `check_alike`.
         OSError: the folder cannot be written.
         FloatingPointError: a loss or gradient is not finite.
         ConnectionError: another worker died or hangs.
@@ -104,6 +106,7 @@ def train(
     )
     from training.loop.strategies import (
         any_worker,
+        check_alike,
         is_chief,
         make_strategy,
         worker_count,
@@ -170,6 +173,10 @@ def train(
         # 6. Resume from the newest intact checkpoint of this run, if any.
         restored = checkpoints.restore()
         first_step = trainer.step
+        check_alike(
+            devices,
+            {"recipe": asdict(recipe), "data": data, "step": first_step},
+        )
         if chief:
             print_overview(recipe, trainer, examples, steps)
             if restored:

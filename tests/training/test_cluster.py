@@ -1,4 +1,4 @@
-"""The examples of `training/cluster/`: what they start, and how again."""
+"""Workers, and `training/cluster/`: what its examples start, and how again."""
 
 import json
 import os
@@ -8,10 +8,12 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import tensorflow as tf
 import yaml
 
 import training.train as program
 from tests.helpers import crds
+from training.loop import strategies
 from training.recipes import RECIPES
 
 CLUSTER = Path(program.__file__).parent / "cluster"
@@ -25,6 +27,20 @@ def started(command, monkeypatch):
         program.main(command[command.index("training.train") + 1 :])
     assert end.value.code == 0
     return calls[0]
+
+
+def test_workers_that_differ_are_refused(monkeypatch):
+    """As those do that resume from folders of their own."""
+    devices = tf.distribute.get_strategy()
+    added = []
+    monkeypatch.setattr(strategies, "worker_count", lambda _: 2)
+    monkeypatch.setattr(
+        strategies, "sum_of_workers", lambda _, n: added.append(n) or sum(added)
+    )
+    strategies.check_alike(devices, {"data": "digits", "step": 50})
+    assert 0 < added[0] < 2**14
+    with pytest.raises(ValueError, match="The workers differ in data or step"):
+        strategies.check_alike(devices, {"data": "digits", "step": 0})
 
 
 MANIFESTS = sorted(path.name for path in CLUSTER.glob("*.yaml"))

@@ -1,9 +1,13 @@
 """The devices of a run: one, all GPUs of a machine, a TPU, or many workers."""
 
 import faulthandler
+import json
 import os
+import zlib
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
+from typing import Any
 
 import tensorflow as tf
 
@@ -150,11 +154,40 @@ def any_worker(
     return float(sum_of_workers(strategy, float(asked))) > 0
 
 
+def check_alike(
+    strategy: tf.distribute.Strategy, facts: Mapping[str, Any]
+) -> None:
+    """Checks that all workers are about to do the same.
+
+    Args:
+        strategy: the strategy of the run.
+        facts: what must be alike on all workers, as JSON holds it.
+
+    Raises:
+        ValueError: another worker has other facts.
+    """
+    if worker_count(strategy) == 1:
+        return
+    # Small, so that float32 adds up those of a thousand replicas exactly.
+    number = zlib.crc32(json.dumps(facts).encode()) % 2**14
+    total = float(sum_of_workers(strategy, float(number)))
+    if total != number * strategy.num_replicas_in_sync:
+        raise ValueError(
+            f"The workers differ in {' or '.join(facts)}. Start all with the "
+            "same command, data and versions, and with an --output on a disk "
+            "that they share."
+        )
+
+
 def sum_of_workers(
     strategy: tf.distribute.Strategy, number: float
 ) -> tf.Tensor:
-    """The sum of one number of each worker."""
+    """The sum of one number of each replica."""
+    return _adder(strategy)(tf.constant(number))
 
+
+@cache  # a new function would be traced, and kept, at every call
+def _adder(strategy: tf.distribute.Strategy) -> Any:
     @tf.function
     def add(number: tf.Tensor) -> tf.Tensor:
         return strategy.reduce(
@@ -163,4 +196,4 @@ def sum_of_workers(
             axis=None,
         )
 
-    return add(tf.constant(number))
+    return add

@@ -33,7 +33,12 @@ from training.loop.distillation import make_loss
 from training.loop.interruption import lost_workers
 from training.loop.optimizers import make_optimizer
 from training.loop.stacking import Stack, stacked
-from training.loop.strategies import is_chief, make_strategy, worker_count
+from training.loop.strategies import (
+    check_alike,
+    is_chief,
+    make_strategy,
+    worker_count,
+)
 from training.loop.trainer import Trainer
 from training.recipe import Recipe
 from training.study.cells import Cell
@@ -120,7 +125,7 @@ def train(
         start; versions.
 
     Raises:
-        ValueError: as of `finished`.
+        ValueError: as of `finished` and `check_alike`.
     """
     if result := finished(cell, seed, folder):
         return result
@@ -155,6 +160,10 @@ def train(
         trainer.state, unfinished, is_chief(distribution), 1
     ) as checkpoints:
         checkpoints.restore()
+        check_alike(
+            distribution,
+            {"settings": setting(cell, seed), "step": trainer.step},
+        )
         saved = time.perf_counter()
         batches = training_data(
             recipe, distribution, examples, trainer.step, unfinished
