@@ -163,9 +163,13 @@ def test_unreadable_images_are_named_and_skipped(images, tmp_path, capsys):
         0,
         tmp_path / "too_many",
     )
+    next(batches)
+    record = tmp_path / "too_many" / "unreadable.json"
+    record.write_text('{"99": 0}')  # by another worker
     with pytest.raises(ValueError, match="3 images cannot be read, more"):
         list(batches)
-    noted = json.loads((tmp_path / "too_many/unreadable.json").read_text())
+    noted = json.loads(record.read_text())
+    assert noted.pop("99") == 0
     assert len(noted) <= recipe.max_unreadable
 
 

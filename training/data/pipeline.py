@@ -88,6 +88,8 @@ def training_data(
                     f"max_unreadable={recipe.max_unreadable}. Replace those "
                     "listed above, then run the same command again."
                 ) from None
+            # Again, as other workers add theirs.
+            found_at = unreadable_images(output)
             found_at |= {str(number): step for number in found}
             write_text(output / UNREADABLE, json.dumps(found_at) + "\n")
 
