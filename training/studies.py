@@ -24,7 +24,7 @@ import tensorflow as tf
 from cyclopts import App, Parameter
 
 from keras_cait.files import folder_path, locked, write_text
-from training.loop.strategies import is_chief, make_strategy
+from training.loop.strategies import is_chief, make_strategy, worker_count
 from training.options import StrategyName
 from training.study.cells import SCALES, STUDIES, Scale, StudyName
 from training.study.tables import described, figure, table
@@ -74,6 +74,8 @@ def run_study(
         )
         names = ((c.name, seed) for c, seed in jobs)
         results = [found[name] for name in names if name in found]
+        if strategy and not is_chief(strategy):
+            continue
         write_text(
             folder / "results.json", json.dumps(results, indent=1) + "\n"
         )
@@ -119,15 +121,17 @@ def studies(
     """Runs a study of the paper, or resumes it."""
     require_tensorflow()
     output = folder_path(output or Path("studies") / f"{study}-{scale}")
-    is_small = scale == "digits" and strategy == "auto"
+    devices = make_strategy(strategy)
+    is_alone = strategy in ("auto", "one") and worker_count(devices) == 1
+    is_small = is_alone and scale == "digits" and strategy == "auto"
     processes = processes or ((os.cpu_count() or 1) if is_small else 1)
-    if processes > 1 and strategy not in ("auto", "one"):
+    if processes > 1 and not is_alone:
         raise ValueError(
             f"{processes} trainings at a time run on the CPU. Add --processes "
             f"1 to train on the devices of --strategy {strategy}."
         )
-    devices = make_strategy(strategy)
-    with locked(output) if is_chief(devices) else nullcontext():
+    chief = is_chief(devices)
+    with locked(output) if chief else nullcontext():
         run_study(
             study,
             SCALES[scale],
@@ -137,7 +141,8 @@ def studies(
             seeds,
             processes,
         )
-    print((output / "table.md").read_text())
+    if chief:
+        print((output / "table.md").read_text())
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -7,6 +7,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from keras_cait.baselines import ViT
 from tests.helpers.run_training import noise
@@ -207,6 +208,17 @@ def test_a_killed_training_says_what_may_help(tiny, tmp_path, monkeypatch):
     )
     with pytest.raises(ChildProcessError, match="at a time: --processes 1"):
         run_study("depth", tiny, tmp_path, processes=2)
+
+
+def test_of_many_workers_the_chief_writes(tiny, tmp_path, monkeypatch):
+    result = {"row": "", "column": "", "top1": 0.5, "failed_at_step": None}
+    monkeypatch.setattr(trainings, "train", lambda *_: result)
+    monkeypatch.setattr(studies, "is_chief", lambda _: False)
+    (one, *_) = run_study(
+        "depth", tiny, tmp_path, strategy=tf.distribute.get_strategy()
+    )
+    assert one == result
+    assert not [*tmp_path.iterdir()]
 
 
 def test_gammas_are_those_that_were_learned(tiny, trained, tmp_path):

@@ -3,14 +3,16 @@
 import gc
 import json
 import math
+import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +92,18 @@ def trainings(
 
 def on_one_core() -> None:
     """Prepares a process; Ctrl-C lets it finish its current training."""
+    threading.Thread(target=end_with_study, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     tf.config.set_visible_devices([], "GPU")  # each would take all its memory
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
+
+
+def end_with_study() -> None:
+    """Ends this process when the study is killed, which another may resume."""
+    if study := parent_process():
+        study.join()
+        os._exit(1)
 
 
 @lost_workers()
