@@ -390,6 +390,18 @@ def _alike(
     return [group for group in groups.values() if len(group) > 1]
 
 
+def why_no_builder(error: Exception) -> str:
+    """What `tfds.builder` says first; its lists of all names follow.
+
+    Example:
+    >>> why_no_builder(ValueError("Dataset mnis not found.\\nAvailable: mnist"))
+    'Dataset mnis not found.'
+    """
+    # After the arguments, if it shows these.
+    line = str(error).partition("\n")[0].rpartition('": ')[2]
+    return f"{line.partition('. ')[0].rstrip('.')}."
+
+
 def _tensorflow_datasets(
     name: str, split: str, data_dir: str | Path | None
 ) -> Dataset:
@@ -403,10 +415,11 @@ def _tensorflow_datasets(
 
     try:
         builder = tfds.builder(name, data_dir=data_dir)
-    except (tfds.core.DatasetNotFoundError, ValueError, AssertionError):
+    except (ValueError, AssertionError) as error:
         raise ValueError(
             "The dataset must be digits, folder:PATH or a name of TensorFlow "
-            f"Datasets. Got {name!r}."
+            f"Datasets, or of a dataset in --data-dir. Got {name!r}: "
+            f"{why_no_builder(error)}"
         ) from None
     features: Any = builder.info.features or {}
     kinds: dict[str, Any] = dict(features.items())

@@ -16,6 +16,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 from cyclopts import App, Parameter
 
 from keras_cait.command_line import run
+from keras_cait.datasets import why_no_builder
 from keras_cait.files import folder_path
 
 # Name, bytes and content. Sizes: https://image-net.org.
@@ -65,9 +66,10 @@ def prepare(
         check_archives(manual_dir)
     try:
         builder = tfds.builder(name, data_dir=data_dir)
-    except (tfds.core.DatasetNotFoundError, ValueError, AssertionError):
+    except (ValueError, AssertionError) as error:
         raise ValueError(
-            f"TensorFlow Datasets has no dataset {name!r}. See "
+            f"TensorFlow Datasets has no dataset {name!r}: "
+            f"{why_no_builder(error)} See "
             "https://www.tensorflow.org/datasets/catalog."
         ) from None
     builder.download_and_prepare(

@@ -302,9 +302,9 @@ ROWS = [
     *rows(
         "training.prepare",
         """
-        nosuch --data-dir new | 1 | has no dataset 'nosuch'.
-        "" --data-dir new | 1 | has no dataset ''.
-        cifar10:9.9.9 --data-dir new | 1 | has no dataset 'cifar10:9.9.9'.
+        nosuch --data-dir new | 1 | has no dataset 'nosuch': Dataset
+        "" --data-dir new | 1 | has no dataset '': Parsing
+        cifar10:9.9.9 --data-dir new | 1 | at version 9.9.9, only: 3.0.2.
         mnist --data-dir file | 1 | 'file' is not a folder.
         imagenet2012 --data-dir new | 1 | Download them from
         imagenet2012 --data-dir new --manual-dir file | 1 | Download them
