@@ -179,6 +179,13 @@ def test_no_table_has_an_empty_header(path):
             assert "" not in [c.strip() for c in header.strip("|").split("|")]
 
 
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_links_to_files_lead_to_one(path):
+    prose = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)#:]+)[)#]", prose):
+        assert (path.parent / target).exists(), target
+
+
 def test_addresses_are_those_of_the_repository():
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
