@@ -290,7 +290,7 @@ def main(
     runs: Path = Path("runs/small-sets"),
     output: Output = None,
 ) -> None:
-    """Trains all models on all sets; goes on where it was interrupted.
+    """Trains all models on all sets; resumes where it was interrupted.
 
     Args:
         stamps: Folder `stamps` of Debian's package tuxpaint-stamps-default.

@@ -13,7 +13,7 @@ app = App(name="python -m benchmarks.studies", help=__doc__)
 
 @app.default
 def main(*, runs: Path = Path("studies"), output: Output = None) -> None:
-    """Runs all studies; goes on where they were interrupted.
+    """Runs all studies; resumes them where they were interrupted.
 
     Args:
         runs: Folder of the studies, as of `python -m training.studies`.

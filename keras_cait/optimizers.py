@@ -341,9 +341,9 @@ def rate_factors(
 def freeze(model: keras.Model, trainable: Trainable) -> None:
     """Freezes all weights of a model except those that learn.
 
-    Call `compile` afterwards: as in all of Keras, a compiled model goes on with
-    the weights that learned when it was compiled. A `.keras` file of a CaiT
-    keeps what is frozen.
+    Call `compile` afterwards: as in all of Keras, a compiled model trains the
+    weights that learned when it was compiled. A `.keras` file of a CaiT keeps
+    what is frozen.
 
     Args:
         model: `CaiT`, or a model that contains its layers. It is changed in

@@ -147,7 +147,7 @@ class Monitor:
         self.line.keep(self._described(step))
         show, ema_model = self.tensorboard, self.trainer.ema_model
         since = self.recipe.evaluation_epochs * self.steps_per_epoch
-        if evaluated and show.is_picture(step, since):
+        if evaluated and show.shows_images(step, since):
             names = self.validation.class_names
             show.add_gammas(step, ema_model)
             local = self.trainer.strategy.experimental_local_results

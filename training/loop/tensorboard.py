@@ -18,7 +18,7 @@ from training.recipe import Recipe
 
 SHOWN = 8  # images
 # TensorBoard shows as many of each curve, and of each image.
-POINTS, PICTURES = 1000, 10
+POINTS, IMAGES = 1000, 10
 
 
 class TensorBoard:
@@ -47,15 +47,15 @@ class TensorBoard:
         """Whether the curves over steps have a point here."""
         return step % -(-self.steps // POINTS) == 0
 
-    def is_picture(self, step: int, since: int) -> bool:
+    def shows_images(self, step: int, since: int) -> bool:
         """Whether an evaluation at a step is one of those with images.
 
         Args:
             step: optimizer steps done.
             since: steps since the evaluation before.
         """
-        due = PICTURES * step // self.steps
-        return due > PICTURES * (step - since) // self.steps
+        due = IMAGES * step // self.steps
+        return due > IMAGES * (step - since) // self.steps
 
     def recipe(self, recipe: Recipe) -> None:
         """Shows the recipe as a table."""
