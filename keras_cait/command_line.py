@@ -35,13 +35,18 @@ def whole_number(kind: type, tokens: Sequence[Token]) -> int:
         raise ValueError(f'unable to convert "{value}" into int.') from None
 
 
+_TRAINED = (
+    "Published model (S24, or S24-384 at another size), run folder, .keras file"
+)
+_WEIGHTS = "weights file (.safetensors, .pth; .weights.h5 with --variant)"
+TrainedModel = Annotated[
+    str, Parameter(name="--model", help=f"{_TRAINED} or {_WEIGHTS}.")
+]
 ModelSource = Annotated[
     str,
     Parameter(
         name="--model",
-        help="Published model (S24, or S24-384 at another size), run folder, "
-        ".keras file, weights file (.safetensors, .pth; .weights.h5 with "
-        "--variant), SavedModel or .tflite file.",
+        help=f"{_TRAINED}, {_WEIGHTS}, SavedModel or .tflite file.",
     ),
 ]
 Variant = Annotated[

@@ -1,6 +1,7 @@
 """Reports what happens inside a trained model, layer by layer.
 
 python -m training.diagnose --model runs/digits --data digits
+
 python -m training.diagnose --model S24 --data imagenet2012 --data-dir DIR
 """
 
@@ -22,7 +23,7 @@ from keras_cait.command_line import (
     DataDir,
     ImageSize,
     MaxUnreadable,
-    ModelSource,
+    TrainedModel,
     Variant,
     require_tensorflow,
     run,
@@ -191,7 +192,7 @@ app = App(name="python -m training.diagnose", help=__doc__, version_flags=[])
 @app.default
 def report(
     *,
-    model: ModelSource,
+    model: TrainedModel,
     data: Data = "imagenet2012",
     data_dir: DataDir = None,
     output: Annotated[

@@ -1,8 +1,11 @@
 """Measures the accuracy of models, beside the published figures.
 
 python -m training.evaluate --model S24 --data imagenet2012 --data-dir DIR
+
 python -m training.evaluate --all --data imagenet2012_real --data-dir DIR
+
 python -m training.evaluate --model runs/digits --data digits
+
 python -m training.evaluate --predictions predictions
 """
 

@@ -1,6 +1,7 @@
 """Runs the paper's studies: tables and figures of many small trainings.
 
 python -m training.studies depth --output studies/depth
+
 python -m training.studies class-token --scale imagenet --data-dir DIR
 
 A study is a grid of models, each trained with the same recipe and several

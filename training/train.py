@@ -294,7 +294,7 @@ def make_command(recipe: Recipe) -> Callable[..., None]:
                 validator=Number(gte=2),
                 converter=whole_number,
                 help="Train once per fold of a folder:PATH, each image being "
-                "for validation in one of them. For sets under 500 images.",
+                "for validation in one of them. For datasets under 500 images.",
             ),
         ] = None,
         data_dir: DataDir = None,

@@ -9,14 +9,14 @@ from keras_cait.command_line import (
     ImageSize,
     Labels,
     MaxUnreadable,
-    ModelSource,
+    TrainedModel,
     Variant,
 )
 
 
 def litert(
     *,
-    model: ModelSource,
+    model: TrainedModel,
     output: Path,
     variant: Variant = None,
     image_size: ImageSize = None,

@@ -13,14 +13,14 @@ from keras_cait.command_line import (
     Count,
     ImageSize,
     Labels,
-    ModelSource,
+    TrainedModel,
     Variant,
 )
 
 
 def saved_model(
     *,
-    model: ModelSource,
+    model: TrainedModel,
     output: Path,
     variant: Variant = None,
     image_size: ImageSize = None,

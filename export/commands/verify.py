@@ -9,7 +9,7 @@ from keras_cait.command_line import (
     ImageSize,
     Labels,
     MaxUnreadable,
-    ModelSource,
+    TrainedModel,
     Variant,
 )
 
@@ -18,7 +18,7 @@ def verify(
     exported: list[Path],
     /,
     *,
-    model: ModelSource,
+    model: TrainedModel,
     data: Data,
     data_dir: DataDir = None,
     variant: Variant = None,
