@@ -42,15 +42,15 @@ def test_pixels_equal_torchvision(path, transform):
 def test_normalization_equals_torchvision_and_the_model():
     image = keras_cait.load_image(FOLDER / "landscape_500x375.png")
     pixels = preprocessing.resize_and_crop(image, 224)
-    normalised = keras_cait.preprocess_input(pixels)
+    normalized = keras_cait.preprocess_input(pixels)
     np.testing.assert_array_equal(
-        normalised[::16, ::16], EXPECTED["landscape_500x375_224_norm"]
+        normalized[::16, ::16], EXPECTED["landscape_500x375_224_norm"]
     )
     tensor = keras_cait.preprocess_input(keras.ops.convert_to_tensor(pixels))
-    np.testing.assert_allclose(tensor, normalised, atol=1e-6)
+    np.testing.assert_allclose(tensor, normalized, atol=1e-6)
     model = keras_cait.CaiT(8, 1, 1, 32)
     in_model = model.get_layer("normalization")(pixels[None])[0]
-    np.testing.assert_allclose(in_model, normalised, atol=1e-6)
+    np.testing.assert_allclose(in_model, normalized, atol=1e-6)
 
 
 @pytest.mark.parametrize("height, width", [(20, 200), (200, 20), (7, 5)])

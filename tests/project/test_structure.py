@@ -147,7 +147,7 @@ def macs(operation):
     """Multiply-accumulates of an operation, in the manner of timm.
 
     That is matrix products and convolutions, and 5 for every element that a
-    LayerNorm normalises: it squares each once.
+    LayerNorm normalizes: it squares each once.
     """
     kind, inputs, output = described(operation)
     if kind in ("MatMul", "BatchMatMulV2"):

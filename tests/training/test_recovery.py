@@ -135,7 +135,7 @@ def test_unreadable_images_are_named_and_skipped(images, tmp_path, capsys):
         DROPPING, data=f"folder:{images}", max_unreadable=2, epochs=3
     )
     bad = [images / "train" / "cat" / f"{number}.jpg" for number in (3, 4, 5)]
-    for file in bad[:2]:  # neighbours
+    for file in bad[:2]:  # neighbors
         file.write_bytes(file.read_bytes()[:200])
     train(recipe, tmp_path / "whole")
     said = capsys.readouterr().out
