@@ -137,7 +137,7 @@ def main(runs, strategy="one", devices=1, timeout=60):
     datasets.load = noise
     models.build = build
     # Other tests see these; here, they would take most of the time.
-    tensorboard.PICTURES = 1
+    tensorboard.IMAGES = 1
     report.write_report = lambda folder: folder
     strategy = strategies.make_strategy(strategy, timeout)
     strategies.make_strategy = lambda name: strategy

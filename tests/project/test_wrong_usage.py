@@ -173,8 +173,8 @@ ROWS = [
         --teacher small.keras | 1 | A teacher needs distillation
         --distillation hard | 1 | Distillation needs a teacher
         --distillation hard --teacher NoNet | 1 | Got 'NoNet'.
-        --data nosuch | 1 | Got 'nosuch'.
-        --data "" | 1 | Got ''.
+        --data nosuch | 1 | Got 'nosuch': Dataset
+        --data "" | 1 | Got '': Parsing
         --data folder: | 1 | folder: needs a path
         --data folder:nowhere | 1 | There is no folder 'nowhere'.
         --data folder:file | 1 | There is no folder 'file'.
@@ -243,7 +243,7 @@ ROWS = [
         folder:nowhere --output new | 1 | There is no folder 'nowhere'.
         folder:damaged --output new | 1 | Validation images cannot be read.
         folder:damaged --output new --max-unreadable 999 | 1 | None of
-        nosuch --output new | 1 | Got 'nosuch'.
+        nosuch --output new | 1 | Got 'nosuch': Dataset
         folder:photos --output file | 1 | 'file' is not a folder.
         folder:photos --output file/new | 1 | 'file' is not a folder.
         folder:photos --output foreign_result | 1 | to another evaluation
@@ -366,7 +366,7 @@ ROWS = [
         new.tflite --calibration folder:empty | 1 | No images in 'empty'.
         new.tflite --calibration folder:damaged | 1 | damaged/
         new.tflite --calibration folder:damaged --max-unreadable 99 | 1 | None
-        new.tflite --calibration nosuch | 1 | Got 'nosuch'.
+        new.tflite --calibration nosuch | 1 | Got 'nosuch': Dataset
         """,
     ),
     *rows(

@@ -29,7 +29,7 @@ DROPPING = dataclasses.replace(TINY, epochs=2, drop_path_rate=0.2)  # 8 steps
 @pytest.fixture(autouse=True)
 def plain(monkeypatch):
     """Runs without most of what other tests look at."""
-    monkeypatch.setattr(tensorboard, "PICTURES", 1)
+    monkeypatch.setattr(tensorboard, "IMAGES", 1)
     monkeypatch.setattr(report, "write_report", lambda folder: folder)
 
 
