@@ -379,7 +379,7 @@ def _rgb(image: Image.Image, name: str, max_megapixels: float) -> np.ndarray:
         )
     if image.format in ("JPEG", "MPO"):
         _check_scans(image, name)
-    # Its time grows with the square of what are comments.
+    # Pillow's time grows with the square of the comments among the pixels.
     if any(tile[0] == "ppm_plain" for tile in getattr(image, "tile", ())):
         raise _Refused(
             f"{name} holds its pixels as text, which takes long to decode. "
