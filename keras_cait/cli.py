@@ -210,7 +210,7 @@ def check_attention(
             )
         if attention.exists() and not force:
             raise ValueError(
-                f"--attention {str(attention)!r} exists already. Choose "
+                f"--attention {str(attention)!r} already exists. Choose "
                 "another path, or replace it with --force."
             )
     else:
@@ -226,8 +226,8 @@ def check_attention(
             if first != path:
                 raise ValueError(
                     f"--attention {str(folder)!r} cannot hold the figures of "
-                    f"both {str(first)!r} and {str(path)!r}, which have one "
-                    "name. Give a folder that contains both."
+                    f"both {str(first)!r} and {str(path)!r}: their names are "
+                    "the same. Give a folder that contains both."
                 )
     folder_path(folder)
 

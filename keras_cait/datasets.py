@@ -232,8 +232,8 @@ def _folder(path: Path, split: str, fraction: float, fold: int) -> Dataset:
     if class_names and SPLIT_NAMES.issuperset(map(str.lower, class_names)):
         raise ValueError(
             f"The classes of {str(path)!r} would be {' and '.join(class_names)}"
-            ". Expected a subfolder for each class; or the folders train and "
-            "validation with these."
+            ". Expected a subfolder for each class, or folders train and "
+            "validation that have these."
         )
     for name in class_names:
         if not _is_label(name):
@@ -258,7 +258,7 @@ def _folder(path: Path, split: str, fraction: float, fold: int) -> Dataset:
             )
             raise ValueError(
                 f"No image of {str(root)!r} is for validation in fold {fold}: "
-                f"of different images, the largest class has {most}. {advice}"
+                f"its largest class has {most} different images. {advice}"
             )
         chosen = np.flatnonzero(held_out == (split == "validation"))
         files = files.select(chosen)

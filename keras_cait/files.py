@@ -188,8 +188,8 @@ def locked(path: str | Path) -> Iterator[None]:
     except Timeout:
         raise ValueError(
             f"Process {lock.pid} is writing {str(path)!r}. Wait for it, or "
-            "choose another output. If that process is gone, on another "
-            f"machine, delete {lock.lock_file!r}."
+            "choose another output. If it was on another machine and has "
+            f"ended, delete {lock.lock_file!r}."
         ) from None
     try:
         yield

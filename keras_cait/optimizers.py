@@ -370,7 +370,7 @@ def freeze(model: keras.Model, trainable: Trainable) -> None:
     if not model.built:
         raise ValueError(
             f"The model {model.name!r} has no weights yet. Begin it with "
-            "keras.Input, or call it on images, and freeze it then."
+            "keras.Input, or call it on images before you freeze it."
         )
     frozen = [
         weight
@@ -381,15 +381,15 @@ def freeze(model: keras.Model, trainable: Trainable) -> None:
     ]
     if len(frozen) == len(model.weights):
         raise ValueError(
-            f"The model {model.name!r} has no layer named head, nor another "
-            f"one with weights. Received: trainable={trainable!r}. Add a head, "
+            f"The model {model.name!r} has no layer named head, nor any other "
+            f"with weights. Received: trainable={trainable!r}. Add a head, "
             "and call the model on images if it is a subclass of keras.Model; "
             "or set model.trainable = False to freeze all of it."
         )
     if trainable != "all" and not frozen:
         raise ValueError(
-            f"The model {model.name!r} has no layers of CaiT, which are known "
-            "by their names. Set layer.trainable = False instead."
+            f"The model {model.name!r} has no layers of CaiT, which are "
+            "recognized by name. Set layer.trainable = False instead."
         )
     # What never learns, such as the means of a BatchNormalization, stays so.
     # To assign True where it is True already has no effect on the weights.

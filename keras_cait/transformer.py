@@ -96,9 +96,9 @@ class VisionTransformer(keras.Model):
         ):
             raise ValueError(
                 "TensorFlow cannot compile the step of several devices with "
-                f"XLA. Received: jit_compile=True under {kind}. Leave "
-                "jit_compile out, or use python -m training.train, which "
-                "compiles the step of each device."
+                f"XLA. Received: jit_compile=True under {kind}. Omit "
+                "jit_compile, or use python -m training.train, which compiles "
+                "the step of each device."
             )
         return super().make_train_function(force)
 

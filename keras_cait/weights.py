@@ -230,7 +230,7 @@ def explaining(model: keras.Model, path: Path) -> Iterator[None]:
     except ValueError as error:
         raise ValueError(
             f"Cannot load {str(path)!r} into {model.name!r}, whose weights "
-            f"stay as they were: {error}"
+            f"are unchanged: {error}"
         ) from None
 
 

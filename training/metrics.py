@@ -43,8 +43,8 @@ def predictions(
     probabilities, labels = np.asarray(probabilities), np.asarray(labels)
     if np.isnan(probabilities).any():
         raise ValueError(
-            "The model's predictions are not numbers. Its training has "
-            "diverged; or, if it is right in float32, its precision is too low."
+            "The model's predictions are NaN. Its training has diverged, or "
+            "its precision is too low: try float32."
         )
     least, most = probabilities.min(initial=0), probabilities.max(initial=0)
     if least < -0.01 or most > 1.01:  # rounded by LiteRT

@@ -101,11 +101,11 @@ class Recipe:
     classification dataset of TensorFlow Datasets."""
 
     validation_fraction: float = 0.2
-    """Share of each class that is for validation, in a `folder:PATH` without
-    the folders train and validation."""
+    """Share of each class for validation, in a `folder:PATH` without the
+    folders train and validation."""
 
     fold: int = 0
-    """Which of these shares it is: 0, 1, ..., 1 / validation_fraction - 1."""
+    """Number of that share: 0, 1, ..., 1 / validation_fraction - 1."""
 
     variant: Variant | None = "S24"
     """Variant of the paper. It sets embed_dim, depth, num_heads,
@@ -152,8 +152,7 @@ class Recipe:
     """Images per optimizer step, over all devices."""
 
     accumulation_steps: int = 1
-    """Micro-batches into which a device splits its images of a step, to save
-    memory."""
+    """Micro-batches into which each device splits a step, to save memory."""
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """AdamW, or SGD with Nesterov momentum 0.9 and L2 decay."""
@@ -172,7 +171,7 @@ class Recipe:
     """Epochs of linear warm-up."""
 
     layer_decay: float = 1.0
-    """Learning rate of a layer over that of the next layer."""
+    """Ratio of a layer's learning rate to that of the next layer."""
 
     weight_decay: float = 0.05
     """Weight decay of the kernels; nothing else decays."""
@@ -191,8 +190,8 @@ class Recipe:
     """Momentum of the EMA weights."""
 
     ema_warmup: bool = False
-    """Momentum of the EMA weights at step t is at most (1 + t) / (10 + t): even
-    after few steps, little of the start is left in them."""
+    """Limit the momentum of the EMA weights at step t to (1 + t) / (10 + t), so
+    that they forget the initial weights even in a short run."""
 
     augmentation: Literal["deit", "affine"] = "deit"
     """DeiT's augmentation (random-resized crop, flip, RandAugment, random
@@ -221,16 +220,17 @@ class Recipe:
     before, so it sees fewer different ones."""
 
     mixing_batch_size: int = 64
-    """Images that are mixed with each other by Mixup or CutMix, with equal
-    probability, and share their draws; 1 disables mixing."""
+    """Images per group that Mixup or CutMix, with equal probability, mixes with
+    one draw; 1 disables mixing."""
 
     distillation: Literal["none", "hard", "soft"] = "none"
     """Distillation from the teacher's most likely class (hard) or from its
     distribution (soft)."""
 
     teacher: str = ""
-    """Teacher: a .keras file, a SavedModel, or the name of a model of
-    keras.applications."""
+    """Teacher: a published name such as M36-384, a run folder, a .keras or
+    weights file, a SavedModel, or a model of keras.applications such as
+    RegNetY160."""
 
     distillation_weight: float = 0.5
     """Share of the teacher in the loss."""
@@ -255,8 +255,8 @@ class Recipe:
     """Epochs between evaluations on the validation images."""
 
     patience: int = 0
-    """Evaluations without a better validation accuracy after which the run
-    stops, with the weights of its best epoch; 0 trains all epochs."""
+    """Stop after this many evaluations without a better validation accuracy,
+    and keep the weights of the best epoch; 0 trains all epochs."""
 
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """Reaction to a loss or gradient that is not finite."""

@@ -293,8 +293,8 @@ def make_command(recipe: Recipe) -> Callable[..., None]:
             Parameter(
                 validator=Number(gte=2),
                 converter=whole_number,
-                help="Train once per fold of a folder:PATH, each image being "
-                "for validation in one of them. For datasets under 500 images.",
+                help="Cross-validate: train once per fold of a folder:PATH. "
+                "For datasets under 500 images.",
             ),
         ] = None,
         data_dir: DataDir = None,
@@ -313,8 +313,8 @@ def make_command(recipe: Recipe) -> Callable[..., None]:
                 converter=first_and_last,
                 n_tokens=1,
                 negative=(),
-                help="Record steps for TensorBoard's profiler, from the first "
-                "to the last: 100,110.",
+                help="First and last step to record for TensorBoard's "
+                "profiler, such as 100,110.",
             ),
         ] = None,
     ) -> None:
@@ -326,7 +326,7 @@ def make_command(recipe: Recipe) -> Callable[..., None]:
             return
         if {"validation_fraction", "fold"} & {*given(changes)}:
             raise ValueError(
-                "--folds sets --validation-fraction and --fold. Leave them out."
+                "--folds sets --validation-fraction and --fold. Omit them."
             )
         from keras_cait.command_line import require_tensorflow
 

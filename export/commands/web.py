@@ -41,8 +41,8 @@ def web(
 
     if examples and not model:
         raise ValueError(
-            "--examples are part of a new site. Give its --model, too, or omit "
-            "them."
+            "--examples is for a new site, which needs --model. Add --model, "
+            "or omit --examples."
         )
     with site_server(output, port) if serve else nullcontext() as server:
         if model:

@@ -101,8 +101,7 @@ class Client(ABC):
         self.address = parse_address(address, tls)
         if ca and not self.address.tls:
             raise ValueError(
-                "The certificates of an authority are for TLS. Add --tls, or "
-                "leave out --ca."
+                "The certificates of --ca are for TLS. Add --tls, or omit --ca."
             )
         self.model = model
         self.version = version
@@ -178,7 +177,7 @@ class GrpcClient(Client):
             if name.lower().endswith("-bin"):
                 raise ValueError(
                     "gRPC takes no text in headers whose names end in -bin. "
-                    f"Got {name!r}. Leave it out, or use REST."
+                    f"Got {name!r}. Omit it, or use REST."
                 )
         host = self.address.host
         compression = grpc.Compression.Gzip if self.gzip else None

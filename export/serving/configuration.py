@@ -94,7 +94,7 @@ def read_config(models_config: str) -> tuple[list[int], dict[str, int]]:
     except text_format.ParseError as error:
         raise ValueError(
             f"Cannot read models.config, line:column {str(error).rstrip('.')}. "
-            "Mend this place."
+            "Fix this line."
         ) from None
     for model in config.model_config_list.config:
         if "stable" in model.version_labels:

@@ -188,7 +188,7 @@ def post(
         if type(error) is http.client.BadStatusLine:
             raise ServingError(
                 "FAILED_PRECONDITION",
-                f"{address.host} does not speak HTTP. For gRPC, leave out "
+                f"{address.host} does not speak HTTP. For gRPC, omit "
                 "--protocol rest, or give another port.",
             ) from None
         message = str(error) or type(error).__name__

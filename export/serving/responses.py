@@ -119,7 +119,7 @@ def connection_problem(host: str, message: str) -> ServingError:
     if "WRONG_VERSION_NUMBER" in message:
         return ServingError(
             "FAILED_PRECONDITION",
-            f"{host} does not speak TLS. Leave out --tls and https://, or give "
+            f"{host} does not speak TLS. Omit --tls and https://, or give "
             "another port.",
         )
     if "Failed parsing HTTP/2" in message:

@@ -309,7 +309,7 @@ def test_a_request_that_is_too_large_is_divided(
 
 
 def test_grpc_takes_no_text_in_binary_headers():
-    with pytest.raises(ValueError, match=r"Got 'X-Bin'\. Leave it out"):
+    with pytest.raises(ValueError, match=r"Got 'X-Bin'\. Omit it"):
         GrpcClient("localhost:1", "cait", headers={"X-Bin": "abc"})
 
 
@@ -358,7 +358,7 @@ def test_tls_to_a_port_without_it(server, connect):
     ("client", "message"),
     [
         (GrpcClient, "does not speak gRPC. Add --protocol rest"),
-        (RestClient, "does not speak HTTP. For gRPC, leave out --protocol"),
+        (RestClient, "does not speak HTTP. For gRPC, omit --protocol"),
     ],
 )
 def test_the_port_of_the_other_protocol(server, client, message):

@@ -216,7 +216,7 @@ def test_what_is_no_image_is_explained(seen):
     assert text.startswith("This browser cannot read notes.txt")
     for svg, nothing in zip(given[::2], given[1::2], strict=True):
         assert svg.startswith("logo.svg is an SVG drawing") and "PNG" in svg
-        assert nothing.startswith("That is no image file.")
+        assert nothing.startswith("That is not an image file.")
     assert "svg" not in seen["cpu"]["images"]["accept"]
     assert "*" not in seen["cpu"]["images"]["accept"]
     assert seen["cpu"]["images"]["ways"]

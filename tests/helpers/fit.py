@@ -121,7 +121,7 @@ def main(folder):
             np.savez(folder / name, **arrays(model))
     if name == "mirrored":
         model.compile(model.optimizer, "mse", jit_compile=True)
-        with pytest.raises(ValueError, match="Leave jit_compile out"):
+        with pytest.raises(ValueError, match="Omit jit_compile"):
             model.make_train_function()
     if name == "model_4":
         kernel = model.self_attention_blocks[0].mlp.fc1.kernel

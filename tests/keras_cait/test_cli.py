@@ -199,7 +199,7 @@ def test_attention_is_drawn_and_never_replaced_silently(
     os.utime(drawn, (0, 0))
     before = drawn.stat().st_mtime_ns
     assert main([*arguments, str(drawn)]) == 1
-    assert "exists already. Choose another path" in capsys.readouterr().err
+    assert "already exists. Choose another path" in capsys.readouterr().err
     assert drawn.stat().st_mtime_ns == before
     assert main([*arguments, str(drawn), "--force"]) == 0
     assert drawn.stat().st_mtime_ns > before

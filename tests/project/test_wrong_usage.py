@@ -102,7 +102,7 @@ ROWS = [
         --output empty | 1 | 'empty' already exists.
         --output file/new.txt | 1 | 'file' is not a folder.
         --attention file | 1 | neither a folder nor a file that ends in
-        --attention photo.png | 1 | exists already.
+        --attention photo.png | 1 | already exists.
         --attention file/new.png | 1 | 'file' is not a folder.
         """,
     ),
@@ -399,7 +399,7 @@ ROWS = [
         --model text.tflite | 2 | --output requires an argument.
         --output new | 1 | There is no site in 'new'.
         --output new --serve --port 0 | 1 | There is no site in 'new'.
-        --output empty --examples photo.png | 1 | part of a new site.
+        --output empty --examples photo.png | 1 | or omit --examples.
         --output new --serve --port 99999 | 2 | Must be <= 65535.
         --output new --serve --port -1 | 2 | Must be >= 0.
         --model nowhere.tflite --output new | 1 | 'nowhere.tflite'

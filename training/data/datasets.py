@@ -224,8 +224,8 @@ def check_training(examples: Examples, validation: Examples, data: str) -> None:
     if len(names) < 2:
         raise ValueError(
             f"The class of {data} would be {' and '.join(names)}. Expected a "
-            "subfolder for each of two or more classes; or the folders train "
-            "and validation with these."
+            "subfolder for each of two or more classes, or folders train and "
+            "validation that have these."
         )
     if names != validation.class_names:
         raise ValueError(

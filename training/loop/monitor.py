@@ -61,9 +61,9 @@ class Monitor:
         self.history = History(output / "history.csv", epoch)
         if recipe.patience and len(self.history.rows) < epoch:
             raise ValueError(
-                f"{self.history.path} lacks epochs of the run, of which "
-                "--patience needs the best. Restore the file, or delete the "
-                "run's folder to start again."
+                f"{self.history.path} lacks epochs of the run, which "
+                "--patience compares. Restore the file, or delete the run's "
+                "folder to start again."
             )
         self.tensorboard = TensorBoard(self.folder, step, steps)
         self.tensorboard.recipe(recipe)

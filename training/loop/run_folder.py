@@ -184,8 +184,8 @@ def check_space(output: Path, trainer: Trainer) -> None:
         raise ValueError(
             f"The disk of {folder} has {free / 1e9:.1f} GB free, and the run "
             f"needs {needed / 1e9:.1f} GB: {count} checkpoints of "
-            f"{checkpoint / 1e9:.1f} GB (the last {KEPT}, the best and one "
-            f"that is written) and the model. Free some space, or choose an "
+            f"{checkpoint / 1e9:.1f} GB (the last {KEPT}, the best and the "
+            f"one being written) and the model. Free some space, or choose an "
             "--output on another disk."
         )
 

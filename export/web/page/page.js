@@ -191,7 +191,7 @@ function classifyData({ files }) {
   const file = Array.from(files).find(({ type }) => type.startsWith("image/")) ?? files[0];
   attempt(async () => {
     if (!file)
-      throw new Error("That is no image file. Save the image first, or copy the image itself.");
+      throw new Error("That is not an image file. Save the image first, or copy the image itself.");
     await classifyFile(file);
   });
 }
