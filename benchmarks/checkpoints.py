@@ -1,4 +1,4 @@
-"""Checkpoints: how long writing one holds a training run, and takes in all.
+"""Checkpoints: how long writing one pauses a run, and how long it takes.
 
 *In the loop*, TensorFlow writes the state of model, EMA and AdamW while the run
 waits, and writes it again if it is also the best. *In the background*, the run

@@ -1,4 +1,4 @@
-"""What each engine takes of each exported file: counted, not timed.
+"""How much of each exported file each engine runs.
 
 Operations of the graph, and how many of them XNNPACK, LiteRT's GPU engine and
 OpenVINO leave out. The engine needs a GPU, or a software driver of Vulkan:

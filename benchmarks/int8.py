@@ -1,4 +1,4 @@
-"""Int8 on a CPU: images per second, and what it costs a model that has learned.
+"""Int8 on a CPU: images per second, and the accuracy of a trained model.
 
 LiteRT runs the files of `python -m export litert`; ONNX Runtime and OpenVINO
 run timm's exported model with the same weights, which their own tools quantize

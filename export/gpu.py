@@ -1,4 +1,4 @@
-"""What LiteRT's GPU engine makes of a `.tflite` file.
+"""How much of a `.tflite` file LiteRT's GPU engine runs.
 
 It is the engine of Android's `Accelerator.GPU`, of Metal on iOS, and of WebGPU
 in browsers. The wheel of ai-edge-litert has it for WebGPU on Vulkan, Metal and

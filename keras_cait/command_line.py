@@ -1,4 +1,4 @@
-"""One grammar for all commands: shared options, and one way to fail.
+"""Shared options and error handling of all commands.
 
 Every command is a `cyclopts.App` that `run` parses and runs. Wrong usage is one
 line on stderr and exit status 2, a failure is one line and 1, Ctrl-C is one

@@ -1,4 +1,4 @@
-"""Labeled image datasets by name, read at random, without TensorFlow.
+"""Labeled image datasets by name, with random access, without TensorFlow.
 
 Every command that takes `--data` reads it here.
 """

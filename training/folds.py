@@ -1,4 +1,4 @@
-"""Cross-validation: a training per fold, and what they say together."""
+"""Cross-validation: a training per fold, and their summary."""
 
 import gc
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""One line that says how far a job is."""
+"""The progress line of a job."""
 
 import sys
 import time

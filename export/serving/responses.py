@@ -1,4 +1,4 @@
-"""Answers and errors of a server, checked and fit to be printed."""
+"""Predictions and errors of a server, checked and printable."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""What a run will take, printed before it starts."""
+"""Size and memory of a run, printed before it starts."""
 
 from keras_cait.optimizers import decays
 from training.data.datasets import Examples
