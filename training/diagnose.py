@@ -117,7 +117,7 @@ def figures(rows: Sequence[dict[str, Any]], folder: Path) -> None:
                 fmt="o",
                 capsize=3,
             )
-            panel(one, title, "size of gamma")
+            panel(one, title, "absolute gamma")
             one.set_ylim(bottom=0)
         save(drawing, "gammas.png")
 
@@ -156,7 +156,7 @@ def text(
     if any(row["gammas_1"] for row in rows):
         lines += [
             "![Gammas](gammas.png)\n",
-            "Sizes of gamma: median, and the range from the 5th to the 95th "
+            "Absolute gamma: median, and range from the 5th to the 95th "
             "percentile of the channels.\n",
         ]
     lines += [

@@ -71,7 +71,7 @@ def heading(
         ),
         "Validation images": f"{counts.sum():,}",
         "Epochs": str(summary.get("epochs", recipe["epochs"])),
-        "Time of training": (
+        "Training time": (
             duration(3600 * summary["training_hours"])
             if summary.get("training_hours")
             else None
@@ -188,10 +188,9 @@ def mistakes(examples: Sequence[Example], labels: Sequence[str]) -> str:
     return section(
         "Surest mistakes",
         f"{len(wrong):,} of the {len(examples):,} images in "
-        "<code>validation/</code> are classified wrong. "
+        "<code>validation/</code> are misclassified. "
         + (
-            "These are the ones that it is most sure of. A wrong label would "
-            "be among them."
+            "The model is most confident in these. Look here for wrong labels."
             if wrong
             else "There is nothing to show."
         ),
@@ -229,7 +228,7 @@ def looks(
         shown = [image, *(overlay(image, map) for map in pair)]
         figures.append(figure(shown, caption))
     return section(
-        "What it looks at",
+        "Where the model looks",
         "Each image, its class attention (the first block, mean over heads), "
         "and what speaks for the predicted class (relevance). Bright patches "
         "count most.",
@@ -246,15 +245,15 @@ def reliability(examples: Sequence[Example]) -> str:
     confidence = float(found.confidence.mean())
     accuracy = float(found.correct[:, 0].mean())
     if abs(confidence - accuracy) < 0.02:
-        verdict = "On average, the scores are as high as they should be."
+        verdict = "On average, the scores match the accuracy."
     elif confidence < accuracy:
-        verdict = "On average, the model is better than its scores say."
+        verdict = "On average, the model is under-confident."
     else:
-        verdict = "On average, the model is worse than its scores say."
+        verdict = "On average, the model is over-confident."
     return section(
         "Calibration",
-        f"Where predictions have a score of 80%, 80% of them should be right: "
-        f"the dotted line. Mean score {confidence:.1%}, accuracy "
+        f"Of the predictions with a score of 80%, 80% should be right: the "
+        f"dotted line. Mean score {confidence:.1%}, accuracy "
         f"{accuracy:.1%}, expected calibration error "
         f"{calibration_error(found):.1%}, on {len(examples):,} images. "
         f"{verdict}",
@@ -300,7 +299,7 @@ def next_steps(folder: Path, recipe: Mapping[str, Any]) -> str:
         for title, parts in commands(folder, recipe)
     )
     return section(
-        "What comes next", "Run these where the training was run.", body
+        "Next steps", "Run these in the directory of the training.", body
     )
 
 
@@ -317,7 +316,7 @@ def commands(
     served = shlex.quote(str(folder / "models" / folder.resolve().name))
     found = [
         (
-            "Classify a photo, and see what the model looks at",
+            "Classify an image, and see where the model looks",
             [
                 f"python -m keras_cait --model {model}",
                 "--attention attention.png photo.jpg",
@@ -355,7 +354,7 @@ def commands(
         larger = shlex.quote(f"{folder}-384")
         found.append(
             (
-                "Train on at a larger size",
+                "Continue at a larger image size",
                 [
                     f"python -m training.train {settings} --weights {model}",
                     "--image-size 384 --epochs 10 --warmup-epochs 1",
@@ -384,7 +383,5 @@ def settings(recipe: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     unreadable = summary.get("unreadable")
     if unreadable:
         names = ", ".join(map(escape, map(str, unreadable)))
-        parts.insert(
-            0, f"<p>Images that could not be read were left out: {names}</p>"
-        )
+        parts.insert(0, f"<p>Unreadable images were skipped: {names}</p>")
     return section("Settings", "", "\n".join(parts))
