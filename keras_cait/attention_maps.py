@@ -53,7 +53,7 @@ def class_attention_maps(model: keras.Model, images: Tensor) -> np.ndarray:
 
 
 def saliency_maps(model: keras.Model, images: Tensor) -> np.ndarray:
-    """Returns one map per image of what the classification looks at.
+    """Returns one map per image of where the class token looks.
 
     It is the mean over the heads of the first class-attention block, which
     follows the objects in the image (the second one sees more of the context).

@@ -6,16 +6,16 @@ import keras
 def layout_map(
     device_mesh: keras.distribution.DeviceMesh, model_axis: str = "model"
 ) -> keras.distribution.LayoutMap:
-    """Divides the large kernels of `CaiT` among devices: model parallelism.
+    """Shards the large kernels of `CaiT` across devices: model parallelism.
 
-    For models that are too large for one device, such as M48. The moments of an
-    optimizer are divided as its kernels; every device has all other weights.
-    Keras has model parallelism on JAX. Set the distribution first, then build
-    the model.
+    For models that are too large for one device, such as M48. Optimizer moments
+    are sharded as their kernels are; every device has all other weights. Keras
+    has model parallelism on JAX. Set the distribution first, then build the
+    model.
 
     Args:
         device_mesh: mesh of the devices.
-        model_axis: its axis among which kernels are divided. Its size divides
+        model_axis: its axis along which kernels are sharded. Its size divides
             `embed_dim`.
 
     Returns:
@@ -31,7 +31,7 @@ def layout_map(
     """
     if model_axis not in device_mesh.axis_names:
         raise ValueError(
-            "device_mesh needs an axis among which kernels are divided. "
+            "device_mesh needs an axis along which kernels are sharded. "
             f"Received: model_axis={model_axis!r} for a mesh with the axes "
             f"{device_mesh.axis_names}."
         )

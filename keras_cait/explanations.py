@@ -27,7 +27,7 @@ from keras_cait.layers import (
 def relevance_maps(
     model: keras.Model, images: Tensor, classes: Any = None
 ) -> np.ndarray:
-    """Returns how much each patch speaks for a class, by way of attention.
+    """Returns how much each patch speaks for a class, through attention.
 
     A block adds to its tokens what the scores `A` of its heads gather. To first
     order, one score contributes `A * dy/dA` to the logit `y` of the class. The
@@ -128,8 +128,8 @@ def occlusion_maps(
     """Returns by how much the score of a class drops without each patch.
 
     A square around the patch gets the mean color of the image, and the model
-    classifies what is left. It does so once per patch: 196 times for an image
-    of 224 x 224 pixels.
+    classifies the result: once per patch, or 196 times for an image of
+    224 x 224 pixels.
 
     Args:
         model: a Keras model for images that starts with a `PatchEmbedding`, as

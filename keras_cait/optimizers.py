@@ -152,7 +152,8 @@ class AdamW(Optimizer, keras.optimizers.Adam):
 
     Args:
         learning_rate: float or schedule. The learning rate of the head.
-        weight_decay: share of the kernels that decays, times the learning rate.
+        weight_decay: each step subtracts `learning_rate * weight_decay` of the
+            kernels.
         beta_1: momentum of the gradient's mean.
         beta_2: momentum of the squared gradient's mean.
         epsilon: float added to the root of the squared gradient's mean.
@@ -341,9 +342,9 @@ def rate_factors(
 def freeze(model: keras.Model, trainable: Trainable) -> None:
     """Freezes all weights of a model except those that learn.
 
-    Call `compile` afterwards: as in all of Keras, a compiled model trains the
-    weights that learned when it was compiled. A `.keras` file of a CaiT keeps
-    what is frozen.
+    Call `compile` afterwards: as always in Keras, a compiled model trains what
+    was trainable when it was compiled. A `.keras` file of a CaiT keeps what is
+    frozen.
 
     Args:
         model: `CaiT`, or a model that contains its layers. It is changed in
