@@ -10,7 +10,7 @@ ENV HOME=/tmp \
     PIP_NO_CACHE_DIR=1 \
     PYTHONUNBUFFERED=1
 WORKDIR /keras-cait
-# What the dependencies are chosen from comes first: a change of the code does
+# The files that choose the dependencies come first: a change of the code does
 # not install them again.
 COPY constraints.txt pyproject.toml setup.cfg README.md ./
 COPY requirements requirements

@@ -26,7 +26,7 @@ class Memory:
 
     Attributes:
         request: for all versions and their running batches.
-        limit: also for the largest accepted images in every running batch.
+        limit: also for the largest accepted image in every running batch.
     """
 
     request: int

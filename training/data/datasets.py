@@ -303,8 +303,8 @@ def notes_on_split(examples: Examples, validation: Examples) -> list[str]:
     missing = [n for n, count in class_counts(validation).items() if not count]
     if missing:
         notes.append(
-            f"No validation image of {', '.join(missing)}: accuracy says "
-            "nothing of them. A class needs two different images."
+            f"No validation image of {', '.join(missing)}: accuracy does not "
+            "include them. A class needs two different images."
         )
     counts = class_counts(examples)
     least, most = (
@@ -314,8 +314,8 @@ def notes_on_split(examples: Examples, validation: Examples) -> list[str]:
     if counts and counts[most] >= 2 * counts[least]:
         notes.append(
             f"Classes have {counts[least]} ({least}) to {counts[most]} "
-            f"({most}) training images. With --balance-classes, all count the "
-            "same."
+            f"({most}) training images. With --balance-classes, all classes "
+            "count the same."
         )
     if len(examples.files) + len(validation.files) > MAX_COMPARED:
         return notes
@@ -340,7 +340,7 @@ def notes_on_split(examples: Examples, validation: Examples) -> list[str]:
     if leaks:
         notes.append(
             f"Images for both training and validation: {len(leaks)}. They make "
-            f"the accuracy too high, remove one of each: {few(leaks)}"
+            f"the accuracy too high; remove one of each: {few(leaks)}"
         )
     if doubtful:
         notes.append(
