@@ -179,10 +179,10 @@ def measure(learner: keras_cait.CaiT, one: Canvases, two: Canvases) -> Rows:
         own = shares[:, 0] / np.maximum(shares.sum(1), 1e-9)
         found[name] = {
             "on the digit / %": 100 * float(alone.mean()),
-            "of two, on the one of the class / %": 100 * float(own.mean()),
-            "more on it than on the other / %": 100 * float((own > 0.5).mean()),
+            "of two, on the given class / %": 100 * float(own.mean()),
+            "mostly on the given class / %": 100 * float((own > 0.5).mean()),
         }
-    del found["chance"]["more on it than on the other / %"]
+    del found["chance"]["mostly on the given class / %"]
     return found
 
 

@@ -218,7 +218,7 @@ def rows(times: dict[str, Times]) -> Rows:
     return {
         name: {
             "images/s": 1 / wall.median,
-            **processor.columns("images/s and core", lambda s: 1 / s),
+            **processor.columns("images/s per core", lambda s: 1 / s),
             "timm = 1": relative(timm, processor),
         }
         for name, (wall, processor) in times.items()

@@ -1,4 +1,4 @@
-"""Small sets: accuracy after training on hundreds of images.
+"""Small datasets: accuracy after training on hundreds of images.
 
 The `quickstart` recipe beside ViTs of KerasHub and timm that have the same
 size, with the defaults of their own training: from random weights, on the same
