@@ -53,7 +53,7 @@ Variant = Annotated[
     str | None,
     Parameter(
         name="--variant",
-        help="Architecture of a weights file that does not tell it, such as "
+        help="Architecture of a weights file that does not record it, such as "
         "S24.",
     ),
 ]

@@ -101,7 +101,7 @@ def load_model(
 
     Args:
         source: published name, run folder, `.keras` file or weights file.
-        variant: architecture of a weights file that does not tell it
+        variant: architecture of a weights file that does not record it
             (`.weights.h5`), a key of `VARIANTS`.
         image_size: height and width of the model's input in pixels, to which
             the position embeddings are resampled; `None` is the source's own.
@@ -445,7 +445,7 @@ def _with_variant(
 ) -> CaiT:
     if variant is None:
         raise ValueError(
-            f"{str(path)!r} does not tell its architecture. Add it, such as "
+            f"{str(path)!r} does not record its architecture. Add it, such as "
             "--variant S24."
         )
     with filled_later():

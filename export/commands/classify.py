@@ -37,12 +37,12 @@ def classify(
         protocol: Protocol of the port. The server's defaults are 8500 for gRPC
             and 8501 for REST.
         concurrency: Number of simultaneous requests.
-        timeout: Seconds that one request may take with its retries.
-        tls: Encrypt the connection. With https://, this is so.
-        ca: PEM file of the authority that the server's certificate is from.
-            Default: those that the system trusts.
+        timeout: Seconds for one request with its retries.
+        tls: Encrypt the connection, as https:// does.
+        ca: PEM file of the server's certificate authority. Default: those that
+            the system trusts.
         header: Header of every request, such as "Authorization: Bearer KEY".
-            Can be given more than once.
+            May be repeated.
         gzip: Compress the requests.
         json: Print one JSON object per line and image.
     """

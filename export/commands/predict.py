@@ -48,13 +48,14 @@ def predict(
 
     Writes one file per part of the images, with a row per image: its path or
     id, the best classes with their scores, and why an image cannot be read.
-    After an interruption the same command with --resume does what is missing.
+    After an interruption, the same command with --resume classifies the rest.
 
     Args:
         input: Images, Parquet or TFRecord files: paths, folders, globs such as
             'photos/**/*.jpg', or URIs (gs://, s3://).
         split: Images of the dataset to classify.
-        output: Folder for the predictions, or its URI. It must not exist.
+        output: Folder for the predictions, or its URI. It must not exist,
+            except with --resume.
         resume: Continue the job of an existing output.
         column: Column of Parquet files with encoded images or paths. Default:
             the only one of encoded images, otherwise path.
@@ -62,11 +63,11 @@ def predict(
         part_size: Images per file. Row groups of Parquet and TFRecord files
             are not divided.
         top: Number of classes per image.
-        embedding: Write embeddings, too. It takes another run of the model.
-        workers: Models that run at a time. Default: one per GPU, otherwise 1.
+        embedding: Also write embeddings, from a second run of the model.
+        workers: Models that run in parallel. Default: one per GPU, otherwise 1.
         device: Where models run. Default: GPUs if there are any.
         address: Ray cluster of this computer: auto, or the address of its
-            head. Default: Ray is started here.
+            head. Default: start Ray here.
     """
     import os
     import sys

@@ -44,14 +44,14 @@ def saved_model(
         precision: Precision of weights and matrix products.
         xla: Compile the model with XLA, once per batch size.
         batch_sizes: Sizes to which the server pads its batches.
-        max_megapixels: Refuse encoded images with more million pixels. The
-            server's memory limit grows with it.
-        fast_jpeg: Decode a JPEG at 1/2, 1/4 or 1/8 of its size where that
-            leaves twice the model's. Scores change slightly.
-        signatures: Signatures to write. Without those of encoded images, that
-            is with pixels alone, OpenVINO takes the version, too.
-        strict: A call fails if any of its images is refused. By default each
-            image has its own answer or error.
+        max_megapixels: Refuse encoded images with more megapixels. The server's
+            memory limit grows with it.
+        fast_jpeg: Decode a JPEG at 1/2, 1/4 or 1/8 of its size if that is at
+            least twice the model's. Scores change slightly.
+        signatures: Signatures to write. OpenVINO reads a version with only
+            pixels.
+        strict: Fail a call if any of its images is refused. By default each
+            image has its own result or error.
         parts: Cores that a request keeps busy, one for each part of its
             patches. By default 2; with --xla, which divides the work itself, 1.
             Give 1 for OpenVINO and for GPUs.

@@ -28,7 +28,7 @@ def web(
 
     Args:
         output: Folder of the site. With --model, it must not exist.
-        examples: Images, or folders of images, that the page offers; up to 12
+        examples: Images, or folders of images, to offer on the page; up to 12
             are used.
         serve: Serve the site on this computer until Ctrl-C.
         port: Port for --serve.

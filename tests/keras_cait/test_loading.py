@@ -91,7 +91,7 @@ def test_published_names():
         ("model.keras", b"not a zip", "Cannot load a Keras model from"),
         ("model.safetensors", b"\0" * 20, "Cannot load"),
         ("model.tflite", b"\0" * 20, "is not a .tflite model"),
-        ("w.weights.h5", b"", "does not tell its architecture"),
+        ("w.weights.h5", b"", "does not record its architecture"),
         ("model.txt", b"", "is not a published name"),
     ],
 )
