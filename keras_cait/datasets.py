@@ -257,8 +257,8 @@ def _folder(path: Path, split: str, fraction: float, fold: int) -> Dataset:
                 else "Expected two in a class, one of them for validation."
             )
             raise ValueError(
-                f"No image of {str(root)!r} is for validation in fold {fold}: "
-                f"its largest class has {most} different images. {advice}"
+                f"No image of {str(root)!r} is for validation in fold {fold}. "
+                f"Different images in the largest class: {most}. {advice}"
             )
         chosen = np.flatnonzero(held_out == (split == "validation"))
         files = files.select(chosen)

@@ -88,10 +88,10 @@ def test_folds_validate_every_image_once(tmp_path):
 def test_a_fold_without_images_is_explained(tmp_path):
     write(tmp_path / "three", {"cat": 3, "dog": 1})
     (tmp_path / "three/cat/copy.jpg").write_text("cat0000")
-    with pytest.raises(ValueError, match=r"has 3\. .* --folds 3"):
+    with pytest.raises(ValueError, match=r"class: 3\. .* --folds 3"):
         split(tmp_path / "three", validation_fraction=1 / 4, fold=2)
     write(tmp_path / "one", {"cat": 1, "dog": 1})
-    with pytest.raises(ValueError, match=r"has 1\. Expected two"):
+    with pytest.raises(ValueError, match=r"class: 1\. Expected two"):
         split(tmp_path / "one")
 
 
