@@ -11,7 +11,7 @@ from keras_cait.decoding.reading import numbers, part
 BMP_HEADERS = (40, 52, 56, 108, 124)  # lengths: version 3, 2 extensions, 4, 5
 BITFIELDS = 3
 BGR_MASKS = (0xFF0000, 0xFF00, 0xFF)
-REFUSED = "A BMP that is not whole, or of a kind that is not supported."
+REFUSED = "The BMP is truncated, or of an unsupported kind."
 
 
 def read_header(encoded: tf.Tensor) -> tf.Tensor:

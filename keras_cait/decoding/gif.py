@@ -10,7 +10,7 @@ import tensorflow as tf
 from keras_cait.decoding.reading import MAX_BLOCKS, numbers, part
 
 EXTENSION, FRAME, TRANSPARENCY = 0x21, 0x2C, 0xF9
-REFUSED = "A GIF that is not whole, or whose first frame exceeds the canvas."
+REFUSED = "The GIF is truncated, or its first frame exceeds the canvas."
 
 
 def read_header(encoded: tf.Tensor) -> tf.Tensor:

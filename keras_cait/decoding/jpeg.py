@@ -15,7 +15,7 @@ SCAN, APP1, APP14, FILL = 0xDA, 0xE1, 0xEE, 0xFF
 ADOBE_LENGTH = 12
 # Tables, comments and application data may stand between them.
 SEGMENTS = (*FRAMES, 0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0), FILL)
-REFUSED = "A JPEG of a kind that is not supported, or with a damaged header."
+REFUSED = "The JPEG is of an unsupported kind, or its header is damaged."
 
 
 def read_header(encoded: tf.Tensor) -> tf.Tensor:

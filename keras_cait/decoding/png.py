@@ -10,7 +10,7 @@ from keras_cait.decoding.orientation import read_orientation, turn
 from keras_cait.decoding.reading import MAX_BLOCKS, numbers, part
 from keras_cait.preprocessing import EXIF
 
-REFUSED = "A PNG without a header."
+REFUSED = "The PNG has no header."
 
 
 def read_header(encoded: tf.Tensor) -> tf.Tensor:
@@ -61,7 +61,7 @@ def decode(encoded: tf.Tensor) -> tf.Tensor:
     )
     palette, start, end, exif = tf.unstack(found)
     check = tf.debugging.Assert(
-        (kind == b"IEND") & (start > 0), ["A PNG that is not whole."]
+        (kind == b"IEND") & (start > 0), ["The PNG is truncated."]
     )
 
     def chunk(at):

@@ -31,9 +31,9 @@ TOO_LARGE = "The image has more than {:g} megapixels (height, width):"
 # cannot be read, or its pixels cannot be decoded.
 ENDS = (b"\xff\xd9", b"IEND\xaeB`\x82", b"", b"")
 REASONS = (
-    ("A JPEG that is not whole.", jpeg.REFUSED, "A JPEG that is damaged."),
-    ("A PNG that is not whole.", png.REFUSED, "A PNG that is damaged."),
-    ("", "A GIF without a header.", gif.REFUSED),
+    ("The JPEG is truncated.", jpeg.REFUSED, "The JPEG is damaged."),
+    ("The PNG is truncated.", png.REFUSED, "The PNG is damaged."),
+    ("", "The GIF has no header.", gif.REFUSED),
     ("", bmp.REFUSED, bmp.REFUSED),
 )
 
@@ -68,9 +68,9 @@ def reasons(
         reason = tf.where(has(mark, at), f"{UNKNOWN}, but {name}.", reason)
     for image_format in FORMATS:
         end = ENDS[image_format]
-        not_whole, no_header, no_pixels = REASONS[image_format]
+        truncated, no_header, no_pixels = REASONS[image_format]
         # Bytes may follow the end: it tells nothing about a header.
-        damage = tf.where(has(end, sizes - len(end)), no_pixels, not_whole)
+        damage = tf.where(has(end, sizes - len(end)), no_pixels, truncated)
         damage = tf.where(read, damage, no_header)
         reason = tf.where(has(SIGNATURES[image_format], 0), damage, reason)
     height, width = tf.unstack(tf.strings.as_string(headers[:, 1:3]), axis=1)

@@ -243,7 +243,7 @@ def test_a_strict_model_refuses_the_call(model, expected):
     assert_best(strict.classify_bytes(tf.constant(ENCODED)), expected)
     with pytest.raises(
         tf.errors.InvalidArgumentError,
-        match=r"image_bytes at\] \[1 3\] \[Not a .* A PNG that is not whole.\]",
+        match=r"image_bytes at\] \[1 3\] \[Not a .* The PNG is truncated.\]",
     ):
         strict.classify_bytes(
             tf.constant([ENCODED[0], b"", ENCODED[1], ENCODED[2][:300]])
