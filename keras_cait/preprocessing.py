@@ -342,8 +342,8 @@ def _decode(source: Any, name: str, max_megapixels: float) -> np.ndarray:
     except Image.UnidentifiedImageError:
         raise ValueError(
             f"{name} is not an image of a known format, or is damaged. "
-            f"Expected {', '.join(FORMATS)}: convert others, such as HEIC, "
-            "first."
+            f"Expected {', '.join(FORMATS)}. Convert other formats, such as "
+            "HEIC, first."
         ) from None
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
@@ -382,7 +382,7 @@ def _rgb(image: Image.Image, name: str, max_megapixels: float) -> np.ndarray:
     # Pillow's time grows with the square of the comments among the pixels.
     if any(tile[0] == "ppm_plain" for tile in getattr(image, "tile", ())):
         raise _Refused(
-            f"{name} holds its pixels as text, which takes long to decode. "
+            f"{name} holds its pixels as text, which is slow to decode. "
             "Convert it to PNG."
         )
     image.load()
