@@ -1,4 +1,4 @@
-"""Batch prediction: images/s beside a bare loop, and with simulated GPUs.
+"""Batch prediction: images/s against a bare loop, and with simulated GPUs.
 
 The quickstart's model, with random weights, classifies JPEGs of digits:
 `python -m export predict`, and a loop that reads 64 files at a time and calls

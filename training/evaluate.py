@@ -1,4 +1,4 @@
-"""Measures the accuracy of models, beside the published figures.
+"""Measures the accuracy of models, and compares it with published figures.
 
 python -m training.evaluate --model S24 --data imagenet2012 --data-dir DIR
 

@@ -1,4 +1,4 @@
-"""The table of evaluations, beside the figures of timm and of the authors."""
+"""The table of evaluations, with the figures of timm and of the authors."""
 
 from collections.abc import Sequence
 from contextlib import suppress
