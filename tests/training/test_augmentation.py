@@ -126,6 +126,11 @@ def test_crops_are_drawn_as_in_the_reference(case):
     assert box.numpy().tolist() == case["top_left_h_w"]
 
 
+def test_no_crop_is_empty():
+    """Where the drawn sides would be rounded to 0, as in torchvision."""
+    assert crop_box(1, 1, tf.zeros((2, 4))).numpy().tolist() == [0, 0, 1, 1]
+
+
 @pytest.mark.parametrize("case", ERASING["scripted"])
 def test_erased_boxes_are_drawn_as_in_the_reference(case):
     height, width = case["height"], case["width"]
