@@ -32,7 +32,9 @@ FORMATS = (
 # A progressive JPEG is decoded once per scan. Encoders write 10 or so; a
 # thousand of 50 megapixels fit into 100 KB and take a minute.
 MAX_SCANS = 100
-TILE_SIDES = (0x0142, 0x0143)  # width and height, tags of TIFF
+# Tags of TIFF. `TILE_SIDES` are width and height.
+BITS, COMPRESSION, PHOTOMETRIC, PLANAR = 0x0102, 0x0103, 0x0106, 0x011C
+TILE_SIDES, SAMPLE_FORMAT = (0x0142, 0x0143), 0x0153
 # How Pillow turns an image upright, by its EXIF orientation.
 EXIF = b"Exif\0\0"
 ORIENTATION = 0x0112
@@ -57,8 +59,9 @@ def load_image(
     """Loads an image as 8-bit RGB.
 
     Reads JPEG, PNG, GIF, BMP, WebP, AVIF, TIFF, JPEG 2000 and binary PPM. Gray,
-    palette, CMYK and 16-bit images become RGB, transparency is dropped, the
-    EXIF orientation is applied, and an animation yields its first frame.
+    palette, CMYK and 16-bit images become RGB, transparency is dropped, color
+    profiles are ignored, the EXIF orientation is applied, and an animation
+    yields its first frame.
 
     Args:
         source: path or content (bytes) of an image file, a Pillow image, or an
@@ -73,8 +76,8 @@ def load_image(
         uint8 array `(height, width, 3)`, RGB in 0...255.
 
     Raises:
-        ValueError: the source is not an image, is damaged, or has too many
-            pixels. The message names the file.
+        ValueError: the source is not an image, is damaged, has too many pixels,
+            or is of a kind that Pillow misreads. The message names the file.
 
     Example:
     >>> load_image(np.zeros((48, 64), "uint8")).shape
@@ -164,12 +167,12 @@ def decoding_memory(max_megapixels: float = MAX_MEGAPIXELS) -> float:
     That is in addition to the encoded file. A decoded image has 3 bytes per
     pixel; a progressive CMYK JPEG takes the most, less than 4 times that, and
     50 MB are added for the rest. The limit holds for JPEG, PNG, GIF and BMP, in
-    `load_image` and in `keras_cait.decoding` with a batch of any size. Of the
-    formats that only `load_image` reads, WebP and JPEG 2000 take up to twice as
-    much, and an AVIF can hide an image of other size than it declares, of up to
-    268 megapixels, which takes gigabytes.
+    `load_image` and in `keras_cait.decoding` with a batch of any size. The
+    formats that only `load_image` reads take up to twice as much, and an AVIF
+    can hide an image of other size than it declares, of up to 268 megapixels,
+    which takes gigabytes.
 
-    Source: `python -m benchmarks.images`; WebP, JPEG 2000 and AVIF by hand.
+    Source: `python -m benchmarks.images`; the other formats by hand.
 
     Args:
         max_megapixels: the limit of pixels, in millions.
@@ -377,6 +380,11 @@ def _rgb(image: Image.Image, name: str, max_megapixels: float) -> np.ndarray:
             f"{max_megapixels:g} megapixels. Shrink it, or raise "
             "max_megapixels if you trust it."
         )
+    if _is_misread(image):
+        raise _Refused(
+            f"{name} is a {image.format} of a rare kind, which Pillow would "
+            "read as another image. Convert it to PNG with another program."
+        )
     if image.format in ("JPEG", "MPO"):
         _check_scans(image, name)
     # Pillow's time grows with the square of the comments among the pixels.
@@ -385,6 +393,9 @@ def _rgb(image: Image.Image, name: str, max_megapixels: float) -> np.ndarray:
             f"{name} holds its pixels as text, which is slow to decode. "
             "Convert it to PNG."
         )
+    if image.mode == "L":
+        # Pillow colors a gray GIF by the palette that its frame replaces.
+        image.palette = None
     image.load()
     turn = TURNS.get(_orientation(image))
     if turn is not None:
@@ -405,6 +416,24 @@ def _rgb(image: Image.Image, name: str, max_megapixels: float) -> np.ndarray:
         strip = image.crop((0, top, image.width, bottom))
         pixels[top:bottom] = _rgb_of_strip(strip)
     return pixels
+
+
+def _is_misread(image: Image.Image) -> bool:
+    """Whether Pillow takes the pixels of a file for others."""
+    if image.format == "BMP" and image.mode == "1":
+        # Black and white in 4 or 8 bits, taken for 1 bit.
+        row = (image.width + 31) // 32 * 4
+        return any(tile[3][1] > row for tile in getattr(image, "tile", ()))
+    tags = getattr(image, "tag_v2", {})
+    is_planar = tags.get(PLANAR) == 2 and tags.get(COMPRESSION, 1) == 1
+    return (
+        # 16 bits from white to black, taken for black to white.
+        (image.mode == "I;16" and tags.get(PHOTOMETRIC) == 0)
+        # Signed bytes, taken for unsigned ones.
+        or (image.mode == "L" and tags.get(SAMPLE_FORMAT) == (2,))
+        # 16 bits, one channel after another, taken for 8 bits.
+        or (is_planar and max(tags.get(BITS, (1,))) > 8)
+    )
 
 
 def _rgb_of_strip(image: Image.Image) -> np.ndarray:

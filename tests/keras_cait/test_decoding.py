@@ -437,3 +437,16 @@ def test_a_gif_is_decoded_whose_frame_has_its_own_palette():
     data = data[: data.index(b"!") if b"!" in data else first] + data[last:]
     expected = np.array(Image.open(io.BytesIO(data)).convert("RGB"))
     np.testing.assert_array_equal(decode_image(data), expected)
+
+
+def test_a_gray_frame_of_a_gif_does_not_take_the_palette_of_the_file():
+    """Pillow forgets a palette of gray where the file has another."""
+    gray = example(20, 30).convert("L")
+    data = encode(gray, "GIF", interlace=0)
+    frame = data.index(b",", 13 + 768)
+    own = bytes([data[frame + 9] | 0x87]) + data[13 : 13 + 768]
+    blue = bytes([0, 0, 255]) * 256
+    data = data[:13] + blue + data[frame : frame + 9] + own + data[frame + 10 :]
+    expected = np.array(gray.convert("RGB"))
+    np.testing.assert_array_equal(decode_image(data), expected)
+    np.testing.assert_array_equal(load_image(data), expected)

@@ -302,20 +302,49 @@ def test_the_limit_of_pixels_can_be_raised():
         keras_cait.load_image(data, max_megapixels=250)
 
 
+def tiff(tags, data):
+    """A TIFF of 16 x 16 pixels."""
+    tags = {256: 16, 257: 16, **tags}
+    entries = b"".join(
+        struct.pack("<HHII", tag, 4, 1, tags[tag]) for tag in sorted(tags)
+    )
+    start = b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags))
+    return start + entries + bytes(4) + data
+
+
 def test_a_large_tile_of_a_small_image_is_refused():
     tile = zlib.compress(bytes(4000 * 3000))
-    tags = [
-        *((256, 16), (257, 16), (258, 8), (259, 8), (262, 1), (277, 1)),
-        *((322, 4000), (323, 3000), (324, 134), (325, len(tile))),
-    ]
-    entries = b"".join(struct.pack("<HHII", tag, 4, 1, n) for tag, n in tags)
-    data = b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + entries
-    data += bytes(4) + tile
+    tags = {258: 8, 259: 8, 262: 1, 277: 1, 322: 4000, 323: 3000, 324: 134}
+    data = tiff({**tags, 325: len(tile)}, tile)
     assert keras_cait.load_image(data).shape == (16, 16, 3)
     with pytest.raises(
         ValueError, match="4000 x 3000 pixels, more than 10 meg"
     ):
         keras_cait.load_image(data, max_megapixels=10)
+
+
+@pytest.mark.parametrize(
+    "tags, other",
+    [
+        pytest.param({258: 16, 262: 1}, {262: 0}, id="16 bits, white is 0"),
+        pytest.param({258: 8, 262: 1}, {339: 2}, id="signed bytes"),
+        pytest.param({258: 16, 262: 2, 277: 3}, {284: 2}, id="16 bits, planar"),
+    ],
+)
+def test_a_tiff_that_pillow_misreads_is_refused(tags, other):
+    tags = {273: 8, **tags}
+    image = keras_cait.load_image(tiff(tags, bytes(2000)))
+    assert image.shape == (16, 16, 3)
+    with pytest.raises(ValueError, match="is a TIFF of a rare kind"):
+        keras_cait.load_image(tiff({**tags, **other}, bytes(2000)))
+
+
+def test_a_bmp_that_pillow_misreads_is_refused():
+    """Black and white in 8 bits, which it takes for 1 bit."""
+    data = bytearray(image_files.bmp(9, 60, 8))
+    data[46:50], data[54:62] = b"\2\0\0\0", b"\0\0\0\0\xff\xff\xff\0"
+    with pytest.raises(ValueError, match="is a BMP of a rare kind"):
+        keras_cait.load_image(bytes(data))
 
 
 def test_a_jpeg_of_many_scans_is_refused():
