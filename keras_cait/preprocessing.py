@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import resources
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from keras import ops
@@ -32,6 +32,9 @@ FORMATS = (
 # A progressive JPEG is decoded once per scan. Encoders write 10 or so; a
 # thousand of 50 megapixels fit into 100 KB and take a minute.
 MAX_SCANS = 100
+# Pillow's time grows with the square of the segments of EXIF in a JPEG: 10 MB
+# of small ones take half a minute. Cameras write one.
+MAX_EXIF = 100
 # Tags of TIFF. `TILE_SIDES` are width and height.
 BITS, COMPRESSION, PHOTOMETRIC, PLANAR = 0x0102, 0x0103, 0x0106, 0x011C
 TILE_SIDES, SAMPLE_FORMAT = (0x0142, 0x0143), 0x0153
@@ -337,8 +340,11 @@ def _decode(source: Any, name: str, max_megapixels: float) -> np.ndarray:
     try:
         if isinstance(source, Image.Image):  # it may not be decoded yet
             return _rgb(source, name, max_megapixels)
-        with Image.open(source, formats=FORMATS) as image:
-            return _rgb(image, name, max_megapixels)
+        is_path = isinstance(source, str | os.PathLike)
+        with open(source, "rb") if is_path else source as file:
+            _check_exif(file, name)
+            with Image.open(file, formats=FORMATS) as image:
+                return _rgb(image, name, max_megapixels)
     except FileNotFoundError:
         advice = " Download it first." if "://" in name else ""
         raise ValueError(f"There is no image at {name}.{advice}") from None
@@ -461,6 +467,15 @@ def _rgb_of_array(image: np.ndarray) -> np.ndarray:
     if image.dtype == np.uint16:
         image = (image / 257).round().astype("uint8")
     return np.repeat(image, 3, 2) if image.shape[-1] == 1 else image[..., :3]
+
+
+def _check_exif(file: BinaryIO, name: str) -> None:
+    if file.read(2) == b"\xff\xd8" and file.read().count(EXIF) > MAX_EXIF:
+        raise _Refused(
+            f"{name} is a JPEG with EXIF in more than {MAX_EXIF} parts. Save "
+            "it again without EXIF."
+        )
+    file.seek(0)
 
 
 def _check_scans(image: Image.Image, name: str) -> None:

@@ -356,6 +356,15 @@ def test_a_jpeg_of_many_scans_is_refused():
     assert keras_cait.load_image(film).shape == (121, 163, 3)
 
 
+def test_a_jpeg_with_exif_in_many_parts_is_refused(tmp_path):
+    jpeg = image_files.encode(image_files.example(), "JPEG")
+    many = jpeg[:2] + 101 * b"\xff\xe1\0\x09Exif\0\0." + jpeg[2:]
+    (tmp_path / "many.jpg").write_bytes(many)
+    for source in (many, tmp_path / "many.jpg"):
+        with pytest.raises(ValueError, match="EXIF in more than 100 parts"):
+            keras_cait.load_image(source)
+
+
 def test_only_formats_for_images_are_read():
     for format in ("EPS", "ICO", "PCX"):
         with pytest.raises(ValueError, match=r"Expected AVIF, .* such as HEIC"):
