@@ -38,6 +38,7 @@ MAX_EXIF = 100
 # Tags of TIFF. `TILE_SIDES` are width and height.
 BITS, COMPRESSION, PHOTOMETRIC, PLANAR = 0x0102, 0x0103, 0x0106, 0x011C
 TILE_SIDES, SAMPLE_FORMAT = (0x0142, 0x0143), 0x0153
+IS_PREVIEW, INNER_IMAGES = 0x00FE, 0x014A
 # How Pillow turns an image upright, by its EXIF orientation.
 EXIF = b"Exif\0\0"
 ORIENTATION = 0x0112
@@ -433,8 +434,10 @@ def _is_misread(image: Image.Image) -> bool:
     tags = getattr(image, "tag_v2", {})
     is_planar = tags.get(PLANAR) == 2 and tags.get(COMPRESSION, 1) == 1
     return (
+        # The preview of a camera's raw image.
+        (tags.get(IS_PREVIEW) == 1 and INNER_IMAGES in tags)
         # 16 bits from white to black, taken for black to white.
-        (image.mode == "I;16" and tags.get(PHOTOMETRIC) == 0)
+        or (image.mode == "I;16" and tags.get(PHOTOMETRIC) == 0)
         # Signed bytes, taken for unsigned ones.
         or (image.mode == "L" and tags.get(SAMPLE_FORMAT) == (2,))
         # 16 bits, one channel after another, taken for 8 bits.

@@ -326,6 +326,7 @@ def test_a_large_tile_of_a_small_image_is_refused():
 @pytest.mark.parametrize(
     "tags, other",
     [
+        pytest.param({258: 8, 262: 1, 254: 1}, {330: 8}, id="raw image"),
         pytest.param({258: 16, 262: 1}, {262: 0}, id="16 bits, white is 0"),
         pytest.param({258: 8, 262: 1}, {339: 2}, id="signed bytes"),
         pytest.param({258: 16, 262: 2, 277: 3}, {284: 2}, id="16 bits, planar"),
