@@ -125,7 +125,8 @@ def from_reference(
         raise ValueError(
             "The tensors do not belong to this model. Missing: "
             f"{listed(missing)}. Not in the model: {listed(unknown)}. Build "
-            "the model with the variant, depth and head of the tensors."
+            "the model with the variant, depth, pooling and head of the "
+            "tensors."
         )
     misfits = [
         f"{name} is {tuple(tensors[name].shape)}, expected {shape}"

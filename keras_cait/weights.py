@@ -37,8 +37,9 @@ def load_weights(model: keras.Model, path: str | PathLike[str]) -> keras.Model:
 
     Everything is checked before the first weight changes. Positions of another
     grid are resampled to the model's (antialiased bicubic, as in timm). A model
-    without a head ignores the head of the file. Nothing else may differ. A
-    `.weights.h5` file must match exactly.
+    without a head ignores the head of the file, and with `pooling="avg"` also
+    its class attention. Nothing else may differ. A `.weights.h5` file must
+    match exactly.
 
     Args:
         model: `CaiT`, or `baselines.ViT`, which also loads files of timm's
@@ -254,17 +255,21 @@ def fill(
     Example:
     >>> fill(model, *read_tensors(path))  # doctest: +SKIP
     """
-    if grid is None and not any(
+    reads_patches = any(
         name.startswith("blocks_token_only.") for name in tensors
-    ):
+    )
+    if grid is None and not reads_patches:
         tensors = _merge_class_position(tensors)
-    variables = model.weights
-    if not with_head or "head" not in _layer_names(model):
+    variables, layers = model.weights, _layer_names(model)
+    if not with_head or "head" not in layers:
+        unused = ["head"]
+        if reads_patches and "class_token" not in layers:  # pooling="avg"
+            unused += ["cls_token", "blocks_token_only"]
         variables = [v for v in variables if layer_of(v.path) != "head"]
         tensors = {
             name: tensor
             for name, tensor in tensors.items()
-            if not name.startswith("head.")
+            if name.partition(".")[0] not in unused
         }
     positions = tensors.get("pos_embed")
     if positions is not None and len(positions.shape) == 3:
