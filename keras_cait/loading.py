@@ -359,8 +359,8 @@ def _keras_file(
             f"{str(path)!r} holds a {type(model).__name__} without an input of "
             "a known shape. Begin the model with keras.Input, and save it anew."
         )
-    own_size = model.inputs[0].shape[1]
-    size = image_size or own_size
+    own_size = model.inputs[0].shape[1:3]
+    size = (image_size, image_size) if image_size else own_size
     policy = precision or model.dtype_policy.name
     if (size, policy) == (own_size, model.dtype_policy.name):
         return model
@@ -370,9 +370,14 @@ def _keras_file(
             "and precision are fixed. Omit --image-size and --precision."
         )
     config = {**model.get_config(), "dtype": policy}
-    if image_size and image_size != own_size:
+    if size != own_size:
+        if "input_tensor" in config:
+            raise ValueError(
+                f"{str(path)!r} holds a model with layers before the CaiT, "
+                "whose image size is fixed. Omit --image-size."
+            )
         channels = model.inputs[0].shape[-1]
-        config |= {"input_shape": (size, size, channels), "grid_size": None}
+        config |= {"input_shape": (*size, channels), "grid_size": None}
     with filled_later():
         changed = type(model).from_config(config)
     if changed.inputs[0].shape == model.inputs[0].shape:
@@ -482,6 +487,7 @@ def _inferred(
     rows, columns = grid or (math.isqrt(patches),) * 2
     size = image_size and (image_size, image_size)
     height, width = size or (rows * patch_size, columns * patch_size)
+    class_attention_depth = count("blocks_token_only")
     with filled_later():
         model = CaiT(
             embed_dim,
@@ -489,8 +495,9 @@ def _inferred(
             num_heads,
             patch_size,
             hidden_dim / embed_dim,
-            count("blocks_token_only"),
+            class_attention_depth or 2,
             input_shape=(height, width, 3),
+            pooling="token" if class_attention_depth else "avg",
             classes=classes,
             dtype=precision,
         )

@@ -68,10 +68,26 @@ def test_a_head_of_logits_gives_probabilities(run_folder, kind):
 
 def test_models_change_size_and_precision(run_folder):
     folder, _ = run_folder
-    model = load_model(folder, image_size=64, precision="bfloat16")
-    assert model.input.shape == (None, 64, 64, 3)
+    model = load_model(folder, image_size=32, precision="bfloat16")
+    assert model.input.shape == (None, 32, 32, 3)  # of 32 x 48
     assert model.dtype_policy.name == "bfloat16"
     assert keras.config.dtype_policy().name == "float32"
+
+
+def test_layers_before_a_model_fix_its_size(tmp_path):
+    images = keras.Input((48, 48, 3))
+    resized = keras.layers.Resizing(16, 16)(images)
+    small(depth=1, input_tensor=resized).save(tmp_path / "before.keras")
+    with pytest.raises(ValueError, match=r"before\.keras.*Omit --image-size"):
+        load_model(tmp_path / "before.keras", image_size=32)
+
+
+def test_average_pooling_is_inferred(tmp_path):
+    model = randomise(small(size=16, depth=1, pooling="avg"))
+    keras_cait.save_weights(model, tmp_path / "average.safetensors")
+    loaded = load_model(tmp_path / "average.safetensors")
+    images = np.random.default_rng(0).uniform(0, 255, (2, 16, 16, 3))
+    np.testing.assert_allclose(loaded(images), model(images), rtol=1e-6)
 
 
 def test_published_names():
