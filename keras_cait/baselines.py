@@ -206,7 +206,9 @@ class ViT(VisionTransformer):
 
     Layers, names and the arguments not listed are those of `CaiT`. The class
     token has no position of its own: ViT only uses their sum. Stochastic depth
-    has the same rate in every block.
+    has the same rate in every block. Images are normalized as for DeiT. Those
+    of Google's ViTs, such as `vit_base_patch16_224.augreg_in21k_ft_in1k`, are
+    in -1...1 instead: use `include_preprocessing=False`.
 
     Args:
         class_token_depth: int in 0...`depth - 1`. The block before which the
