@@ -468,6 +468,18 @@ def test_folds_are_summed_up_and_resumed(tmp_path, capsys):
         train_folds(TINY, 2, output, train, devices)
 
 
+def test_images_of_a_run_are_named_after_their_files(tmp_path):
+    file = tmp_path / f"{'写' * 83}.jpg"  # 253 bytes
+    file.touch()
+    image = tf.zeros((2, 2, 3))
+    examples = Examples(
+        1, ("cat",), lambda index: (image, 0), lambda index: str(file)
+    )
+    run_folder.write_images(examples, tmp_path / "validation")
+    (written,) = (tmp_path / "validation/cat").iterdir()
+    assert written.name == f"0000_{'写' * 50}.png"
+
+
 def start(output, recipe, **data):
     """Claims a run's folder, and writes something like a checkpoint."""
     check_data(output, data)

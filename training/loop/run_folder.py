@@ -392,14 +392,15 @@ def write_summary(summary: dict[str, Any], output: Path) -> None:
 def write_images(examples: Examples, folder: Path) -> None:
     """Writes up to 1000 examples as PNG files, one subfolder per class.
 
-    Their names are the examples' numbers, and those of the files they are from.
+    Their names are the examples' numbers, and those of the files they are from,
+    cut to fit into the 255 bytes of a name.
     """
     for name in examples.class_names:
         (folder / name).mkdir(parents=True, exist_ok=True)
     for number in range(0, examples.count, -(-examples.count // 1000)):
         image, label = examples.read(number)
         source = Path(examples.name(number))
-        stem = f"_{source.stem[:100]}" if source.is_file() else ""
+        stem = f"_{source.stem[:50]}" if source.is_file() else ""
         keras.utils.save_img(
             folder
             / examples.class_names[int(label)]
