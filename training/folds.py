@@ -13,6 +13,7 @@ import tensorflow as tf
 from keras_cait.datasets import SPLITS, has_own_split
 from keras_cait.files import read_json
 from training.data.datasets import check_training, content, load
+from training.data.pipeline import steps_per_epoch
 from training.loop.run_folder import (
     check_data,
     check_folder,
@@ -73,6 +74,7 @@ def train_folds(
         check(folder, settled(fold.resolved(), folder, devices))
         parts = {s: load(fold.data, s, **fold.split()) for s in SPLITS}
         check_training(parts["train"], parts["validation"], fold.data)
+        steps_per_epoch(parts["train"], fold)  # folds differ in size
         check_data(folder, {s: content(part) for s, part in parts.items()})
     for folder, fold in runs.items():
         if not is_finished(folder):

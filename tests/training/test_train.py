@@ -408,7 +408,10 @@ def test_a_run_out_of_patience_ends_with_its_best_weights(
 
 def test_folds_are_summed_up_and_resumed(tmp_path, capsys):
     recipe = dataclasses.replace(
-        TINY, data=f"folder:{tmp_path / 'photos'}", precision="auto"
+        TINY,
+        data=f"folder:{tmp_path / 'photos'}",
+        precision="auto",
+        global_batch_size=4,
     )
     for name in ("cat", "dog"):
         write_photos(tmp_path / "photos" / name, *"0123")
@@ -456,6 +459,10 @@ def test_folds_are_summed_up_and_resumed(tmp_path, capsys):
     write_photos(tmp_path / "photos/dog", "new")
     with pytest.raises(ValueError, match="fold-0 holds a run on other data"):
         train_folds(recipe, 2, output, train, devices)
+    large = dataclasses.replace(recipe, global_batch_size=5)
+    with pytest.raises(ValueError, match="has 4 images, fewer than"):
+        train_folds(large, 2, tmp_path / "uneven", train, devices)
+    assert len(trained) == 3  # of 5 and 4 images, none is trained on
     (tmp_path / "photos/dog/new.png").unlink()
     with pytest.raises(ValueError, match="at most --folds 4"):
         train_folds(recipe, 5, tmp_path / "five", train, devices)
