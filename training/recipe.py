@@ -139,7 +139,8 @@ class Recipe:
     weights: str = ""
     """Initial weights: a file, the folder of a run, a published name such as
     `S24-384`, or `imagenet` for the published weights of the variant,
-    `imagenet-224` for those of a size. Empty: random weights."""
+    `imagenet-224` for those of a size; of other classes, all but the head.
+    Empty: random weights."""
 
     trainable: Literal["all", "attention", "head"] = "all"
     """Weights that learn: all, attention layers and head (Touvron et al., 2022,

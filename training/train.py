@@ -158,7 +158,7 @@ def train(
     # 4. Start from a file, published or random weights.
     if recipe.weights and not is_started(output):
         with devices.scope():
-            start_from(model, recipe.weights)
+            start_from(model, recipe.weights, examples.class_names)
         trainer.reset_ema()
 
     # 5. Claim the folder. Of many workers, only the chief writes to it.

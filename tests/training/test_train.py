@@ -15,6 +15,7 @@ import training.loop.run_folder as run_folder
 import training.loop.strategies as strategies
 import training.train as program
 from keras_cait.datasets import SPLITS
+from keras_cait.weights import save_weights
 from tests.helpers.commands import exit_status
 from training import report
 from training.data.augmentation import random_affine
@@ -28,7 +29,7 @@ from training.data.pipeline import (
 from training.folds import train_folds
 from training.loop.checkpoints import restore_raw_weights
 from training.loop.distillation import make_loss
-from training.loop.model import build
+from training.loop.model import build, start_from
 from training.loop.optimizers import make_optimizer
 from training.loop.run_folder import check_data, claimed, settled
 from training.loop.stack_traces import one_stack_trace
@@ -473,6 +474,21 @@ def test_folds_are_summed_up_and_resumed(tmp_path, capsys):
         train_folds(recipe, 2, tmp_path / "single", train, devices)
     with pytest.raises(ValueError, match="which has its own validation images"):
         train_folds(TINY, 2, output, train, devices)
+
+
+def test_the_head_of_other_classes_is_not_taken(tmp_path):
+    first, second = build(TINY, 2), build(TINY, 2)
+    save_weights(first, tmp_path / "first.safetensors")
+    (tmp_path / "labels.txt").write_text("cat\ndog\n")
+
+    def differing(names):
+        start_from(second, str(tmp_path / "first.safetensors"), names)
+        weights = (first.trainable_weights, second.trainable_weights)
+        pairs = zip(*weights, strict=True)
+        return [a.path for a, b in pairs if not np.array_equal(a, b)]
+
+    assert differing(["elk", "fox"]) == ["head/kernel"]
+    assert differing(["cat", "dog"]) == []
 
 
 def test_images_of_a_run_are_named_after_their_files(tmp_path):

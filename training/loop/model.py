@@ -1,7 +1,10 @@
 """The model of a run, and the weights that it starts from."""
 
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from keras_cait.labels import find_labels
 from keras_cait.loading import published
 from keras_cait.models import VARIANTS, CaiT
 from keras_cait.optimizers import freeze
@@ -58,11 +61,13 @@ def check_weights(weights: str) -> None:
         )
 
 
-def start_from(model: CaiT, weights: str) -> None:
-    """Loads initial weights; with other classes, all but those of the head.
+def start_from(model: CaiT, weights: str, class_names: Sequence[str]) -> None:
+    """Loads initial weights; of other classes, all but those of the head.
 
     Args:
         model: the model, which is changed in place.
+        class_names: the model's classes. They are others than those of the
+            weights if their number is, or if the weights have labels that are.
         weights: a file, the folder of a run, or the published weights of a
             variant: `"S24"` in the size nearest to the model's, `"S24-384"` in
             that size.
@@ -81,11 +86,12 @@ def start_from(model: CaiT, weights: str) -> None:
     path = Path(weights)
     if (path / "model.keras").is_file():
         path /= "model.keras"
-    try:
-        load_weights(model, path)
-    except ValueError:
-        body = CaiT.from_config({**model.get_config(), "include_top": False})
-        load_weights(body, path)
-        for layer in body.layers:
-            model.get_layer(layer.name).set_weights(layer.get_weights())
-        print(f"Loaded all weights except the head from {weights}")
+    if find_labels(path) in (None, [*class_names]):
+        with suppress(ValueError):  # another number of classes
+            load_weights(model, path)
+            return
+    body = CaiT.from_config({**model.get_config(), "include_top": False})
+    load_weights(body, path)
+    for layer in body.layers:
+        model.get_layer(layer.name).set_weights(layer.get_weights())
+    print(f"Loaded all weights except the head from {weights}")
