@@ -128,7 +128,15 @@ def evaluate(
 
     @cache  # models share a dataset, unless they are runs of other splits
     def examples_of(**part: Any) -> Examples:
-        return load(data, "validation", data_dir, max_unreadable, **part)
+        examples = load(data, "validation", data_dir, max_unreadable, **part)
+        if part:
+            print(
+                f"{data} has no folder validation. Measured are the "
+                f"{examples.count:,} images that a training leaves out, "
+                f"{part['validation_fraction']:.3g} of each class. To measure "
+                "all, as of a test set, move the classes into such a folder."
+            )
+        return examples
 
     for source in sources:
         split = split_of(source, data)

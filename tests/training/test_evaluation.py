@@ -169,13 +169,14 @@ def test_unreadable_images_are_named(kinds, tmp_path, capsys):
     options = ("--data", photos)
     options += ("--output", tmp_path / "out")
     assert evaluate("--model", kinds / "model.keras", *options) == 1
-    assert f"remove them: {first}" in capsys.readouterr().err
+    assert f"start anew: {first}" in capsys.readouterr().err
 
     options += ("--max-unreadable", 1)
     assert evaluate("--model", kinds / "model.keras", *options) == 0
     said = capsys.readouterr().out
     assert f"unreadable image: {first}" in said
     assert "| 19 (1 unreadable left out) |" in said
+    assert "Measured are the 19 images that a training leaves out, 0.2" in said
     (result,) = (tmp_path / "out").glob("*.json")
     result = json.loads(result.read_text())
     assert result["images"] == 19

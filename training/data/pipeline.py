@@ -409,8 +409,8 @@ def naming_unreadable(
         if not names:
             raise
         raise ValueError(
-            "Validation images cannot be read. Replace or remove them: "
-            f"{', '.join(names)}"
+            "Validation images cannot be read. Replace them, or remove them "
+            f"and start anew: {', '.join(names)}"
         ) from None
 
 
