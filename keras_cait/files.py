@@ -261,11 +261,13 @@ def atomically(path: str | Path) -> Iterator[Path]:
 def write_text(path: str | Path, text: str) -> None:
     """Writes or replaces a text file (UTF-8), whole or not at all.
 
+    Of file names in another encoding, it has the escapes that are printed.
+
     Example:
     >>> write_text("labels.txt", "cat")
     """
     with atomically(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
+        unfinished.write_text(text, "utf-8", errors="backslashreplace")
 
 
 def read_json(path: str | Path, keys: Iterable[str] = ()) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import os
 import re
 
 import keras
@@ -15,6 +16,7 @@ import training.loop.run_folder as run_folder
 import training.loop.strategies as strategies
 import training.train as program
 from keras_cait.datasets import SPLITS
+from keras_cait.files import write_text
 from keras_cait.weights import save_weights
 from tests.helpers.commands import exit_status
 from training import report
@@ -33,6 +35,7 @@ from training.loop.model import build, start_from
 from training.loop.optimizers import make_optimizer
 from training.loop.run_folder import check_data, claimed, settled
 from training.loop.stack_traces import one_stack_trace
+from training.loop.tensorboard import TensorBoard
 from training.loop.trainer import Trainer
 from training.recipe import Recipe, override
 from training.recipes import QUICKSTART, RECIPES
@@ -501,6 +504,18 @@ def test_images_of_a_run_are_named_after_their_files(tmp_path):
     run_folder.write_images(examples, tmp_path / "validation")
     (written,) = (tmp_path / "validation/cat").iterdir()
     assert written.name == f"0000_{'写' * 50}.png"
+
+
+def test_a_path_may_be_in_another_encoding(tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    (folder / "cat").mkdir(parents=True)
+    (folder / "cat/1.jpg").write_bytes(b"JPEG")
+    data = f"folder:{folder}"
+    image, _ = load(data, "train").read(tf.constant(0, tf.int64))
+    assert image == b"JPEG"
+    TensorBoard(tmp_path, 0, 1).recipe(Recipe(data=data))
+    write_text(tmp_path / "report.html", data)
+    assert "caf\\udce9" in (tmp_path / "report.html").read_text()
 
 
 def start(output, recipe, **data):

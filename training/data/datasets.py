@@ -167,11 +167,9 @@ def paths_in_graph(files: ImagePaths) -> Callable[[tf.Tensor], tf.Tensor]:
     # A tensor of a million paths would take ten times as much memory.
     names = tf.constant(files.text)
     starts, lengths = map(tf.constant, (files.starts, files.lengths))
+    folder = os.fsencode(os.path.join(files.folder, ""))
     return lambda index: tf.strings.join(
-        [
-            os.path.join(files.folder, ""),
-            tf.strings.substr(names, starts[index], lengths[index]),
-        ]
+        [folder, tf.strings.substr(names, starts[index], lengths[index])]
     )
 
 

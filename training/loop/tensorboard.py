@@ -64,7 +64,9 @@ class TensorBoard:
             for name, value in dataclasses.asdict(recipe).items()
         )
         with self.train.as_default(0):
-            tf.summary.text("recipe", f"| field | value |\n|---|---|\n{rows}")
+            text = f"| field | value |\n|---|---|\n{rows}"
+            # A path may be in another encoding.
+            tf.summary.text("recipe", text.encode(errors="backslashreplace"))
 
     def add_step(self, step: int, values: Mapping[str, float]) -> None:
         """Adds a point to the curves over steps.
