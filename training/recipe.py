@@ -418,9 +418,9 @@ class Recipe:
             for name, value in self.architecture().items()
             if value == getattr(own, name)
         }
-        name, _, size = self.weights.partition("-")
-        if name == self.variant:
-            changes["weights"] = f"imagenet-{size}" if size else "imagenet"
+        # A folder may be named S24-photos.
+        if re.fullmatch(rf"{self.variant}(-\d+)?", self.weights):
+            changes["weights"] = self.weights.replace(self.variant, "imagenet")
         return replace(self, **changes)
 
 

@@ -235,10 +235,12 @@ def test_a_larger_size_starts_from_weights_at_224_pixels(name):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_read_from_the_file_of_a_run(name, tmp_path):
-    recipe = RECIPES[name].resolved()
+    published = RECIPES[name].resolved()
+    folder = f"{published.variant}-photos"  # of a run
     path = tmp_path / "recipe.json"
-    path.write_text(json.dumps(dataclasses.asdict(recipe)))
-    assert read_recipe(path).resolved() == recipe
+    for recipe in (published, dataclasses.replace(published, weights=folder)):
+        path.write_text(json.dumps(dataclasses.asdict(recipe)))
+        assert read_recipe(path).resolved() == recipe
 
 
 def test_a_recipe_from_a_file_is_changed_by_options(tmp_path, monkeypatch):
