@@ -190,8 +190,9 @@ def split_of(model: str | Path, data: str) -> dict[str, Any]:
     that it was trained on is then taken for a new one.
 
     Args:
-        model: a run folder or its `model.keras`. Of other models nothing is
-            known, and the split is the default.
+        model: a run folder, or a model somewhere in it, such as an exported
+            one. Of other models nothing is known, and the split is the
+            default.
         data: as of `open_dataset`.
 
     Returns:
@@ -206,8 +207,10 @@ def split_of(model: str | Path, data: str) -> dict[str, Any]:
     """
     if has_own_split(data):
         return {}
-    path = Path(model)
-    record = (path.parent if path.is_file() else path) / "recipe.json"
+    path = Path(os.path.abspath(model))
+    folders = (path, *path.parents)
+    runs = (folder for folder in folders if (folder / "model.keras").is_file())
+    record = next(runs, path) / "recipe.json"
     recipe = read_json(record) if record.is_file() else {}
     split = {"validation_fraction": VALIDATION_FRACTION, "fold": 0}
     return {name: recipe.get(name, value) for name, value in split.items()}

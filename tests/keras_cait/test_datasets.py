@@ -193,7 +193,9 @@ def test_a_run_is_measured_on_its_own_split(tmp_path):
     recipe = {"validation_fraction": 0.25, "fold": 3, "epochs": 2}
     (tmp_path / "recipe.json").write_text(json.dumps(recipe))
     (tmp_path / "model.keras").touch()
-    for model in (tmp_path, tmp_path / "model.keras"):
+    exported = tmp_path / "models/photos/1"
+    exported.mkdir(parents=True)
+    for model in (tmp_path, tmp_path / "model.keras", exported):
         part = split_of(model, "folder:photos")
         assert part == {"validation_fraction": 0.25, "fold": 3}
         assert split_of(model, "digits") == {}
