@@ -276,11 +276,11 @@ S24-384) or the path of a run folder or file.
     if (path / "model.keras").is_file():
         return path / "model.keras"
     if path.is_dir() and not saved_model_folder(path):
-        reason = (
-            "an unfinished training run: resume it first"
-            if (path / "recipe.json").is_file()
-            else "neither a finished training run nor a SavedModel"
-        )
+        reason = "neither a finished training run nor a SavedModel"
+        if (path / "recipe.json").is_file():
+            reason = "an unfinished training run: resume it first"
+        if (path / "fold-0").is_dir():
+            reason = "a cross-validation: give one of its folds, as fold-0"
         raise ValueError(f"The folder {str(source)!r} is {reason}.")
     return path
 

@@ -70,11 +70,13 @@ def write_report(folder: Path) -> Path:
     """
     if not (folder / "model.keras").exists():
         advice = (
-            "Resume it: run the command that started it again."
-            if (folder / "recipe.json").exists()
-            else "Train first: python -m training.train quickstart --output "
+            "Train first: python -m training.train quickstart --output "
             f"{folder}"
         )
+        if (folder / "recipe.json").exists():
+            advice = "Resume it: run the command that started it again."
+        if (folder / "fold-0").is_dir():
+            advice = f"Give one of its folds, such as {folder / 'fold-0'}"
         raise ValueError(
             f"{str(folder)!r} is not a finished run: it has no model.keras. "
             f"{advice}"

@@ -17,6 +17,7 @@ import training.loop.strategies as strategies
 import training.train as program
 from keras_cait.datasets import SPLITS
 from keras_cait.files import write_text
+from keras_cait.loading import load_model
 from keras_cait.weights import save_weights
 from tests.helpers.commands import exit_status
 from training import report
@@ -472,6 +473,9 @@ def test_folds_are_summed_up_and_resumed(tmp_path, capsys):
         train_folds(recipe, 5, tmp_path / "five", train, devices)
     with pytest.raises(ValueError, match="holds the folds of a cross-valid"):
         start(output, recipe)
+    for read in (load_model, report.write_report):
+        with pytest.raises(ValueError, match="ive one of its folds"):
+            read(output)
     start(tmp_path / "single", recipe)
     with pytest.raises(ValueError, match="holds a single run"):
         train_folds(recipe, 2, tmp_path / "single", train, devices)
