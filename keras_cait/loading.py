@@ -280,7 +280,7 @@ S24-384) or the path of a run folder or file.
         if (path / "recipe.json").is_file():
             reason = "an unfinished training run: resume it first"
         if (path / "fold-0").is_dir():
-            reason = "a cross-validation: give one of its folds, as fold-0"
+            reason = "a cross-validation: give one of its folds, such as fold-0"
         raise ValueError(f"The folder {str(source)!r} is {reason}.")
     return path
 

@@ -131,10 +131,10 @@ def evaluate(
         examples = load(data, "validation", data_dir, max_unreadable, **part)
         if part:
             print(
-                f"{data} has no folder validation. Measured are the "
-                f"{examples.count:,} images that a training leaves out, "
-                f"{part['validation_fraction']:.3g} of each class. To measure "
-                "all, as of a test set, move the classes into such a folder."
+                f"{data} has no subfolder validation: measuring "
+                f"{examples.count:,} images, {part['validation_fraction']:.3g} "
+                "of each class. To measure all, such as those of a test set, "
+                "move the classes into that subfolder."
             )
         return examples
 

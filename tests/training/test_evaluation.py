@@ -176,7 +176,7 @@ def test_unreadable_images_are_named(kinds, tmp_path, capsys):
     said = capsys.readouterr().out
     assert f"unreadable image: {first}" in said
     assert "| 19 (1 unreadable left out) |" in said
-    assert "Measured are the 19 images that a training leaves out, 0.2" in said
+    assert "no subfolder validation: measuring 19 images, 0.2" in said
     (result,) = (tmp_path / "out").glob("*.json")
     result = json.loads(result.read_text())
     assert result["images"] == 19
