@@ -6,6 +6,7 @@ from keras_cait.attention_maps import (
     intermediate_features,
     saliency_maps,
 )
+from keras_cait.baselines import ViT  # Keras loads its files only then
 from keras_cait.blocks import ClassAttentionBlock, SelfAttentionBlock
 from keras_cait.distribution import layout_map
 from keras_cait.explanations import occlusion_maps, relevance_maps

@@ -72,6 +72,20 @@ def test_modules_of_the_library_depend_one_way():
     graphlib.TopologicalSorter(depends).prepare()  # raises CycleError
 
 
+def test_importing_the_library_registers_all_its_classes():
+    files = {path.stem: path for path in (ROOT / "keras_cait").glob("*.py")}
+    pending, imported = ["__init__"], set()
+    while pending:
+        name = pending.pop()
+        imported.add(name)
+        modules = imported_modules(files[name])
+        stems = {m.split(".")[1] for m in modules if m.startswith("keras_cait")}
+        pending += stems & files.keys() - imported
+    for name, path in files.items():
+        if "register_keras_serializable" in path.read_text():
+            assert name in imported, "Keras would not load its classes."
+
+
 # Millions of parameters, image size, and GMACs as timm counts and publishes
 # them; of the variants that it lacks, as papers that compare with CaiT do.
 PUBLISHED = [
