@@ -186,10 +186,11 @@ def locked(path: str | Path) -> Iterator[None]:
         # process, and the second, 0.05 s later, succeeds.
         lock.acquire(timeout=0.1)
     except Timeout:
+        holder = f"Process {pid}" if (pid := lock.pid) else "Another process"
         raise ValueError(
-            f"Process {lock.pid} is writing {str(path)!r}. Wait for it, or "
-            "choose another output. If it was on another machine and has "
-            f"ended, delete {lock.lock_file!r}."
+            f"{holder} is writing {str(path)!r}. Wait for it, or choose "
+            "another output. If it was on another machine or in another "
+            f"container and has ended, delete {lock.lock_file!r}."
         ) from None
     try:
         yield
