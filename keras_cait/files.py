@@ -80,11 +80,18 @@ def is_visible(path: str) -> bool:
 def file_name(text: str) -> str:
     """A text as the name of a file: letters, digits and underscores.
 
+    Of a long text, such as two paths, the name has a hash and the end: file
+    systems take 255 bytes, of which suffixes need some.
+
     Example:
     >>> file_name("runs/lr0.1")
     'runs_lr0_1'
     """
-    return "".join(c if c.isalnum() else "_" for c in text)
+    name = "".join(c if c.isalnum() else "_" for c in text)
+    if len(name.encode()) <= 200:
+        return name
+    digest = hashlib.sha256(os.fsencode(text)).hexdigest()
+    return f"{digest[:16]}_{name[-40:]}"
 
 
 def is_image_file(path: Path, suffixes: tuple[str, ...]) -> bool:

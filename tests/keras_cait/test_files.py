@@ -6,7 +6,13 @@ import sys
 
 import pytest
 
-from keras_cait.files import atomically, image_files, locked, new_output
+from keras_cait.files import (
+    atomically,
+    file_name,
+    image_files,
+    locked,
+    new_output,
+)
 
 
 def test_a_failed_write_leaves_nothing(tmp_path):
@@ -48,6 +54,22 @@ def test_a_second_process_is_refused_and_a_dead_one_is_not_waited_for(
     with locked(path), atomically(path) as unfinished:
         unfinished.write_text("mine")
     assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_lock_without_a_process_is_named(tmp_path):
+    (tmp_path / ".a.lock").touch()  # as a power cut leaves it
+    refused = pytest.raises(ValueError, match=r"Another process.*\.a\.lock")
+    with refused, locked(tmp_path / "a"):
+        pass
+
+
+def test_long_texts_are_different_names_that_file_systems_take(tmp_path):
+    paths = [f"runs/{letter}/{100 * '文'}" for letter in "ab"]
+    names = {file_name(path) for path in paths}
+    assert len(names) == 2
+    for name in names:
+        with new_output(tmp_path / f"{name}.unfinished.npz") as unfinished:
+            unfinished.touch()
 
 
 def test_image_files_ignores_what_is_no_image(tmp_path):
