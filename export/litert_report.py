@@ -164,7 +164,7 @@ def compare_blocks(
         raise ValueError(
             f"{str(path)!r} has {len(found)} blocks and the model "
             f"{len(expected)}, or their widths differ. Give the model it was "
-            "made from."
+            "made from, or export it again."
         )
     return {
         name: {

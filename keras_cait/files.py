@@ -300,8 +300,9 @@ def read_json(path: str | Path, keys: Iterable[str] = ()) -> dict[str, Any]:
         raise ValueError(f"{str(path)!r} is not JSON: {error}.") from None
     if not isinstance(content, dict) or not {*keys} <= content.keys():
         raise ValueError(
-            f"{str(path)!r} is a JSON file of something else. Expected an "
-            f"object with {', '.join(keys) or 'named values'}."
+            f"{str(path)!r} is a JSON file of something else, or of another "
+            "version of this project. Expected an object with "
+            f"{', '.join(keys) or 'named values'}."
         )
     return content
 

@@ -194,9 +194,9 @@ ROWS = [
         file | 1 | 'file' is not a folder.
         file/new | 1 | 'file' is not a folder.
         finished | 1 | holds a finished run.
-        started | 1 | holds a run of another recipe
+        started | 1 | resume it (python -m training.train started/recipe.json)
         foreign_text | 1 | 'foreign_text/recipe.json' is not JSON
-        foreign_list | 1 | is a JSON file of something else.
+        foreign_list | 1 | is a JSON file of something else,
         """,
     ),
     (
@@ -294,7 +294,7 @@ ROWS = [
         file | 1 | 'file' is not a finished run
         unfinished | 1 | 'unfinished' is not a finished run
         finished extra | 2 | extra
-        foreign_run | 1 | is a JSON file of something else.
+        foreign_run | 1 | is a JSON file of something else,
         """,
     ),
     ("training.prepare", 2, "NAME requires an argument."),

@@ -129,7 +129,8 @@ def check_recipe(output: Path, recipe: Recipe) -> None:
     if differing:
         raise ValueError(
             f"{output} holds a run of another recipe: {', '.join(differing)}. "
-            "Use the same recipe to resume it, or choose another --output."
+            "Use its recipe to resume it (python -m training.train "
+            f"{output / 'recipe.json'}), or choose another --output."
         )
 
 
