@@ -289,14 +289,16 @@ def fail(message: object, status: int = 1) -> NoReturn:
 
 
 def one_line(message: object) -> str:
-    """The message of an error without line breaks.
+    """The message of an error on one line, without the names of operations.
 
     Example:
-    >>> one_line("Out of memory:\\n  4 GB")
+    >>> one_line("Out of memory:\\n  4 GB [Op:Conv2D]")
     'Out of memory: 4 GB'
     """
     if isinstance(message, OSError) and message.strerror:
         place = f": {message.filename!r}" if message.filename else ""
         return f"{message.strerror}{place}."
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(message))  # Keras' bold type
+    # Keras' bold type, and the parts of a graph that TensorFlow names
+    noise = r"\x1b\[[0-9;]*m|\{\{function_node \S+\}\}|\[Op:\w+\]"
+    text = re.sub(noise, "", str(message))
     return " ".join(text.split()) or type(message).__name__
