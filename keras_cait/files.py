@@ -239,8 +239,8 @@ def atomically(path: str | Path) -> Iterator[Path]:
 
     Args:
         path: where the file or folder appears once the block has succeeded.
-            Its parent folder is created. An existing file is replaced; an
-            existing folder must be empty.
+            Its parent folder is created. An existing file is replaced, but for
+            its permissions; an existing folder must be empty.
 
     Yields:
         A temporary path beside it, to which the block writes. When the block
@@ -261,6 +261,8 @@ def atomically(path: str | Path) -> Iterator[Path]:
     _remove(unfinished)
     try:
         yield unfinished
+        with suppress(OSError):  # it is new, or the disk has no permissions
+            shutil.copymode(path, unfinished)
         unfinished.replace(path)
     finally:
         _remove(unfinished)

@@ -12,6 +12,7 @@ from keras_cait.files import (
     image_files,
     locked,
     new_output,
+    write_text,
 )
 
 
@@ -21,6 +22,13 @@ def test_a_failed_write_leaves_nothing(tmp_path):
         (a / "part").touch()
         raise OSError("The disk is full.")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_replaced_file_keeps_its_permissions(tmp_path):
+    path = tmp_path / "private"
+    path.touch(mode=0o600)
+    write_text(path, "mine")
+    assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_an_existing_output_is_never_replaced(tmp_path):
