@@ -129,8 +129,9 @@ def check_recipe(output: Path, recipe: Recipe) -> None:
     if differing:
         raise ValueError(
             f"{output} holds a run of another recipe: {', '.join(differing)}. "
-            "Use its recipe to resume it (python -m training.train "
-            f"{output / 'recipe.json'}), or choose another --output."
+            "Resume it with its own, python -m training.train "
+            f"{output / 'recipe.json'} --output {output}, or choose another "
+            "--output."
         )
 
 
