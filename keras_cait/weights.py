@@ -37,7 +37,7 @@ def load_weights(model: keras.Model, path: str | PathLike[str]) -> keras.Model:
 
     Everything is checked before the first weight changes. Positions of another
     grid are resampled to the model's (antialiased bicubic, as in timm). A model
-    without a head ignores the head of the file, and with `pooling="avg"` also
+    without a head ignores the head of the file, and one with `pooling="avg"`
     its class attention. Nothing else may differ. A `.weights.h5` file must
     match exactly.
 
@@ -135,8 +135,8 @@ def load_pretrained(model: keras.Model, row: PretrainedWeights) -> keras.Model:
     """Downloads pretrained weights, if necessary, and loads them.
 
     Args:
-        model: `CaiT` of the row's variant. With another number of classes, its
-            head stays as it is, and a warning is logged.
+        model: `CaiT` of the row's variant. With another number of classes or
+            `pooling="avg"`, its head stays as it is, and a warning is logged.
         row: row of `PRETRAINED`.
 
     Returns:
@@ -150,11 +150,14 @@ def load_pretrained(model: keras.Model, row: PretrainedWeights) -> keras.Model:
     >>> load_pretrained(model, PRETRAINED["S24", 224])  # doctest: +SKIP
     """
     path = fetch(row)
-    with_head = not model.include_top or model.classes == 1000
+    with_head = not model.include_top or (
+        model.classes == 1000 and model.pooling == "token"
+    )
     if not with_head:
         logger.warning(
-            "%s: all weights but those of the head are loaded from %s, which "
-            "has 1000 classes. The new head of %d classes starts at random.",
+            "%s: all weights but those of the head are loaded from %s, whose "
+            "head reads the class token and has 1000 classes. The new head of "
+            "%d classes starts at random.",
             model.name,
             row.repository,
             model.classes,
@@ -255,22 +258,18 @@ def fill(
     Example:
     >>> fill(model, *read_tensors(path))  # doctest: +SKIP
     """
-    reads_patches = any(
+    has_class_attention = any(
         name.startswith("blocks_token_only.") for name in tensors
     )
-    if grid is None and not reads_patches:
+    if grid is None and not has_class_attention:
         tensors = _merge_class_position(tensors)
-    variables, layers = model.weights, _layer_names(model)
+    variables = model.weights
+    layers = _layer_names(model)
     if not with_head or "head" not in layers:
-        unused = ["head"]
-        if reads_patches and "class_token" not in layers:  # pooling="avg"
-            unused += ["cls_token", "blocks_token_only"]
         variables = [v for v in variables if layer_of(v.path) != "head"]
-        tensors = {
-            name: tensor
-            for name, tensor in tensors.items()
-            if name.partition(".")[0] not in unused
-        }
+        tensors = _without(tensors, "head.")
+    if has_class_attention and "class_token" not in layers:
+        tensors = _without(tensors, "blocks_token_only.", "cls_token")
     positions = tensors.get("pos_embed")
     if positions is not None and len(positions.shape) == 3:
         side = math.isqrt(positions.shape[1])
@@ -292,6 +291,14 @@ def fill(
                 "pos_embed": keras.ops.convert_to_numpy(resampled),
             }
     from_reference(variables, tensors)
+
+
+def _without(tensors: Tensors, *prefixes: str) -> Tensors:
+    return {
+        name: tensor
+        for name, tensor in tensors.items()
+        if not name.startswith(prefixes)
+    }
 
 
 def _merge_class_position(tensors: Tensors) -> Tensors:

@@ -21,6 +21,7 @@ from keras_cait import PRETRAINED, load_weights, save_weights
 from keras_cait.conversion import to_reference
 from keras_cait.hub import fetch
 from keras_cait.pretrained import nearest_pretrained
+from keras_cait.weights import load_pretrained
 from tests.helpers.hub import Hub, point_client_to
 from tests.helpers.models import randomise, small
 from tests.helpers.oracle_weights import make_input, state_dict
@@ -138,21 +139,28 @@ def test_saving_is_whole_or_not_at_all(small_model, tmp_path, monkeypatch):
     assert path.read_bytes() != before
 
 
-def test_a_model_without_a_head_leaves_it_out(small_model, tmp_path):
+@pytest.mark.parametrize(
+    "arguments, unused",
+    [
+        ({"include_top": False}, "head"),
+        ({"pooling": "avg"}, ("blocks_token_only", "cls_token")),
+    ],
+)
+def test_a_model_leaves_out_what_it_lacks(
+    small_model, tmp_path, arguments, unused
+):
     tensors = snapshot(small_model)
     save_weights(small_model, tmp_path / "small.safetensors")
     small_model.save(tmp_path / "small.keras")
-    without = {k: v for k, v in tensors.items() if not k.startswith("head")}
-    patches = {
-        name: tensor
-        for name, tensor in without.items()
-        if not name.startswith(("cls_token", "blocks_token_only"))
-    }
+    without = {k: v for k, v in tensors.items() if not k.startswith(unused)}
     for file in tmp_path.iterdir():
-        model = small(include_top=False, pooling="avg", weights=file)
-        assert_equal_weights(model, patches)
-        model = small(include_top=False, weights=file)
+        model = small(weights=file, **arguments)
         assert_equal_weights(model, without)
+
+
+def test_a_model_with_a_head_needs_one(small_model, tmp_path):
+    tensors = snapshot(small_model)
+    model = small(include_top=False)
     save_weights(model, tmp_path / "headless.safetensors")
     with pytest.raises(ValueError, match=r"Missing: head.bias, head.weight\."):
         load_weights(small_model, tmp_path / "headless.safetensors")
@@ -417,6 +425,21 @@ def test_imagenet_weights_from_hub_to_logits(hub, caplog, monkeypatch):
         if not name.startswith(("head.", "pos_embed")):
             np.testing.assert_array_equal(array, tensors[name], name)
     assert len(hub.downloads()) == 1
+
+
+def test_a_published_head_does_not_read_the_mean(tmp_path, monkeypatch, caplog):
+    path = tmp_path / "published.safetensors"
+    published = randomise(small(classes=1000))
+    save_weights(published, path)
+    monkeypatch.setattr("keras_cait.weights.fetch", lambda row: path)
+    for pooling in ("token", "avg"):
+        model = load_pretrained(small(classes=1000, pooling=pooling), XXS24)
+        assert ("starts at random" in caplog.text) == (pooling == "avg")
+        for layer, is_equal in (("norm", True), ("head", pooling == "token")):
+            loaded, expected = (
+                m.get_layer(layer).get_weights()[0] for m in (model, published)
+            )
+            assert np.array_equal(loaded, expected) == is_equal
 
 
 def test_the_client_is_set_by_the_environment(hub, tmp_path):
