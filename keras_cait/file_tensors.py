@@ -2,6 +2,7 @@
 
 import math
 import mmap
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,6 +59,18 @@ def last_element(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
     return sum(
         (size - 1) * stride for size, stride in zip(shape, strides, strict=True)
     )
+
+
+def unwrapped(name: str) -> str:
+    """The name of a tensor without the prefixes of PyTorch's wrappers.
+
+    They are those of `DistributedDataParallel` and `torch.compile`.
+
+    Example:
+    >>> unwrapped("module._orig_mod.cls_token")
+    'cls_token'
+    """
+    return re.sub(r"^((module|_orig_mod)\.)+", "", name)
 
 
 def map_file(path: Path) -> mmap.mmap:

@@ -21,7 +21,12 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from keras_cait.file_tensors import FileTensor, last_element, map_file
+from keras_cait.file_tensors import (
+    FileTensor,
+    last_element,
+    map_file,
+    unwrapped,
+)
 
 STORAGE_DTYPES = {
     "torch.DoubleStorage": "f8",
@@ -60,9 +65,9 @@ def read_pth(path: Path) -> dict[str, FileTensor]:
         path: path of the file.
 
     Returns:
-        The tensors by name, without the prefix "module." of PyTorch's
-        `DistributedDataParallel`. Their values stay in the file until
-        `np.asarray` reads them.
+        The tensors by name, without the prefixes of `DistributedDataParallel`
+        and `torch.compile`. Their values stay in the file until `np.asarray`
+        reads them.
 
     Raises:
         OSError: the file cannot be read.
@@ -98,9 +103,7 @@ def read_pth(path: Path) -> dict[str, FileTensor]:
             "torch.save(model.state_dict(), path) writes them."
         )
     return {
-        str(name).removeprefix("module."): _locate(
-            name, tensor, mapping, records, order
-        )
+        unwrapped(str(name)): _locate(name, tensor, mapping, records, order)
         for name, tensor in contents.items()
     }
 
@@ -211,7 +214,7 @@ def _unpickle(stream: BinaryIO) -> tuple[Any, dict[str, _Storage]]:
     argument: Any
     for opcode, argument, _ in pickletools.genops(stream):
         match opcode.name:
-            case "PROTO":
+            case "PROTO" | "FRAME":
                 pass
             case "STOP":
                 break
@@ -223,8 +226,10 @@ def _unpickle(stream: BinaryIO) -> tuple[Any, dict[str, _Storage]]:
                 stack.append(False)
             case "BININT" | "BININT1" | "BININT2" | "LONG1":
                 stack.append(argument)
-            case "BINFLOAT" | "BINUNICODE":
+            case "BINFLOAT" | "BINUNICODE" | "SHORT_BINUNICODE":
                 stack.append(argument)
+            case "MEMOIZE":
+                memo[len(memo)] = stack[-1]
             case "BINPUT" | "LONG_BINPUT":
                 memo[argument] = stack[-1]
             case "BINGET" | "LONG_BINGET":
@@ -249,6 +254,8 @@ def _unpickle(stream: BinaryIO) -> tuple[Any, dict[str, _Storage]]:
                 _set_items(stack[-1], items)
             case "GLOBAL":
                 stack.append(_known(argument.replace(" ", ".")))
+            case "STACK_GLOBAL":
+                stack.append(_known(".".join(pop(2))))
             case "BINPERSID":
                 storage = _storage(*pop(1))
                 storages[storage.key] = storage
@@ -303,7 +310,8 @@ def _make(function: Any, arguments: Any) -> Any:
             int(offset),
             tuple(shape),
             tuple(strides),
-            *_,
+            _,  # whether it has a gradient
+            _,  # its hooks; what would follow turns the sign of its values
         ):
             return _Tensor(storage, offset, shape, strides)
     raise ValueError("The pickle makes something other than a tensor.")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_cait.file_tensors import FileTensor, map_file
+from keras_cait.file_tensors import FileTensor, map_file, unwrapped
 
 # safetensors dtype | NumPy dtype
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "bfloat16"}
@@ -25,8 +25,9 @@ def read_safetensors(
         path: path of the file.
 
     Returns:
-        The tensors by name, whose values stay in the file until `np.asarray`
-        reads them; and the grid of the positions, if the file has it.
+        The tensors by name, as of `read_pth`; their values stay in the file
+        until `np.asarray` reads them. And the grid of the positions, if the
+        file has it.
 
     Raises:
         ValueError: the file is damaged or of another kind, or holds other
@@ -59,7 +60,7 @@ def read_safetensors(
             f"{', '.join(DTYPES)}."
         )
     tensors = {
-        name: FileTensor(
+        unwrapped(name): FileTensor(
             mapping,
             start + entry["data_offsets"][0],
             tuple(entry["shape"]),

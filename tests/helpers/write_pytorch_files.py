@@ -51,6 +51,7 @@ def main():
     contents = {
         "zip": views,
         "legacy": views,
+        "protocol_4": views,
         "training": training,
         "training_legacy": training,
         "state_dict": {"epoch": 1, "state_dict": layer.state_dict()},
@@ -75,6 +76,7 @@ def main():
             content,
             path,
             _use_new_zipfile_serialization="legacy" not in name,
+            pickle_protocol=4 if name == "protocol_4" else 2,
         )
         if name != "code":
             record(torch.load(path, weights_only=False), name, expected)

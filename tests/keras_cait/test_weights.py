@@ -91,16 +91,24 @@ def test_round_trip_is_bit_equal(small_model, tmp_path, ending):
     assert_equal_weights(small(weights=path), tensors)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
-def test_files_of_other_precisions(small_model, tmp_path, dtype):
+@pytest.mark.parametrize(
+    "dtype, prefix",
+    [
+        ("float16", "module."),
+        ("bfloat16", "_orig_mod."),
+        ("float64", "module._orig_mod."),
+    ],
+)
+def test_files_of_other_precisions(small_model, tmp_path, dtype, prefix):
     path = tmp_path / "small.safetensors"
     dtype = ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype
     tensors = {
         name: array.astype(dtype)
         for name, array in snapshot(small_model).items()
     }
-    safetensors.numpy.save_file(tensors, path)
-    write_pth(path.with_suffix(".pth"), tensors)
+    wrapped = {f"{prefix}{name}": t for name, t in tensors.items()}
+    safetensors.numpy.save_file(wrapped, path)
+    write_pth(path.with_suffix(".pth"), wrapped)
     expected = {name: t.astype("float32") for name, t in tensors.items()}
     for ending in (".safetensors", ".pth"):
         model = small(weights=path.with_suffix(ending))
