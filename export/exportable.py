@@ -73,7 +73,7 @@ def check_exportable(model: keras.Model) -> keras_cait.CaiT:
             "Export it with its own method, model.export."
         )
     config = model.get_config()
-    if config["quantization_mode"]:
+    if config["quantized"]:
         raise ValueError(
             "Got a model after quantize(). Export the float model it was made "
             "from, and choose a quantization scheme for the export."

@@ -115,9 +115,11 @@ class VisionTransformer(keras.Model):
             "grid_size": self.grid_size,
             "dtype": serialize(self.dtype_policy),
             "name": self.name,
-            "quantization_mode": (
-                self.self_attention_blocks[0].mlp.fc1.quantization_mode
-            ),
+            "quantized": {
+                _kernel_name(layer): serialize(layer.quantization_config)
+                for layer in self._flatten_layers()
+                if getattr(layer, "quantization_config", None)
+            },
             "frozen": [
                 reference_name(weight.path)
                 for weight in self.weights
@@ -136,14 +138,22 @@ class VisionTransformer(keras.Model):
         if before := config.get("input_tensor"):
             config["input_tensor"] = before.output
         quantization_mode = config.pop("quantization_mode", None)
+        quantized = config.pop("quantized", {})
         frozen = config.pop("frozen", ())
         model = cls(**config)
-        if quantization_mode is not None:  # set by quantize() before saving
+        if quantization_mode is not None:  # files of earlier versions
             model.quantize(quantization_mode)
+        for layer in model._flatten_layers():
+            if _kernel_name(layer) in quantized:
+                layer.quantize(config=quantized[_kernel_name(layer)])
         for weight in model.weights:
             if reference_name(weight.path) in frozen:
                 weight.trainable = False
         return model
+
+
+def _kernel_name(layer: keras.layers.Layer) -> str:
+    return reference_name(f"{layer.path}/kernel")
 
 
 def embed_patches(

@@ -293,14 +293,23 @@ def test_model_without_head_loads_the_full_file(images, tmp_path):
     )
 
 
+WEIGHTS_ONLY = keras.quantizers.Int8QuantizationConfig(
+    activation_quantizer=None
+)
+
+
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`")
-def test_int8(images, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "arguments",
+    [{"mode": "int8"}, {"config": WEIGHTS_ONLY, "filters": "fc1"}],
+)
+def test_int8(images, tmp_path, monkeypatch, arguments):
     """8-bit dense kernels change logits by less than 2 % of their range."""
     # Keras collects garbage after each kernel, which takes 15 s.
     monkeypatch.setattr("gc.collect", lambda: 0)
     model = small(depth=1)
     expected = outputs(model, images)
-    model.quantize("int8")
+    model.quantize(**arguments)
     fc1 = model.self_attention_blocks[0].mlp.fc1
     assert fc1.quantization_mode == "int8"
     result = outputs(model, images)
