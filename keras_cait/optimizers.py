@@ -1,7 +1,7 @@
 """Optimizers, the learning-rate schedule, and which weights learn and decay."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, get_args
 
 import keras
@@ -397,6 +397,25 @@ def freeze(model: keras.Model, trainable: Trainable) -> None:
     for value in (False, True):
         for layer in (model, *model.layers):
             layer.trainable = value
-    # Frozen are weights, not layers: attention is a part of a block.
-    for weight in frozen:
+    freeze_weights(model, frozen)
+
+
+def freeze_weights(
+    model: keras.Model, weights: Iterable[keras.Variable]
+) -> None:
+    """Freezes weights of a model, and all layers that have no other weights.
+
+    Were only the weights frozen, `layer.trainable = True` would have no effect:
+    it is so already.
+
+    Example:
+    >>> model = CaiT(48, 3, 1, input_shape=(32, 32, 3))
+    >>> optimizers.freeze_weights(model, model.get_layer("norm").weights)
+    >>> model.get_layer("norm").trainable
+    False
+    """
+    for weight in weights:
         weight.trainable = False
+    for layer in model._flatten_layers():
+        if layer.weights and not layer.trainable_weights:
+            layer.trainable = False

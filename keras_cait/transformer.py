@@ -15,6 +15,7 @@ from keras_cait.layers import (
     is_positive_int,
     positive_int,
 )
+from keras_cait.optimizers import freeze_weights
 from keras_cait.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 
@@ -146,9 +147,10 @@ class VisionTransformer(keras.Model):
         for layer in model._flatten_layers():
             if _kernel_name(layer) in quantized:
                 layer.quantize(config=quantized[_kernel_name(layer)])
-        for weight in model.weights:
-            if reference_name(weight.path) in frozen:
-                weight.trainable = False
+        freeze_weights(
+            model,
+            [w for w in model.weights if reference_name(w.path) in frozen],
+        )
         return model
 
 

@@ -210,6 +210,9 @@ def test_frozen_weights_do_not_learn(model, trainable, learns):
     }
     assert learns <= parts
     assert not {"mlp", "norm1", "position_embedding", "gamma"} & parts
+    norm = model.get_layer("norm")
+    norm.trainable = True  # as in all of Keras
+    assert len(norm.trainable_weights) == 2
     freeze(model, "all")
     assert len(model.trainable_variables) == count
 
@@ -231,6 +234,10 @@ def test_a_file_keeps_what_is_frozen(is_sequential, tmp_path):
     learning = [v.trainable for v in model.weights]
     assert [v.trainable for v in loaded.weights] == learning
     assert loaded.optimizer.iterations == 1
+    first = loaded.layers[0 if is_sequential else 2]
+    assert not (first.trainable or first.trainable_weights)
+    first.trainable = True
+    assert first.trainable_weights
 
 
 @pytest.mark.parametrize("is_sequential", [False, True])
