@@ -361,15 +361,16 @@ def _keras_file(
         )
     own_size = model.inputs[0].shape[1:3]
     size = (image_size, image_size) if image_size else own_size
-    policy = precision or model.dtype_policy.name
-    if (size, policy) == (own_size, model.dtype_policy.name):
+    if size == own_size and precision in (None, model.dtype_policy.name):
         return model
     if not isinstance(model, VisionTransformer):
         raise ValueError(
             f"{str(path)!r} holds a {type(model).__name__}, whose image size "
             "and precision are fixed. Omit --image-size and --precision."
         )
-    config = {**model.get_config(), "dtype": policy}
+    config = model.get_config()
+    if precision:
+        config["dtype"] = precision
     if size != own_size:
         if "input_tensor" in config:
             raise ValueError(

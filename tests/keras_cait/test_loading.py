@@ -74,6 +74,15 @@ def test_models_change_size_and_precision(run_folder):
     assert keras.config.dtype_policy().name == "float32"
 
 
+def test_policies_of_single_layers_keep_to_another_size(tmp_path):
+    policies = keras.dtype_policies.DTypePolicyMap(default_policy="bfloat16")
+    policies["norm"] = keras.dtype_policies.DTypePolicy("float32")
+    small(depth=1, dtype=policies).save(tmp_path / "model.keras")
+    model = load_model(tmp_path / "model.keras", image_size=16)
+    dtypes = [model.get_layer(n).compute_dtype for n in ("norm", "class_token")]
+    assert dtypes == ["float32", "bfloat16"]
+
+
 def test_layers_before_a_model_fix_its_size(tmp_path):
     images = keras.Input((48, 48, 3))
     resized = keras.layers.Resizing(16, 16)(images)
