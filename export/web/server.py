@@ -27,7 +27,9 @@ class Handler(SimpleHTTPRequestHandler):
     def send_head(self) -> Any:
         """Checks the host and the path before a file is sent."""
         _, port = self.connection.getsockname()
-        if self.headers.get("Host") not in [f"{host}:{port}" for host in HOSTS]:
+        # Browsers leave out port 80.
+        host = self.headers.get("Host", "").removesuffix(f":{port}")
+        if host not in HOSTS:
             self.send_error(
                 HTTPStatus.MISDIRECTED_REQUEST,
                 f"Use http://localhost:{port}",
@@ -43,11 +45,13 @@ class Handler(SimpleHTTPRequestHandler):
     def is_in_site(self) -> bool:
         """Whether the path leads to a file of the site, through all links."""
         site = Path(self.directory).resolve()
+        path = Path(self.translate_path(self.path))
+        # A request for a folder is answered by its index.
+        sent = path, path / "index.html", path / "index.htm"
         try:
-            path = Path(self.translate_path(self.path)).resolve()
+            return all(file.resolve().is_relative_to(site) for file in sent)
         except ValueError:  # a null character
             return False
-        return path.is_relative_to(site)
 
     def list_directory(self, path: Any) -> None:
         """Replaces the listing of a folder by an error."""

@@ -25,6 +25,8 @@ def server(tmp_path_factory):
     (site / "link.txt").symlink_to(folder / "secret.txt")
     (site / "parent").symlink_to(folder)
     (site / "again.html").symlink_to("index.html")
+    (site / "examples" / "index.htm").symlink_to(folder / "secret.txt")
+    (site / "empty").mkdir()
     with site_server(site, 0) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
@@ -43,7 +45,7 @@ def get(server, path, host="localhost:{}", method="GET"):
     return response, content
 
 
-@pytest.mark.parametrize("host", ["localhost:{}", "127.0.0.1:{}"])
+@pytest.mark.parametrize("host", ["localhost:{}", "127.0.0.1:{}", "localhost"])
 @pytest.mark.parametrize("path", ["/", "/index.html", "/again.html"])
 def test_files_are_sent(server, path, host):
     response, content = get(server, path, host)
@@ -56,6 +58,7 @@ def test_files_are_sent(server, path, host):
 @pytest.mark.parametrize(
     "path",
     [
+        "/empty/",
         "/examples/",
         "/link.txt",
         "/parent/",
