@@ -402,7 +402,9 @@ def why_no_builder(error: Exception) -> str:
     """
     # After the arguments, if it shows these.
     line = str(error).partition("\n")[0].rpartition('": ')[2]
-    return f"{line.partition('. ')[0].rstrip('.')}."
+    # It says nothing about a version that is none, as in mnist:train.
+    reason = line.partition(". ")[0].rstrip(".")
+    return f"{reason or 'Expected NAME, NAME/CONFIG or NAME:VERSION'}."
 
 
 def _tensorflow_datasets(

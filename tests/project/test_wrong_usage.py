@@ -303,6 +303,7 @@ ROWS = [
         "training.prepare",
         """
         nosuch --data-dir new | 1 | has no dataset 'nosuch': Dataset
+        mnist:train --data-dir new | 1 | 'mnist:train': Expected NAME, NAME/
         "" --data-dir new | 1 | has no dataset '': Parsing
         cifar10:9.9.9 --data-dir new | 1 | at version 9.9.9, only: 3.0.2.
         mnist --data-dir file | 1 | 'file' is not a folder.
