@@ -27,7 +27,13 @@ from export.batch.cluster import check_command
 from export.batch.images import parts_of_dataset, parts_of_input
 from export.batch.job import open_job
 from export.batch.parts import count, digest
-from export.batch.pipeline import Classify, decode, describe, gather
+from export.batch.pipeline import (
+    Classify,
+    decode,
+    describe,
+    gather,
+    top_classes,
+)
 from export.inference_graph import InferenceModel
 from export.litert import convert
 from export.predictors import load_pixel_predictor
@@ -413,6 +419,13 @@ def test_predictions_that_give_no_accuracy_are_refused(
     result = json.loads(path.read_text())
     assert (result["data"], result["model"]) == ("digits train", "S24-224")
     assert (result["top1"], result["top5"], result["images"]) == (0, 1, 1)
+
+
+@pytest.mark.parametrize("count", [1, 5, 20, 50])
+def test_of_equal_scores_the_first_is_best(count):
+    scores = np.random.default_rng(0).integers(0, 3, (9, 40)).astype("float32")
+    expected = tf.math.top_k(scores, min(count, 40)).indices
+    np.testing.assert_array_equal(top_classes(scores, count), expected)
 
 
 def test_a_lost_block_is_noticed(images):
