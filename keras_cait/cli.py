@@ -31,7 +31,6 @@ from keras_cait.loading import Classifier, load_classifier
 from keras_cait.preprocessing import (
     imagenet_labels,
     load_image,
-    preprocess_input,
     resize_and_crop,
 )
 from keras_cait.version import __version__
@@ -320,10 +319,7 @@ def draw(
     report: "Report",
 ) -> None:
     """Writes a figure of the class attention for each image."""
-    inputs = pixels
-    if not getattr(model, "include_preprocessing", True):
-        inputs = preprocess_input(pixels)
-    maps = class_attention_maps(model, inputs)
+    maps = class_attention_maps(model, pixels)
     for source, image, image_maps in zip(batch, pixels, maps, strict=True):
         path = attention
         if not is_figure(path):

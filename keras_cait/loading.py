@@ -99,6 +99,8 @@ def load_model(
 ) -> keras.Model:
     """Loads a Keras model with its weights.
 
+    Its images are RGB in 0...255: a `CaiT` without preprocessing gets it.
+
     Args:
         source: published name, run folder, `.keras` file or weights file.
         variant: architecture of a weights file that does not record it
@@ -361,14 +363,15 @@ def _keras_file(
         )
     own_size = model.inputs[0].shape[1:3]
     size = (image_size, image_size) if image_size else own_size
-    if size == own_size and precision in (None, model.dtype_policy.name):
+    is_same = size == own_size and precision in (None, model.dtype_policy.name)
+    if is_same and getattr(model, "include_preprocessing", True):
         return model
     if not isinstance(model, VisionTransformer):
         raise ValueError(
             f"{str(path)!r} holds a {type(model).__name__}, whose image size "
             "and precision are fixed. Omit --image-size and --precision."
         )
-    config = model.get_config()
+    config = {**model.get_config(), "include_preprocessing": True}
     if precision:
         config["dtype"] = precision
     if size != own_size:

@@ -99,6 +99,18 @@ def test_average_pooling_is_inferred(tmp_path):
     np.testing.assert_allclose(loaded(images), model(images), rtol=1e-6)
 
 
+def test_a_model_without_preprocessing_gets_it(tmp_path):
+    """Evaluation, embeddings and teachers all give RGB in 0...255."""
+    model = randomise(small(include_preprocessing=False))
+    model.save(tmp_path / "plain.keras")
+    images = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3))
+    np.testing.assert_allclose(
+        load_model(tmp_path / "plain.keras")(images),
+        model(keras_cait.preprocess_input(images)),
+        rtol=1e-5,
+    )
+
+
 def test_published_names():
     assert published("S24").image_size == 224
     assert published("M48").image_size == 448
