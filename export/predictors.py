@@ -198,7 +198,7 @@ def embedder(
 ) -> Callable[[np.ndarray], np.ndarray]:
     """The embedding of a model as a function of float32 pixels.
 
-    It is the class token after the last norm.
+    It is the class token after the last norm, in float32.
 
     Args:
         source: where the model was loaded from.
@@ -211,7 +211,8 @@ def embedder(
     if isinstance(model, keras_cait.CaiT):
         head = model.get_layer("head")
         embed = tf.function(keras.Model(model.input, head.input))
-        return lambda images: np.asarray(embed(images))
+        # Parquet has no bfloat16.
+        return lambda images: tf.cast(embed(images), tf.float32).numpy()
     if isinstance(loaded.predict, LiteRTModel):
         return _litert_embedder(loaded.predict)
     folder = saved_model_folder(source)

@@ -36,12 +36,12 @@ from export.batch.pipeline import (
 )
 from export.inference_graph import InferenceModel
 from export.litert import convert
-from export.predictors import load_pixel_predictor
+from export.predictors import embedder, load_pixel_predictor
 from export.serving.model_folder import write_version
-from keras_cait.loading import load_classifier
+from keras_cait.loading import classifier, load_classifier
 from keras_cait.preprocessing import load_image, resize_and_crop
 from tests.helpers.commands import exit_status
-from tests.helpers.models import randomise
+from tests.helpers.models import randomise, small
 from training import evaluate
 
 ROOT = Path(__file__).parents[2]
@@ -374,6 +374,12 @@ def test_a_row_is_what_the_model_says(name, models, images):
         np.testing.assert_allclose(rows[i]["scores"], scores[best], atol=1e-5)
         np.testing.assert_allclose(rows[i]["embedding"], embedding, atol=2e-3)
         assert rows[i]["error"] is None
+
+
+def test_embeddings_of_a_model_in_bfloat16_are_float32():
+    model = small(8, 1, 1, class_attention_depth=1, dtype="bfloat16")
+    embed = embedder("model.keras", classifier(model))
+    assert embed(np.zeros((1, 32, 32, 3), "float32")).dtype == "float32"
 
 
 ROW = {
