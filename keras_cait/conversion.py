@@ -102,16 +102,17 @@ def from_reference(
 ) -> None:
     """Fills our weights from reference tensors.
 
-    Names and shapes are checked first: either all weights change, or none.
+    All is checked first: either all weights change, or none.
 
     Args:
         variables: Keras variables, such as `model.weights`.
         tensors: reference tensors by name: NumPy arrays, or objects with a
-            `shape` that `np.asarray` reads. Each is read once, when its weight
-            is filled, so it can stay in a file until then.
+            `shape` that `np.asarray` reads. One is read at a time, so they can
+            stay in a file until then.
 
     Raises:
-        ValueError: a tensor is missing, not needed, or of another shape.
+        ValueError: a tensor is missing, not needed, of another shape, or not
+            finite.
 
     Example:
     >>> model = CaiT(48, depth=1, num_heads=4, input_shape=(64, 96, 3))
@@ -142,10 +143,27 @@ def from_reference(
         )
 
     for name, variable in wanted.items():
+        if not is_finite(tensors[name]):
+            raise ValueError(
+                f"The weight {variable.path} is not finite: the file is "
+                "damaged, or its training diverged."
+            )
+    for name, variable in wanted.items():
         array = _from_reference_layout(np.asarray(tensors[name]))
         # The backend copies a transposed array. JAX would keep any other one,
         # even if it is a view of a file that may change.
         variable.assign(array.copy() if array.flags.c_contiguous else array)
+
+
+def is_finite(tensor: Any) -> bool:
+    """Whether all values of a tensor are finite.
+
+    Example:
+    >>> is_finite(np.ones(3)), is_finite(np.array([np.nan, 1]))
+    (True, False)
+    """
+    # A sum is finite only if all its terms are, and needs no memory.
+    return bool(np.isfinite(np.sum(np.asarray(tensor), dtype="float32")))
 
 
 def is_state(variable: keras.Variable) -> bool:

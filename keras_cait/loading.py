@@ -18,6 +18,7 @@ import keras
 from keras import ops
 
 from keras_cait import models
+from keras_cait.conversion import is_finite
 from keras_cait.files import read_json, sha256
 from keras_cait.initializers import filled_later
 from keras_cait.litert import LiteRTModel, check_file
@@ -146,13 +147,13 @@ def load_model(
         model = _inferred(path, image_size, precision)
     elif path.suffix == ".keras":
         model = _keras_file(path, image_size, precision)
+        _check_finite(model, path)
     else:
         raise ValueError(
             f"{str(source)!r} is not a published name (S24, S24-384), run "
             "folder, .keras file or weights file "
             f"({', '.join(WEIGHTS_SUFFIXES)})."
         )
-    _check_finite(model, path)
     return model
 
 
@@ -411,8 +412,7 @@ def _check_classifier(model: keras.Model) -> None:
 
 def _check_finite(model: keras.Model, path: Path) -> None:
     for variable in model.weights:
-        # A sum is finite only if all its terms are, and needs no memory.
-        if not ops.isfinite(ops.sum(variable.value)):
+        if not is_finite(ops.convert_to_numpy(variable)):
             raise ValueError(
                 f"{str(path)!r} is damaged, or its training diverged: the "
                 f"weight {variable.path} is not finite."
@@ -492,19 +492,22 @@ def _inferred(
     size = image_size and (image_size, image_size)
     height, width = size or (rows * patch_size, columns * patch_size)
     class_attention_depth = count("blocks_token_only")
-    with filled_later():
-        model = CaiT(
-            embed_dim,
-            count("blocks"),
-            num_heads,
-            patch_size,
-            hidden_dim / embed_dim,
-            class_attention_depth or 2,
-            input_shape=(height, width, 3),
-            pooling="token" if class_attention_depth else "avg",
-            classes=classes,
-            dtype=precision,
-        )
+    try:
+        with filled_later():
+            model = CaiT(
+                embed_dim,
+                count("blocks"),
+                num_heads,
+                patch_size,
+                hidden_dim / embed_dim,
+                class_attention_depth or 2,
+                input_shape=(height, width, 3),
+                pooling="token" if class_attention_depth else "avg",
+                classes=classes,
+                dtype=precision,
+            )
+    except ValueError as error:  # sizes that contradict each other
+        raise ValueError(f"Cannot load {str(path)!r}: {error}") from None
     with explaining(model, path):
         fill(model, tensors, grid)
     return model

@@ -14,6 +14,7 @@ import numpy as np
 
 from keras_cait.conversion import (
     from_reference,
+    is_finite,
     layer_of,
     listed,
     to_reference,
@@ -53,8 +54,8 @@ def load_weights(model: keras.Model, path: str | PathLike[str]) -> keras.Model:
         The model.
 
     Raises:
-        ValueError: the file does not exist, is of another kind, is damaged, or
-            does not fit the model.
+        ValueError: the file does not exist, is of another kind, is damaged, has
+            weights that are not finite, or does not fit the model.
 
     Example:
     >>> load_weights(model, "model.safetensors")  # doctest: +SKIP
@@ -366,6 +367,8 @@ def _load_h5(model: keras.Model, path: Path) -> None:
     before = model.get_weights()
     try:
         model.load_weights(path)
+        if not all(map(is_finite, model.get_weights())):
+            raise ValueError("a weight is not finite")
     except Exception as error:
         model.set_weights(before)
         reason = " ".join(str(error).split())

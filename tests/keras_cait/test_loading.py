@@ -6,6 +6,7 @@ import zipfile
 import keras
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import keras_cait
 from keras_cait.labels import find_labels, load_labels, read_labels
@@ -15,6 +16,7 @@ from keras_cait.loading import (
     load_model,
     published,
 )
+from keras_cait.weights import read_tensors
 from tests.helpers.models import randomise, small
 
 
@@ -185,6 +187,14 @@ def test_absurd_sizes_are_refused_at_once(
     assert "\n" not in str(error.value)
 
 
+def test_tensors_of_an_impossible_model_name_their_file(run_folder, tmp_path):
+    tensors, _ = read_tensors(run_folder[0] / "weights.safetensors")
+    kept = {n: np.asarray(t) for n, t in tensors.items() if "gamma" not in n}
+    save_file(kept, tmp_path / "cut.safetensors")
+    with pytest.raises(ValueError, match=r"cut\.safetensors.*depth must be"):
+        load_model(tmp_path / "cut.safetensors")
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("suffix", [".keras", ".safetensors"])
 def test_weights_that_are_not_finite_are_refused(tmp_path, value, suffix):
@@ -198,6 +208,12 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, value, suffix):
         keras_cait.save_checkpoint(model, path)
     with pytest.raises(ValueError, match="norm/gamma is not finite"):
         load_model(path)
+    model.save_weights(tmp_path / "model.weights.h5")
+    weight.assign(keras.ops.ones_like(weight))
+    for file in (path, tmp_path / "model.weights.h5"):
+        with pytest.raises(ValueError, match="is not finite"):
+            keras_cait.load_weights(model, file)
+    np.testing.assert_array_equal(weight, np.ones(24))
 
 
 def test_labels_may_begin_with_a_byte_order_mark(tmp_path):
