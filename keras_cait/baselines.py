@@ -19,15 +19,8 @@ from keras_cait.layers import (
     Shape,
     TalkingHeadsAttention,
     Tensor,
-    check_heads,
-    check_rank,
-    dense,
     is_positive_int,
-    query_key_scores,
-    scaled,
     softmax,
-    weighted_values,
-    width,
 )
 from keras_cait.transformer import (
     VisionTransformer,
@@ -63,28 +56,11 @@ class SelfAttention(TalkingHeadsAttention):
     `blocks.*.attn.*`.
     """
 
-    def build(self, input_shape: Shape) -> None:
-        check_rank(self, input_shape, 3, "(batch, tokens, embed_dim)")
-        embed_dim = width(input_shape)
-        check_heads(embed_dim, self.num_heads)
-        self.qkv = dense(self, "qkv", 3 * embed_dim)
-        self.qkv.build(input_shape)
-        self.proj = dense(self, "proj", embed_dim)
-        self.proj.build(input_shape)
+    def _build_mix(self, scores_shape: Shape) -> None:
+        """Nothing here: the heads are not mixed."""
 
-    def call(
-        self,
-        inputs: Tensor,
-        return_attention_scores: bool = False,
-        scores_scale: Tensor | None = None,
-    ) -> Tensor:
-        query, key, value = ops.split(self.qkv(inputs), 3, axis=-1)
-        scores = softmax(query_key_scores(query, key, self.num_heads))
-        scores = scaled(scores, scores_scale)
-        outputs = self.proj(weighted_values(scores, value))
-        if return_attention_scores:
-            return outputs, ops.transpose(scores, (1, 0, 2, 3))
-        return outputs
+    def _mix(self, scores: Tensor) -> Tensor:
+        return softmax(scores)
 
 
 @keras.saving.register_keras_serializable(package="keras_cait")

@@ -357,10 +357,9 @@ class MLP(keras.layers.Layer):
     def build(self, input_shape: Shape) -> None:
         embed_dim = width(input_shape)
         hidden_dim = int(embed_dim * self.mlp_ratio)
-        self.fc1 = dense(self, "fc1", hidden_dim)
-        self.fc2 = dense(self, "fc2", embed_dim)
-        self.fc1.build(input_shape)
-        self.fc2.build((*input_shape[:-1], hidden_dim))
+        self.fc1 = dense(self, "fc1", hidden_dim, input_shape)
+        hidden_shape = (*input_shape[:-1], hidden_dim)
+        self.fc2 = dense(self, "fc2", embed_dim, hidden_shape)
 
     def call(self, inputs: Tensor) -> Tensor:
         return self.contract(self.fc1(inputs))
@@ -465,17 +464,17 @@ class TalkingHeadsAttention(keras.layers.Layer):
         batch, tokens, _ = input_shape
         embed_dim = width(input_shape)
         check_heads(embed_dim, self.num_heads)
-        self.qkv = dense(self, "qkv", 3 * embed_dim)
-        self.qkv.build(input_shape)
+        self.qkv = dense(self, "qkv", 3 * embed_dim, input_shape)
+        self._build_mix((self.num_heads, batch, tokens, tokens))
+        self.proj = dense(self, "proj", embed_dim, input_shape)
+
+    def _build_mix(self, scores_shape: Shape) -> None:
         self.proj_logits, self.proj_weights = (
             HeadMixing(dtype=self.dtype_policy, name=name)
             for name in ("proj_logits", "proj_weights")
         )
-        scores_shape = (self.num_heads, batch, tokens, tokens)
         self.proj_logits.build(scores_shape)
         self.proj_weights.build(scores_shape)
-        self.proj = dense(self, "proj", embed_dim)
-        self.proj.build(input_shape)
 
     def call(
         self,
@@ -569,14 +568,10 @@ class ClassAttention(keras.layers.Layer):
         check_rank(self, patches_shape, 3, "(batch, patches, embed_dim)")
         embed_dim = width(patches_shape)
         check_heads(embed_dim, self.num_heads)
-        self.query = dense(self, "query", embed_dim)
-        self.key = dense(self, "key", embed_dim)
-        self.value = dense(self, "value", embed_dim)
-        self.proj = dense(self, "proj", embed_dim)
-        self.query.build(class_token_shape)
-        self.key.build(patches_shape)
-        self.value.build(patches_shape)
-        self.proj.build(class_token_shape)
+        self.query = dense(self, "query", embed_dim, class_token_shape)
+        self.key = dense(self, "key", embed_dim, patches_shape)
+        self.value = dense(self, "value", embed_dim, patches_shape)
+        self.proj = dense(self, "proj", embed_dim, class_token_shape)
 
     def call(
         self,
@@ -659,15 +654,17 @@ def softmax(scores: Tensor) -> Tensor:
 
 
 def dense(
-    layer: keras.layers.Layer, name: str, units: int
+    layer: keras.layers.Layer, name: str, units: int, input_shape: Shape
 ) -> keras.layers.Dense:
-    """A dense sublayer with the dtype of `layer` and CaiT's initialization."""
-    return keras.layers.Dense(
+    """A built sublayer with the dtype of `layer` and CaiT's initialization."""
+    sublayer = keras.layers.Dense(
         units,
         kernel_initializer=BlockInitializer(),
         dtype=layer.dtype_policy,
         name=name,
     )
+    sublayer.build(input_shape)
+    return sublayer
 
 
 def width(shape: Shape) -> int:
