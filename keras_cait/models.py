@@ -154,7 +154,7 @@ class CaiT(VisionTransformer):
         )
         _check_pooling(pooling, include_top)
         if init_values is None:
-            init_values = _init_values_by_depth(depth)
+            init_values = init_values_by_depth(depth)
         policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
 
         if input_tensor is None:
@@ -343,7 +343,7 @@ CaiT_M36 = _variant("M36")
 CaiT_M48 = _variant("M48")
 
 
-def _init_values_by_depth(depth: int) -> float:
+def init_values_by_depth(depth: int) -> float:
     """Touvron et al., 2021, section 2: deeper models start closer to 0."""
     if depth <= 18:
         return 0.1

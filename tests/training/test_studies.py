@@ -33,8 +33,7 @@ def shrunk():
         SCALES["digits"],
         recipe=recipe,
         model={**SCALES["digits"].model, "embed_dim": 8, "num_heads": 2},
-        depths=(1, 2),
-        drop_path_rates=(0.0, 0.0),
+        depths={1: 0.0, 2: 0.0},
         paper={"LayerScale": (80.5, 82.4)},
         seeds=2,
     )
@@ -109,8 +108,7 @@ def test_a_study_resumes_and_ends_with_a_table_and_a_figure(
     tiny = dataclasses.replace(
         tiny,
         recipe=dataclasses.replace(tiny.recipe, epochs=1),
-        depths=(1,),
-        drop_path_rates=(0.0,),
+        depths={1: 0.0},
     )
     cells = [of_study(tiny, row) for row in ("pre-norm", "LayerScale")]
     monkeypatch.setitem(STUDIES, "depth", lambda scale: cells)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from keras_cait.baselines import SIZES
 from keras_cait.files import file_name
+from keras_cait.models import init_values_by_depth
 from training.recipe import Recipe
 from training.recipes import QUICKSTART, RECIPES
 
@@ -39,16 +40,14 @@ class Scale:
     Attributes:
         recipe: the recipe of all trainings.
         model: arguments of `ViT` that all models share.
-        depths: numbers of blocks in the study of depth.
-        drop_path_rates: stochastic depth for each of them.
+        depths: numbers of blocks, each with its stochastic depth.
         seeds: trainings of each model, with seeds 0, 1, ...
         paper: the paper's top-1 for each of the depths, by row.
     """
 
     recipe: Recipe
     model: dict[str, Any]
-    depths: tuple[int, ...]
-    drop_path_rates: tuple[float, ...]
+    depths: dict[int, float]
     seeds: int = 1
     paper: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
@@ -89,8 +88,7 @@ SCALES = {
             "patch_size": 14,
             "input_shape": (28, 28, 3),
         },
-        depths=(12, 24, 36),
-        drop_path_rates=(0.0, 0.0, 0.0),
+        depths={12: 0.0, 24: 0.0, 36: 0.0},
         seeds=3,
         paper={row: (v[0], v[2], v[3]) for row, v in PAPER.items()},
     ),
@@ -98,34 +96,30 @@ SCALES = {
         # The baseline's 79.9 is DeiT-S after 300 epochs (arXiv 2012.12877).
         replace(RECIPES["s24-224"].resolved(), epochs=300),
         {"embed_dim": 384, "num_heads": SIZES["S"]["num_heads"]},
-        depths=(12, 18, 24, 36),
         # The paper adapts stochastic depth to the number of blocks.
-        drop_path_rates=(0.05, 0.1, 0.2, 0.25),
+        depths={12: 0.05, 18: 0.1, 24: 0.2, 36: 0.25},
         paper=PAPER,
     ),
 }
 
 
 def layer_scale(depth: int) -> dict[str, Any]:
-    """The paper's choice: the deeper the model, the closer to 0."""
-    start = 0.1 if depth <= 18 else 1e-5 if depth <= 24 else 1e-6
+    """The paper's choice."""
+    start = init_values_by_depth(depth)
     return {"residual_scaling": "layer_scale", "init_values": start}
 
 
 def depth(scale: Scale) -> list[Cell]:
     """Table 1: depth and residual scaling, convergence failures included."""
     cells = []
-    for i, (blocks, rate) in enumerate(
-        zip(scale.depths, scale.drop_path_rates, strict=True)
-    ):
-        start = layer_scale(blocks)["init_values"]
+    for i, (blocks, rate) in enumerate(scale.depths.items()):
         rows = {
             "pre-norm": {},
             "ReZero": {"residual_scaling": "rezero"},
             "Fixup": {"residual_scaling": "fixup"},
             "one scalar per branch": {
                 "residual_scaling": "scalar",
-                "init_values": start,
+                "init_values": init_values_by_depth(blocks),
             },
             "LayerScale": layer_scale(blocks),
         }
@@ -142,10 +136,9 @@ def depth(scale: Scale) -> list[Cell]:
             cell(
                 scale,
                 row,
-                f"{blocks} blocks",
+                blocks,
                 scale.paper.get(row, (None,) * len(scale.depths))[i],
-                depth=blocks,
-                **{"drop_path_rate": rate} | options,
+                **options,
             )
             for row, options in rows.items()
         ]
@@ -163,7 +156,7 @@ def class_token(scale: Scale) -> list[Cell]:
         rows[f"after block 12, {class_attention_blocks(layers)}"] = {
             "class_attention_depth": layers
         }
-    return one_column(scale, 12, rows)
+    return [cell(scale, row, 12, **options) for row, options in rows.items()]
 
 
 def layerscale_init(scale: Scale) -> list[Cell]:
@@ -172,23 +165,19 @@ def layerscale_init(scale: Scale) -> list[Cell]:
         cell(
             scale,
             f"{start:g}",
-            f"{blocks} blocks",
-            depth=blocks,
-            drop_path_rate=rate,
+            blocks,
             residual_scaling="layer_scale",
             init_values=start,
         )
         for start in (1.0, 0.1, 1e-2, 1e-4, 1e-5, 1e-6)
-        for blocks, rate in (
-            (scale.depths[i], scale.drop_path_rates[i]) for i in (0, -1)
-        )
+        for blocks in (min(scale.depths), max(scale.depths))
     ]
 
 
 def talking_heads(scale: Scale) -> list[Cell]:
     """From DeiT-S to CaiT step by step; talking heads come last."""
-    blocks = scale.depths[-2]
-    rows, options = {}, {}
+    *_, blocks, _ = scale.depths
+    cells, options = [], {}
     for row, change in (
         ("DeiT", {}),
         ("+ LayerScale", layer_scale(blocks)),
@@ -196,25 +185,24 @@ def talking_heads(scale: Scale) -> list[Cell]:
         ("+ talking heads: CaiT", {"talking_heads": True}),
     ):
         options = options | change
-        rows[row] = options
-    return one_column(scale, blocks, rows)
+        cells.append(cell(scale, row, blocks, **options))
+    return cells
 
 
 def class_attention_depth(scale: Scale) -> list[Cell]:
     """CaiT with more or fewer class-attention blocks."""
-    blocks = scale.depths[0]
-    cait = {**layer_scale(blocks), "talking_heads": True}
-    return one_column(
-        scale,
-        blocks,
-        {
-            class_attention_blocks(layers): {
-                **cait,
-                "class_attention_depth": layers,
-            }
-            for layers in (1, 2, 3, 4)
-        },
-    )
+    blocks = min(scale.depths)
+    return [
+        cell(
+            scale,
+            class_attention_blocks(layers),
+            blocks,
+            **layer_scale(blocks),
+            talking_heads=True,
+            class_attention_depth=layers,
+        )
+        for layers in (1, 2, 3, 4)
+    ]
 
 
 def class_attention_blocks(number: int) -> str:
@@ -222,35 +210,20 @@ def class_attention_blocks(number: int) -> str:
     return f"{number} class-attention block{'s' * (number > 1)}"
 
 
-def one_column(
-    scale: Scale, blocks: int, rows: dict[str, dict[str, Any]]
-) -> list[Cell]:
-    rates = dict(zip(scale.depths, scale.drop_path_rates, strict=True))
-    return [
-        cell(
-            scale,
-            row,
-            f"{blocks} blocks",
-            depth=blocks,
-            drop_path_rate=rates[blocks],
-            **options,
-        )
-        for row, options in rows.items()
-    ]
-
-
 def cell(
     scale: Scale,
     row: str,
-    column: str,
+    blocks: int,
     paper: float | None = None,
     warmup: bool = True,
-    **model: Any,
+    **options: Any,
 ) -> Cell:
+    """The model of some blocks, with the other options of `ViT`."""
     recipe = scale.recipe
     if not warmup:
         recipe = replace(recipe, warmup_epochs=0.0)
-    return Cell(row, column, scale.model | model, recipe, paper)
+    model = {"depth": blocks, "drop_path_rate": scale.depths[blocks]} | options
+    return Cell(row, f"{blocks} blocks", scale.model | model, recipe, paper)
 
 
 StudyName = Literal[
