@@ -90,7 +90,7 @@ def to_reference(variables: Iterable[keras.Variable]) -> dict[str, np.ndarray]:
     """
     return {
         reference_name(v.path): np.ascontiguousarray(
-            _to_reference_layout(np.asarray(v))
+            np.asarray(v).transpose(_axes(len(v.shape)))
         )
         for v in variables
         if not is_state(v)
@@ -149,7 +149,8 @@ def from_reference(
                 "damaged, or its training diverged."
             )
     for name, variable in wanted.items():
-        array = _from_reference_layout(np.asarray(tensors[name]))
+        array = np.asarray(tensors[name])
+        array = array.transpose(np.argsort(_axes(array.ndim)))
         # The backend copies a transposed array. JAX would keep any other one,
         # even if it is a view of a file that may change.
         variable.assign(array.copy() if array.flags.c_contiguous else array)
@@ -182,22 +183,10 @@ def listed(items: Sequence[str], separator: str = ", ") -> str:
     return separator.join([*items[:8], *more]) or "none"
 
 
-# Axis permutations by kernel rank. Other weights keep their layout.
-TO_REFERENCE = {2: (1, 0), 4: (3, 2, 0, 1)}
-FROM_REFERENCE = {2: (1, 0), 4: (2, 3, 1, 0)}
-
-
-def _to_reference_layout(array: np.ndarray) -> np.ndarray:
+def _axes(rank: int) -> tuple[int, ...]:
     """(in, out) -> (out, in); (height, width, in, out) -> (out, in, h, w)."""
-    return array.transpose(TO_REFERENCE.get(array.ndim, range(array.ndim)))
-
-
-def _from_reference_layout(array: np.ndarray) -> np.ndarray:
-    return array.transpose(FROM_REFERENCE.get(array.ndim, range(array.ndim)))
+    return {2: (1, 0), 4: (3, 2, 0, 1)}.get(rank, tuple(range(rank)))
 
 
 def _reference_shape(variable: keras.Variable) -> tuple[int, ...]:
-    shape = variable.shape
-    return tuple(
-        shape[axis] for axis in TO_REFERENCE.get(len(shape), range(len(shape)))
-    )
+    return tuple(variable.shape[axis] for axis in _axes(len(variable.shape)))
