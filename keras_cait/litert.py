@@ -133,18 +133,14 @@ class LiteRTModel:
                 is_over.set()
         return softmax(outputs) if self.output == "logits" else outputs
 
-    def seconds(self, at_least: float = 1.0) -> float:
-        """Median seconds per run, over 5 runs or more.
-
-        Args:
-            at_least: seconds to spend.
-        """
+    def seconds(self) -> float:
+        """Median seconds per run, over 5 runs or more in a second."""
         images = np.zeros((self.batch_size, *self.image_shape), self.dtype)
         times: list[float] = []
         with self.lock:
             for _ in range(2):
                 self.runner(images=images)
-            end = time.perf_counter() + at_least
+            end = time.perf_counter() + 1
             while len(times) < 5 or time.perf_counter() < end:
                 start = time.perf_counter()
                 self.runner(images=images)
@@ -190,6 +186,7 @@ def _interpreter() -> type:
 
 
 # What a damaged file can do to the process that runs it.
+TRIAL_SECONDS = 60
 TRIAL = """
 import sys
 import numpy as np
@@ -203,7 +200,7 @@ for name in interpreter.get_signature_list():
 """
 
 
-def check_file(path: str | Path, timeout: float = 60.0) -> None:
+def check_file(path: str | Path) -> None:
     """Refuses a damaged file before it runs in this process.
 
     Its checksum is verified if it has one, and it runs once in a process of
@@ -211,7 +208,6 @@ def check_file(path: str | Path, timeout: float = 60.0) -> None:
 
     Args:
         path: the `.tflite` file.
-        timeout: seconds after which the file is given up.
 
     Raises:
         ValueError: the file is damaged, or not a `.tflite` model.
@@ -223,11 +219,11 @@ def check_file(path: str | Path, timeout: float = 60.0) -> None:
             [sys.executable, "-c", TRIAL, str(path)],
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=TRIAL_SECONDS,
         )
     except subprocess.TimeoutExpired:
         raise ValueError(
-            f"{str(path)!r} does not run within {timeout:.0f} seconds."
+            f"{str(path)!r} does not run within {TRIAL_SECONDS} seconds."
         ) from None
     if trial.returncode:
         lines = trial.stderr.strip().splitlines()
