@@ -1,6 +1,5 @@
 """Which models can be exported, and loading them."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import keras
@@ -183,23 +182,3 @@ def patch_grid(model: keras_cait.CaiT) -> tuple[int, int]:
     """
     height, width = image_size(model)
     return height // model.patch_size, width // model.patch_size
-
-
-def check_labels(labels: Sequence[str], classes: int) -> None:
-    """Checks that there is one label per class.
-
-    Args:
-        labels: names of the classes.
-        classes: number of classes of the model.
-
-    Raises:
-        ValueError: the numbers differ.
-
-    Example:
-    >>> check_labels(["cat", "dog"], 2)
-    """
-    if len(labels) != classes:
-        raise ValueError(
-            f"Got {len(labels)} labels for {classes} classes. Give one label "
-            "per class, in the order of the classes."
-        )

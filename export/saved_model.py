@@ -7,7 +7,6 @@ from typing import Any
 
 import tensorflow as tf
 
-from export.exportable import check_labels
 from export.inference_graph import InferenceModel
 from export.options import SERVED_SIGNATURES, ServedSignature
 from keras_cait.decoding import decode_batch, decode_each, each
@@ -113,7 +112,11 @@ class Signatures(tf.Module):
         parts: int = 1,
     ):
         super().__init__()
-        check_labels(labels, model.classes)
+        if len(labels) != model.classes:
+            raise ValueError(
+                f"Got {len(labels)} labels for {model.classes} classes. Give "
+                "one label per class, in the order of the classes."
+            )
         if top < 1:
             raise ValueError(f"top must be at least 1. Got {top}.")
         if not 1 <= parts <= model.patches:

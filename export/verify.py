@@ -3,9 +3,8 @@
 import io
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -315,8 +314,3 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
         )
         for line in lines
     )
-
-
-def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The rows as JSON-serializable dicts."""
-    return [asdict(row) for row in rows]

@@ -38,11 +38,11 @@ def verify(
         output: JSON file for the results. It must not exist.
     """
     import json
+    from dataclasses import asdict
 
     from export.check_saved_model import check_saved_model, checks_table
     from export.exportable import load_exportable
     from export.verify import (
-        as_json,
         compare,
         encoded_sample,
         exported_path,
@@ -73,5 +73,6 @@ def verify(
             print(f"\n{path}\n{checks_table(checks)}")
     if output:
         with new_output(output) as unfinished:
-            unfinished.write_text(json.dumps(as_json(rows), indent=2) + "\n")
+            records = [asdict(row) for row in rows]
+            unfinished.write_text(json.dumps(records, indent=2) + "\n")
         print(f"Wrote {output}")
