@@ -22,6 +22,7 @@ COLUMNS = pa.schema(
         "error": pa.string(),
     }
 )
+TOP = 5  # classes per image
 # Of the file that says what the job is.
 KEYS = (
     *("data", "split", "parts", "model", "weights", "image_size", "top"),
@@ -30,7 +31,7 @@ KEYS = (
 
 
 def read_predictions(
-    folder: Path, max_unreadable: int = 0, k: int = 5
+    folder: Path, max_unreadable: int = 0
 ) -> tuple[Predictions, dict[str, Any], list[str]]:
     """Reads the predictions for all images of a labeled dataset.
 
@@ -38,7 +39,6 @@ def read_predictions(
         folder: output of `python -m export predict --data`.
         max_unreadable: maximum number of images without predictions, because
             they cannot be read.
-        k: how many of the classes to keep.
 
     Returns:
         The predictions; what the job was, as it says itself; and the names of
@@ -46,7 +46,7 @@ def read_predictions(
 
     Raises:
         ValueError: the folder has no predictions, not all of them, no labels or
-            fewer than `k` classes; or more images cannot be read.
+            fewer than 5 classes; or more images cannot be read.
     """
     if not (folder / "_job.json").is_file():
         raise ValueError(
@@ -59,10 +59,10 @@ def read_predictions(
             f"The predictions in {str(folder)!r} have no labels. Repeat them "
             "with --data instead of --input."
         )
-    if job["top"] < k:
+    if job["top"] < TOP:
         raise ValueError(
             f"The predictions in {str(folder)!r} have {job['top']} classes per "
-            f"image. Repeat them with --top {k}."
+            f"image. Repeat them with --top {TOP}."
         )
     files = sorted(folder.glob(f"part-*.{job['format']}"))
     if len(files) < job["parts"]:
@@ -83,7 +83,7 @@ def read_predictions(
                 "the model itself: --model."
             )
         if len(good):
-            found.append(compared(good, k))
+            found.append(compared(good))
     check_readable(unreadable, count, max_unreadable)
     return join(found), job, unreadable
 
@@ -98,12 +98,12 @@ def read_rows(file: Path) -> pa.Table:
     return json.read_json(file, parse_options=options)
 
 
-def compared(rows: pa.Table, k: int) -> Predictions:
+def compared(rows: pa.Table) -> Predictions:
     """The predictions of rows without an error.
 
     Example:
     >>> row = {"classes": ["cat", "dog"], "scores": [0.7, 0.3], "label": "cat"}
-    >>> compared(pa.Table.from_pylist([row]), 2).correct
+    >>> compared(pa.Table.from_pylist([row])).correct
     array([[ True, False]])
     """
     classes, scores = (
@@ -111,7 +111,7 @@ def compared(rows: pa.Table, k: int) -> Predictions:
         for name in ("classes", "scores")
     )
     labels = rows["label"].to_numpy()
-    correct = classes.reshape(len(rows), -1)[:, :k] == labels[:, None]
+    correct = classes.reshape(len(rows), -1)[:, :TOP] == labels[:, None]
     return Predictions(
         correct,
         np.ones(len(rows), bool),

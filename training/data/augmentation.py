@@ -6,6 +6,7 @@ or the number of workers. All functions are made of TensorFlow ops, for
 """
 
 import math
+from functools import partial
 
 import tensorflow as tf
 
@@ -19,8 +20,6 @@ def random_resized_crop(
     image: tf.Tensor,
     seed: tf.Tensor,
     size: int,
-    scale: tuple[float, float] = (0.08, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> tf.Tensor:
     """Crops a random part of an image and resizes it to a square.
 
@@ -35,8 +34,6 @@ def random_resized_crop(
             `(height, width, 3)` tensor, RGB in 0...255.
         seed: pair of ints. The same seed gives the same crop.
         size: height and width of the result in pixels.
-        scale: range of the crop's share of the area, in 0...1.
-        ratio: range of the crop's width / height.
 
     Returns:
         `(size, size, 3)` float32 tensor of integers in 0...255.
@@ -50,10 +47,7 @@ def random_resized_crop(
     [[7.0, 7.0, 7.0], [7.0, 7.0, 7.0]]
     """
     draws = tf.random.stateless_uniform((TRIES, 4), seed)
-
-    def box(height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
-        return crop_box(height, width, draws, scale, ratio)
-
+    box = partial(crop_box, draws=draws)
     if image.dtype == tf.string:
         crop = decode_crop(image, box)
     else:
@@ -92,11 +86,7 @@ def _transpose(image: tf.Tensor) -> tf.Tensor:
 
 
 def crop_box(
-    height: tf.Tensor,
-    width: tf.Tensor,
-    draws: tf.Tensor,
-    scale: tuple[float, float] = (0.08, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    height: tf.Tensor, width: tf.Tensor, draws: tf.Tensor
 ) -> tf.Tensor:
     """The rectangle that `random_resized_crop` crops.
 
@@ -104,19 +94,21 @@ def crop_box(
         height, width: int scalars. Size of the image in pixels.
         draws: `(tries, 4)` float32 tensor in [0, 1), one row per try: area,
             ratio, top, left.
-        scale: range of the crop's share of the area, in 0...1.
-        ratio: range of the crop's width / height.
 
     Returns:
         int32 tensor `[top, left, height, width]`: the first try that fits into
-        the image, otherwise the largest centered crop within the ratios.
+        the image, otherwise the largest centered crop within the ratios. Its
+        area is 0.08...1 of the image, its width / height 3/4...4/3.
 
     Example:
     >>> draws = tf.fill((10, 4), 0.5)
     >>> crop_box(40, 30, draws).numpy().tolist()
     [8, 3, 25, 25]
     """
-    fits, box = _first_fit(height, width, draws, scale, ratio, (height, width))
+    ratio = (3 / 4, 4 / 3)
+    fits, box = _first_fit(
+        height, width, draws, (0.08, 1.0), ratio, (height, width)
+    )
     h, w = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
     tallest = tf.minimum(h, tf.round(w / ratio[0]))
     widest = tf.minimum(w, tf.round(h * ratio[1]))

@@ -23,24 +23,18 @@ import tensorflow as tf
 FILL = (124.0, 116.0, 104.0)  # ImageNet's mean color
 OPERATIONS_PER_IMAGE = 2
 PROBABILITY = 0.5
+MAGNITUDE = (9.0, 0.5)  # mean and deviation of an operation's strength
 
 Change = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 Argument = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
-def rand_augment(
-    image: tf.Tensor,
-    seed: tf.Tensor,
-    magnitude: float = 9.0,
-    magnitude_std: float = 0.5,
-) -> tf.Tensor:
+def rand_augment(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """Applies up to two random operations of `OPERATIONS`.
 
     Args:
         image: `(height, width, 3)` float32 tensor of integers in 0...255.
         seed: pair of ints. The same seed gives the same operations.
-        magnitude: mean strength of an operation, in 0...10.
-        magnitude_std: standard deviation of the strength.
 
     Returns:
         A tensor like `image`.
@@ -52,7 +46,7 @@ def rand_augment(
     uniform_seed, normal_seed = tf.unstack(tf.random.split(seed, 2))
     draws = tf.random.stateless_uniform((OPERATIONS_PER_IMAGE, 3), uniform_seed)
     levels = tf.random.stateless_normal(
-        (OPERATIONS_PER_IMAGE,), normal_seed, magnitude, magnitude_std
+        (OPERATIONS_PER_IMAGE,), normal_seed, *MAGNITUDE
     )
     levels = tf.clip_by_value(levels, 0.0, 10.0)
     for level, (applied, choice, side) in zip(
