@@ -391,12 +391,6 @@ def test_command_with_tls(server, capsys):
     assert server.headers["x-team"] == "c"
 
 
-def test_command_without_an_image(server, tmp_path, capsys):
-    options = ["--server", server.grpc_address, "--served-model", "cait_tiny"]
-    assert exit_status(main, "classify", tmp_path, *options) == 1
-    assert "No images" in capsys.readouterr().err
-
-
 def response(body, status="200 OK", headers=""):
     """A REST response of bytes or of an object as JSON."""
     if not isinstance(body, bytes):

@@ -196,55 +196,6 @@ def test_quantized_files_stay_near_the_model(scheme, quantized, expected):
         assert file.stat().st_size < 0.9 * whole
 
 
-@pytest.mark.parametrize(
-    ("options", "status", "message"),
-    [
-        ("--scheme int4", 2, 'Invalid value "int4" for --scheme'),
-        ("--signatures scores", 2, 'Invalid value "scores" for --signatures'),
-        ("--batch-size x", 2, "--batch-size"),
-        ("--scheme static-int8", 1, "Add --calibration DATA"),
-        ("--batch-size 0", 2, "--batch-size"),
-        ("--labels EMPTY.txt", 1, "Got 1 labels for the 5 classes"),
-        ("--model EMPTY.keras", 1, "Only CaiT models can be exported"),
-        ("--output EMPTY.txt/model.tflite", 1, "is not a folder"),
-        (
-            "--scheme static-int8 --calibration folder:EMPTY",
-            1,
-            "No images in",
-        ),
-        (
-            "--scheme static-int8 --calibration EMPTY.txt",
-            1,
-            "must be digits, folder:PATH or a name of TensorFlow Datasets",
-        ),
-        (
-            "--scheme static-int8 --calibration cifar10",
-            1,
-            "Prepare it first: python -m training.prepare cifar10",
-        ),
-    ],
-)
-def test_litert_refuses_with_nothing_written(
-    options, status, message, exported, tmp_path, capsys
-):
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    empty.with_suffix(".txt").write_text("one\n")
-    keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]).save(
-        empty.with_suffix(".keras")
-    )
-    words = options.replace("EMPTY", str(empty)).split()
-    if "--model" not in words:
-        words += ["--model", exported / "model.keras"]
-    if "--output" not in words:
-        words += ["--output", tmp_path / "files/model.tflite"]
-    assert exit_status(main, "litert", *words) == status
-    error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
-    files = {path.name for path in tmp_path.rglob("*") if path.is_file()}
-    assert files == {"empty.txt", "empty.keras"}
-
-
 def test_calibration_takes_training_images_of_a_dataset(tmp_path):
     import tensorflow_datasets as tfds
 
@@ -316,7 +267,6 @@ def of_another_model(path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: path.write_text("no file"), "is not a .tflite model"),
         (of_something_else, "is not an image classifier"),
         (of_another_model, "has 3 blocks and the model 4"),
     ],
@@ -427,15 +377,6 @@ def test_logits_of_a_sigmoid_are_refused():
         convert(model, softmax=False)
 
 
-def test_nothing_is_overwritten(exported, capsys):
-    output = exported / "model.tflite"
-    before = output.read_bytes()
-    options = ["--model", exported / "model.keras", "--output", output]
-    assert exit_status(main, "litert", *options) == 1
-    assert "already exists" in capsys.readouterr().err
-    assert output.read_bytes() == before
-
-
 def test_a_failed_export_leaves_nothing(
     exported, tmp_path, capsys, monkeypatch
 ):
@@ -448,28 +389,3 @@ def test_a_failed_export_leaves_nothing(
     assert exit_status(main, "litert", *options) == 1
     assert "No space left on device" in capsys.readouterr().err
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"model": "missing.keras"}, "missing.keras"),
-        ({"labels": "missing.txt"}, "Cannot read labels"),
-        ({"output": "file/cait"}, "is not a folder"),
-    ],
-)
-def test_bad_input_ends_in_one_line(
-    exported, change, message, tmp_path, capsys
-):
-    (tmp_path / "file").touch()
-    arguments = {
-        "model": exported / "model.keras",
-        "labels": exported / "labels.txt",
-        "output": tmp_path / "cait",
-    }
-    arguments |= {key: tmp_path / name for key, name in change.items()}
-    flags = [f"--{key}={value}" for key, value in arguments.items()]
-    assert exit_status(main, "saved-model", *flags) == 1
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1

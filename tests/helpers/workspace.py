@@ -36,9 +36,9 @@ def write_workspace(folder):
 
 
 def write_models(folder):
-    def cait(channels=3, **arguments):
+    def cait(side=32, channels=3, **arguments):
         return keras_cait.CaiT(
-            8, 1, 1, patch_size=8, input_shape=(32, 32, channels), **arguments
+            8, 1, 1, 8, input_shape=(side, side, channels), **arguments
         )
 
     model = randomise(cait(classes=5))
@@ -52,6 +52,7 @@ def write_models(folder):
         (folder / f"text.{suffix}").write_text("not a model")
     cait(include_top=False).save(folder / "headless.keras")
     cait(channels=1).save(folder / "gray.keras")
+    cait(side=None).save(folder / "any.keras")
     model.set_weights([weight * np.nan for weight in model.get_weights()])
     model.save(folder / "nan.keras")
     dense = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])

@@ -122,30 +122,6 @@ def test_published_names():
         published("S24-512")
 
 
-@pytest.mark.parametrize(
-    "name, content, message",
-    [
-        ("nothing.keras", None, "There is no model"),
-        ("empty", "folder", "neither a finished training run nor a SavedModel"),
-        ("model.keras", b"not a zip", "Cannot load a Keras model from"),
-        ("model.safetensors", b"\0" * 20, "Cannot load"),
-        ("model.tflite", b"\0" * 20, "is not a .tflite model"),
-        ("w.weights.h5", b"", "does not record its architecture"),
-        ("model.txt", b"", "is not a published name"),
-    ],
-)
-def test_other_sources_are_refused_by_name(tmp_path, name, content, message):
-    path = tmp_path / name
-    if content == "folder":
-        path.mkdir()
-    elif content is not None:
-        path.write_bytes(content)
-    with pytest.raises(ValueError, match=message) as error:
-        load_classifier(path)
-    assert name in str(error.value)
-    assert "\n" not in str(error.value)
-
-
 def test_a_model_without_known_inputs_is_named(tmp_path):
     path = tmp_path / "unbuilt.keras"
     layers = [keras.layers.RandomFlip(), small(input_shape=(32, 48, 3))]

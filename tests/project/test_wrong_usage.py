@@ -67,12 +67,14 @@ ROWS = [
         dense.keras | 1 | is not an image classifier.
         headless.keras | 1 | is not an image classifier.
         gray.keras | 1 | Expected RGB images of one size
+        any.keras | 1 | Expected RGB images of one size
         nan.keras | 1 | is not finite.
         photo.png | 1 | 'photo.png' is not a published name
         file | 1 | 'file' is not a published name
         pipe | 1 | 'pipe' is neither a file nor a folder.
         pipe.keras | 1 | 'pipe.keras' is neither a file nor a folder.
         small.weights.h5 | 1 | Add it, such as --variant S24.
+        S24 --variant S24 | 1 | has an architecture of its own.
         S24-100 | 1 | No published weights are named S24-100.
         """,
     ),
@@ -80,6 +82,7 @@ ROWS = [
         "keras_cait photo.png --model small.keras",
         """
         --variant S99 | 1 | There is no variant 'S99'.
+        --variant S24 | 1 | has an architecture of its own. Omit --variant.
         --image-size 0 | 2 | Must be >= 1.
         --image-size -8 | 2 | Must be >= 1.
         --image-size 100000 | 2 | Must be <= 4096.
@@ -104,6 +107,7 @@ ROWS = [
         --attention file | 1 | neither a folder nor a file that ends in
         --attention photo.png | 1 | already exists.
         --attention file/new.png | 1 | 'file' is not a folder.
+        --attention nowhere/new.png | 1 | there is no such folder.
         """,
     ),
     ("training.train nosuch --output new", 2, 'Unknown command "nosuch".'),
@@ -157,6 +161,7 @@ ROWS = [
         --max-rotation nan | 1 | at most 180.
         --max-zoom -5 | 1 | max_zoom must be at least 0
         --clip-norm -1 | 1 | clip_norm must be at least 0.
+        --weight-decay -0.1 | 1 | weight_decay must be at least 0.
         --evaluation-epochs 0 | 1 | evaluation_epochs must be at least 1.
         --max-unreadable -1 | 1 | max_unreadable must be at least 0.
         --patience -1 | 1 | patience must be at least 0.
@@ -214,6 +219,7 @@ ROWS = [
         empty.keras | 1 | Cannot load a Keras model from 'empty.keras'
         cut.keras | 1 | Cannot load a Keras model from 'cut.keras'
         text.pth | 1 | Cannot load 'text.pth'
+        text.tflite | 1 | 'text.tflite' is not a .tflite model
         dense.keras | 1 | is not an image classifier.
         headless.keras | 1 | is not an image classifier.
         gray.keras | 1 | Expected RGB images of one size

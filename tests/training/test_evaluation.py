@@ -143,15 +143,6 @@ def write_photos(folder):
         Image.new("RGB", (30, 30), color).save(folder / f"{i}.png")
 
 
-def test_images_of_other_classes_are_refused(kinds, tmp_path, capsys):
-    for name in ("cat", "dog"):
-        write_photos(tmp_path / "photos" / name)
-    options = ("--data", f"folder:{tmp_path / 'photos'}")
-    options += ("--output", tmp_path / "out")
-    assert evaluate("--model", kinds / "model.keras", *options) == 1
-    assert "The model has 10 classes, but folder:" in capsys.readouterr().err
-
-
 def test_the_same_classes_in_another_order_are_refused():
     names, data = ("cat", "dog"), "folder:photos"
     for labels in (None, ["cat", "dog"], ["Hund", "Katze"]):
@@ -338,8 +329,6 @@ def test_all_published_models_beside_their_figures(
         "83.5",
     ]
     assert capsys.readouterr().out.count("| imagenet2012 |") == len(PRETRAINED)
-    assert evaluate("--all", "--model", "S24", *options) == 1
-    assert "--all, or" in capsys.readouterr().err
 
 
 def metrics_of(folder):
@@ -405,21 +394,3 @@ def test_images_with_many_labels_come_from_tensorflow_datasets(tmp_path):
     } == expected
     with pytest.raises(ValueError, match="has no train split"):
         load("many_labels", "train", tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("path", "raw", "message"),
-    [
-        ("missing.keras.txt", False, "There is no model"),
-        ("model.keras", True, "model.keras' has no checkpoints"),
-        ("damaged.tflite", False, "damaged.tflite' is not a .tflite model"),
-        ("damaged.safetensors", False, "Cannot load .*damaged.safetensors'"),
-    ],
-)
-def test_mistakes_end_in_a_clear_message(path, raw, message, kinds, tmp_path):
-    if path == "model.keras":
-        shutil.copy(kinds / path, tmp_path)
-    if "damaged" in path:
-        (tmp_path / path).write_bytes(b"damaged")
-    with pytest.raises(ValueError, match=message):
-        load_for_evaluation(tmp_path / path, raw=raw)

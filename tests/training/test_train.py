@@ -38,7 +38,7 @@ from training.loop.run_folder import check_data, claimed, settled
 from training.loop.stack_traces import one_stack_trace
 from training.loop.tensorboard import TensorBoard
 from training.loop.trainer import Trainer
-from training.recipe import Recipe, override
+from training.recipe import override
 from training.recipes import QUICKSTART, RECIPES
 
 TINY = dataclasses.replace(
@@ -611,32 +611,3 @@ def test_runs_of_earlier_versions_can_be_resumed(tmp_path):
     start(tmp_path, recipe)
     with pytest.raises(ValueError, match=r"embed_dim 384 \(now 192\)"):
         start(tmp_path, override(recipe, variant="XXS24").resolved())
-
-
-def test_contradictory_recipes_are_refused():
-    with pytest.raises(ValueError, match="less than epochs"):
-        Recipe(epochs=2, warmup_epochs=2)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "status", "message"),
-    [
-        (["--epochs", "two"], 2, 'unable to convert "two" into int'),
-        (["--no-such-field", "1"], 2, "unknown option: --no-such-field"),
-        (["--epochs", "1"], 1, "warmup_epochs must be at least 0 and less"),
-        (["--output", "{file}/run"], 1, "is not a folder"),
-    ],
-)
-def test_bad_arguments_end_in_a_clear_message(
-    arguments, status, message, tmp_path, capsys
-):
-    file = tmp_path / "file"
-    file.touch()
-    arguments = [argument.format(file=file) for argument in arguments]
-    if "--output" not in arguments:
-        arguments += ["--output", str(tmp_path / "run")]
-    with pytest.raises(SystemExit) as end:
-        program.main(["quickstart", *arguments])
-    assert end.value.code == status
-    (line,) = capsys.readouterr().err.splitlines()
-    assert message.lower() in line.lower()
