@@ -156,12 +156,6 @@ def test_changed_kernels_are_refused(change, message, small_model, monkeypatch):
         InferenceModel(small_model)
 
 
-def test_only_a_cait_is_exported():
-    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
-    with pytest.raises(ValueError, match="Only CaiT models"):
-        InferenceModel(model)
-
-
 def test_an_unknown_precision_is_refused(small_model):
     with pytest.raises(ValueError, match="float32, bfloat16"):
         InferenceModel(small_model, "float16")

@@ -23,7 +23,6 @@ from export.serving.model_folder import (
     read_manifest,
     write_version,
 )
-from keras_cait.files import locked
 from keras_cait.loading import existing_versions
 from tests.helpers.commands import exit_status
 from tests.helpers.models import randomise, small
@@ -382,13 +381,6 @@ def test_names_that_are_served(name):
     check_served_name(name)
 
 
-def test_an_output_that_is_a_file_is_refused_first(capsys, tmp_path):
-    (tmp_path / "cait").touch()
-    options = ["--model", "S24", "--output", tmp_path / "cait"]
-    assert exit_status(main, "saved-model", *options) == 1
-    assert "is not a folder" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     "name, text, message",
     [
@@ -407,42 +399,25 @@ def test_a_damaged_folder_is_left_as_it_is(
     assert files(output) == before
 
 
-def test_a_second_export_to_the_folder_is_refused(model, tmp_path):
-    with (
-        locked(tmp_path / "cait"),
-        pytest.raises(ValueError, match="is writing"),
-    ):
-        write_version(model, LABELS, tmp_path / "cait")
-
-
-def test_weights_files_tell_their_architecture(tmp_path, monkeypatch, capsys):
-    """Or need the variant, and say so."""
+def test_a_weights_file_is_exported_as_its_variant(tmp_path, monkeypatch):
     received = []
     monkeypatch.setattr(
         "export.serving.model_folder.write_version",
-        lambda *arguments, **_: received.append(arguments),
+        lambda *arguments, **_: received.extend(arguments),
     )
-    model = keras_cait.CaiT(
-        192, 24, 4, input_shape=(32, 32, 3), classes=3, name="cait_xxs24"
+    model = keras_cait.CaiT_XXS24(
+        weights=None, input_shape=(32, 32, 3), classes=3
     )
-    keras_cait.save_weights(model, tmp_path / "model.safetensors")
     model.save_weights(tmp_path / "model.weights.h5")
     (tmp_path / "labels.txt").write_text("a\nb\nc\n")
-
-    def export(name, *options):
-        command = ["saved-model", "--model", tmp_path / name, *options]
-        return exit_status(main, *command, "--output", tmp_path / "models/m")
-
-    assert export("model.weights.h5") == 1
-    assert "--variant" in capsys.readouterr().err
-    options = ["--variant", "XXS24", "--image-size", "32"]
-    assert export("model.weights.h5", *options) == 0
-    assert export("model.safetensors") == 0
-    for loaded, labels, *_ in received:
-        assert labels == ["a", "b", "c"]
-        assert loaded.image_shape == (32, 32, 3)
-        np.testing.assert_array_equal(
-            loaded.get_layer("head").get_weights()[0],
-            model.get_layer("head").get_weights()[0],
-        )
-    assert len(received) == 2
+    options = ["--model", tmp_path / "model.weights.h5"]
+    options += ["--variant", "XXS24", "--image-size", "32"]
+    options += ["--output", tmp_path / "models/m"]
+    assert exit_status(main, "saved-model", *options) == 0
+    loaded, labels, *_ = received
+    assert labels == ["a", "b", "c"]
+    assert loaded.image_shape == (32, 32, 3)
+    np.testing.assert_array_equal(
+        loaded.get_layer("head").get_weights()[0],
+        model.get_layer("head").get_weights()[0],
+    )

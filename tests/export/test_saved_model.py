@@ -334,13 +334,6 @@ def test_xla(tmp_path, precision):
         )
 
 
-def test_labels_fit_the_model(model, tmp_path):
-    with pytest.raises(ValueError, match="4 labels for 5 classes"):
-        write_saved_model(InferenceModel(model), LABELS[1:], tmp_path / "1")
-    with pytest.raises(ValueError, match="Got 0"):
-        write_saved_model(InferenceModel(model), LABELS, tmp_path / "1", 0)
-
-
 @pytest.mark.parametrize("parts", [0, 17])
 def test_no_more_parts_than_patches(model, tmp_path, parts):
     with pytest.raises(ValueError, match=f"at most 16.*Got {parts}"):

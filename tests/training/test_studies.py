@@ -256,13 +256,3 @@ def test_the_command_runs_a_study(tiny, tmp_path, monkeypatch, capsys):
     assert end.value.code == 0
     assert "| LayerScale | " in capsys.readouterr().out
     assert len(list(tmp_path.glob("LayerScale*-0.json"))) == 1
-
-
-@pytest.mark.parametrize("option", ["--seeds", "--processes"])
-def test_nothing_is_not_a_number_of_trainings(option, tmp_path, capsys):
-    with pytest.raises(SystemExit) as end:
-        studies.main(["depth", "--output", str(tmp_path / "new"), option, "0"])
-    assert end.value.code == 2
-    message = f'Invalid value "0" for {option}. Must be >= 1. See --help.\n'
-    assert capsys.readouterr().err == message
-    assert not (tmp_path / "new").exists()
