@@ -57,23 +57,21 @@ def figures(rows: Sequence[dict[str, Any]], folder: Path) -> None:
 
     Class-attention blocks are to the right of a dotted line.
     """
-    places = np.arange(len(rows))
+    places = range(len(rows))
     names = [
         ("c" if row["block"].startswith("class") else "")
         + row["block"].rpartition("_")[2]
         for row in rows
     ]
-    own = sum(row["block"].startswith("self") for row in rows)
 
-    def panel(axes, title, ylabel, log=False):
+    def panel(axes, title, ylabel, blocks=names):
         axes.set(title=title, ylabel=ylabel, xlabel="block")
-        step = -(-len(rows) // 16)
-        axes.set_xticks(places[::step], names[::step])
-        axes.set_xlim(-0.5, len(rows) - 0.5)
-        if own < len(rows):
-            axes.axvline(own - 0.5, color="0.6", linestyle=":")
-        if log:
-            axes.set_yscale("log")
+        count = max(len(blocks), 1)
+        step = -(-count // 16)
+        axes.set_xticks(range(0, len(blocks), step), blocks[::step])
+        axes.set_xlim(-0.5, count - 0.5)
+        if "c0" in blocks:
+            axes.axvline(names.index("c0") - 0.5, color="0.6", linestyle=":")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
 
@@ -96,8 +94,10 @@ def figures(rows: Sequence[dict[str, Any]], folder: Path) -> None:
         axes[1, 1].plot(places, values(f"{key}_gradient"), "o-", label=label)
     panel(axes[0, 1], "Branch over the stream it is added to", "share / %")
     axes[1, 0].plot(places, values("activation_gradient"), "o-")
-    panel(axes[1, 0], "Gradient of a block's output", "norm", log=True)
-    panel(axes[1, 1], "Gradient of the weights", "norm", log=True)
+    panel(axes[1, 0], "Gradient of a block's output", "norm")
+    panel(axes[1, 1], "Gradient of the weights", "norm")
+    for one in axes[1]:
+        one.set_yscale("log")
     for one in axes[:, 1]:
         one.legend(frameon=False)
     save(drawing, "norms.png")
@@ -126,17 +126,12 @@ def figures(rows: Sequence[dict[str, Any]], folder: Path) -> None:
         (axes[0], "distance", "Self-attention", "distance / patches", "self"),
         (axes[1], "entropy", "Class attention", "entropy / log keys", "class"),
     ):
-        one.set(title=title, ylabel=ylabel, xlabel="block")
         found = [row[key] for row in rows if row["block"].startswith(chosen)]
         for i, heads in enumerate(found):
             one.plot([i] * len(heads), heads, "o", color="C0", alpha=0.5)
             one.plot([i], np.mean(heads), "_", color="black", markersize=18)
-        step = -(-max(len(found), 1) // 12)
-        one.set_xticks(range(0, len(found), step))
-        one.set_xlim(-0.5, max(len(found), 1) - 0.5)
+        panel(one, title, ylabel, range(len(found)))
         one.set_ylim(bottom=0)
-        one.grid(alpha=0.3)
-        one.spines[["top", "right"]].set_visible(False)
     axes[1].set_ylim(0, 1)
     save(drawing, "attention.png")
 
