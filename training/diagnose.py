@@ -50,6 +50,7 @@ from training.data.pipeline import (
 )
 from training.diagnosis import diagnose
 from training.loop.checkpoints import restore_raw_weights
+from training.options import Raw
 
 
 def figures(rows: Sequence[dict[str, Any]], folder: Path) -> None:
@@ -203,13 +204,7 @@ def report(
     batch_size: BatchSize = 32,
     crop_ratio: CropRatio = 1.0,
     max_unreadable: MaxUnreadable = 0,
-    raw: Annotated[
-        bool,
-        Parameter(
-            negative=(),
-            help="Use the weights of a run's last step, not its EMA weights.",
-        ),
-    ] = False,
+    raw: Raw = False,
 ) -> None:
     """Writes report.md, its figures and diagnostics.json."""
     require_tensorflow()

@@ -55,7 +55,7 @@ from training.evaluation import (
 )
 from training.evaluation_table import all_results, table
 from training.loop.strategies import is_chief, make_strategy
-from training.options import StrategyName
+from training.options import Raw, StrategyName
 from training.prediction_files import read_predictions
 
 app = App(name="python -m training.evaluate", help=__doc__, version_flags=[])
@@ -94,13 +94,7 @@ def evaluate(
     batch_size: BatchSize = 64,
     crop_ratio: CropRatio = 1.0,
     precision: Precision = "float32",
-    raw: Annotated[
-        bool,
-        Parameter(
-            negative=(),
-            help="Use the weights of a run's last step, not its EMA weights.",
-        ),
-    ] = False,
+    raw: Raw = False,
     max_unreadable: MaxUnreadable = 0,
     strategy: StrategyName = "auto",
 ) -> None:

@@ -30,6 +30,14 @@ DataDir = Annotated[
         help="Folder in which TensorFlow Datasets keeps its files.",
     ),
 ]
+Raw = Annotated[
+    bool,
+    Parameter(
+        name="--raw",
+        negative=(),
+        help="Use the weights of a run's last step, not its EMA weights.",
+    ),
+]
 
 
 def options_of(recipe: Recipe) -> type:
