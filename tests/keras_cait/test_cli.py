@@ -16,6 +16,7 @@ from PIL import Image
 
 import keras_cait
 from keras_cait import cli
+from tests.helpers.commands import exit_status
 from tests.helpers.models import randomise
 from tests.helpers.reference import REFERENCE
 
@@ -51,9 +52,7 @@ def folder(tmp_path):
 
 def main(arguments):
     """The exit status of the command."""
-    with pytest.raises(SystemExit) as end:
-        cli.main(arguments)
-    return end.value.code
+    return exit_status(cli.main, *arguments)
 
 
 def expected_scores(model, path):

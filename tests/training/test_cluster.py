@@ -13,6 +13,7 @@ import yaml
 
 import training.train as program
 from tests.helpers import crds
+from tests.helpers.commands import exit_status
 from training.loop import strategies
 from training.recipes import RECIPES
 
@@ -23,9 +24,8 @@ def started(command, monkeypatch):
     """The arguments of `train` in the command of a container."""
     calls = []
     monkeypatch.setattr(program, "train", lambda *a: calls.append(a))
-    with pytest.raises(SystemExit) as end:
-        program.main(command[command.index("training.train") + 1 :])
-    assert end.value.code == 0
+    arguments = command[command.index("training.train") + 1 :]
+    assert exit_status(program.main, *arguments) == 0
     return calls[0]
 
 

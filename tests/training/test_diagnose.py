@@ -10,6 +10,7 @@ import tensorflow as tf
 import keras_cait
 from keras_cait.attention_maps import self_attention_maps
 from keras_cait.baselines import ViT
+from tests.helpers.commands import exit_status
 from tests.helpers.models import gradients, randomise
 from training.diagnose import main
 from training.diagnosis import diagnose, distance
@@ -140,9 +141,8 @@ def test_another_model_than_ours_is_refused(tmp_path, capsys):
     layers = [keras.layers.Flatten(), keras.layers.Dense(10)]
     model = keras.Sequential([keras.Input((28, 28, 3)), *layers])
     model.save(tmp_path / "dense.keras")
-    with pytest.raises(SystemExit) as end:
-        main(f"--model {tmp_path}/dense.keras --data digits".split())
-    assert end.value.code == 1
+    options = ("--model", tmp_path / "dense.keras", "--data", "digits")
+    assert exit_status(main, *options) == 1
     assert "Got Sequential 'sequential" in capsys.readouterr().err
 
 
@@ -154,8 +154,8 @@ def test_every_model_has_a_folder_of_its_own(tmp_path, monkeypatch, capsys):
         run.mkdir(parents=True)
         model = ViT(**sizes, input_shape=(28, 28, 3), classes=10)
         model.save(run / "model.keras")
-        with pytest.raises(SystemExit):
-            main(f"--model runs/{name} --data digits --images 2".split())
+        options = ("--model", f"runs/{name}", "--data", "digits")
+        assert exit_status(main, *options, "--images", 2) == 0
     folders = sorted(path.name for path in tmp_path.glob("diagnostics/*"))
     assert folders == ["runs_lr0_01", "runs_lr0_1"]
 
@@ -172,14 +172,9 @@ def test_the_command_writes_a_report(model, tmp_path, capsys):
     model = randomise(model(**sizes, input_shape=(28, 28, 3), classes=10))
     model.save(tmp_path / "tiny.keras")
     output = tmp_path / "report"
-    with pytest.raises(SystemExit) as end:
-        main(
-            [
-                *("--model", str(tmp_path / "tiny.keras"), "--data", "digits"),
-                *("--images", "30", "--output", str(output)),
-            ]
-        )
-    assert end.value.code == 0
+    options = ("--model", tmp_path / "tiny.keras", "--data", "digits")
+    options += ("--images", 30, "--output", output)
+    assert exit_status(main, *options) == 0
     assert f"The report is {output / 'report.md'}" in capsys.readouterr().out
     result = json.loads((output / "diagnostics.json").read_text())
     assert result["images"] == 30

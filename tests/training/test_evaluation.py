@@ -22,6 +22,7 @@ from keras_cait.labels import check_classes
 from keras_cait.loading import Classifier
 from keras_cait.pretrained import PRETRAINED
 from keras_cait.weights import save_weights
+from tests.helpers.commands import exit_status
 from tests.helpers.models import randomise
 from training.data.datasets import Examples, load
 from training.data.pipeline import evaluation_batches
@@ -36,9 +37,7 @@ from training.metrics import (
 
 
 def evaluate(*arguments):
-    with pytest.raises(SystemExit) as end:
-        program.main(list(map(str, arguments)))
-    return end.value.code
+    return exit_status(program.main, *arguments)
 
 
 def test_an_image_is_correct_by_any_of_its_labels():

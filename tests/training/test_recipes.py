@@ -17,6 +17,7 @@ import tensorflow as tf
 import keras_cait
 from keras_cait.models import VARIANTS
 from keras_cait.pretrained import PRETRAINED
+from tests.helpers.commands import exit_status
 from training import prepare, train
 from training.data.datasets import Examples
 from training.data.pipeline import training_batches
@@ -66,14 +67,8 @@ def imagenet(tmp_path_factory):
     (manual / "ILSVRC2012_img_train.tar").write_bytes(archive(synsets))
     (manual / "ILSVRC2012_img_val.tar").write_bytes(archive(validation))
     data_dir = tmp_path_factory.mktemp("tensorflow_datasets")
-    with pytest.raises(SystemExit) as end:
-        prepare.main(
-            [
-                *("imagenet2012", "--data-dir", str(data_dir)),
-                *("--manual-dir", str(manual)),
-            ]
-        )
-    assert end.value.code == 0
+    options = ("--data-dir", data_dir, "--manual-dir", manual)
+    assert exit_status(prepare.main, "imagenet2012", *options) == 0
     return data_dir
 
 
@@ -250,21 +245,9 @@ def test_a_recipe_from_a_file_is_changed_by_options(tmp_path, monkeypatch):
     path.write_text(json.dumps(record))
     trained = []
     monkeypatch.setattr(train, "train", lambda *values: trained.append(values))
-    with pytest.raises(SystemExit) as end:
-        train.main(
-            [
-                *(str(path), "--output", "runs/small"),
-                *(
-                    "--epochs",
-                    "4",
-                    "--variant",
-                    "XXS24",
-                    "--warmup-epochs",
-                    "1",
-                ),
-            ]
-        )
-    assert end.value.code == 0
+    options = ("--epochs", 4, "--variant", "XXS24", "--warmup-epochs", 1)
+    options += ("--output", "runs/small")
+    assert exit_status(train.main, path, *options) == 0
     ((recipe, output, *_),) = trained
     assert recipe == override(RECIPES["xxs24-384"], epochs=4, warmup_epochs=1.0)
     assert output == Path("runs/small")
@@ -292,9 +275,7 @@ def test_a_wrong_recipe_file_ends_in_one_line(
     path = tmp_path / "recipe.json"
     if content:
         path.write_text(content)
-    with pytest.raises(SystemExit) as end:
-        train.main([str(path), "--output", str(tmp_path / "run")])
-    assert end.value.code == 1
+    assert exit_status(train.main, path, "--output", tmp_path / "run") == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
 

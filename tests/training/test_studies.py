@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from keras_cait.baselines import ViT
+from tests.helpers.commands import exit_status
 from tests.helpers.run_training import noise
 from training import studies
 from training.studies import run_study
@@ -246,13 +247,8 @@ def test_the_command_runs_a_study(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(SCALES, "digits", tiny)
     cell = of_study(tiny, "LayerScale")
     monkeypatch.setitem(STUDIES, "depth", lambda scale: [cell])
-    with pytest.raises(SystemExit) as end:
-        studies.main(
-            [
-                *("depth", "--output", str(tmp_path), "--seeds", "1"),
-                *("--strategy", "one", "--processes", "1"),
-            ]
-        )
-    assert end.value.code == 0
+    options = ("--output", tmp_path, "--seeds", 1, "--processes", 1)
+    options += ("--strategy", "one")
+    assert exit_status(studies.main, "depth", *options) == 0
     assert "| LayerScale | " in capsys.readouterr().out
     assert len(list(tmp_path.glob("LayerScale*-0.json"))) == 1
