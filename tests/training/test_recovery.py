@@ -7,6 +7,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -68,6 +69,8 @@ def test_signals_save_the_step_under_way(trouble, tmp_path, capsys):
     assert_bit_equal(read_state(stopped), read_state(whole))
     rows = (stopped / "history.csv").read_text().splitlines()
     assert len(rows) == 1 + DROPPING.epochs
+    model = keras.models.load_model(stopped / "model.keras")
+    assert model.get_config()["frozen"] == []  # also of EMA weights
 
 
 def test_a_signal_after_the_last_step_ends_the_command():

@@ -195,30 +195,6 @@ def test_kernels_alone_decay(small_model):
         np.testing.assert_allclose(v, factor * before[v.path], rtol=1e-6)
 
 
-def test_a_run_that_was_interrupted_ends_bit_equal(
-    tmp_path, few_digits, monkeypatch
-):
-    program.train(TINY, tmp_path / "whole")
-
-    asked = iter([False] * 6 + [True])
-    monkeypatch.setattr(strategies, "any_worker", lambda *_: next(asked, False))
-    with pytest.raises(KeyboardInterrupt):
-        program.train(TINY, tmp_path / "halves")
-    program.train(TINY, tmp_path / "halves")
-
-    whole, halves = (
-        keras.models.load_model(tmp_path / name / "model.keras")
-        for name in ("whole", "halves")
-    )
-    for a, b in zip(whole.get_weights(), halves.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
-    assert whole.get_config()["frozen"] == []  # also of EMA weights
-    record = json.loads((tmp_path / "halves" / "summary.json").read_text())
-    confusion = np.array(record["confusion"])
-    assert record["top1"] == pytest.approx(confusion.trace() / 100)
-    assert len(list((tmp_path / "halves" / "validation").rglob("*.png"))) == 100
-
-
 def test_operations_share_the_stack_trace_that_tensorflow_would_copy():
     def double_negative(x):
         with one_stack_trace():
@@ -289,6 +265,9 @@ def test_a_run_shows_and_sums_up_what_it_did(
     assert row["accuracy"] == counts[3] / 10
     accuracies = [row["accuracy"] for row in summary["classes"]]
     assert summary["balanced_accuracy"] == pytest.approx(np.mean(accuracies))
+    right = np.trace(summary["confusion"])
+    assert summary["top1"] == pytest.approx(right / 100)
+    assert len(list((tmp_path / "validation").rglob("*.png"))) == 100
     assert summary["weights"] == "raw"
     assert (summary["ema_top1"], summary["raw_top1"]) == (0.25, 0.75)
     model = keras.models.load_model(tmp_path / "model.keras")
