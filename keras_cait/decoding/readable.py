@@ -8,6 +8,11 @@ import tensorflow as tf
 from keras_cait.datasets import Dataset
 from keras_cait.decoding import decode_image
 
+# Prepared once for all datasets, which takes over a second.
+_decode = tf.function(
+    decode_image, input_signature=[tf.TensorSpec((), tf.string)]
+)
+
 
 def readable(dataset: Dataset, max_unreadable: int) -> Dataset:
     """A dataset without the images that cannot be read, which are printed.
@@ -32,15 +37,12 @@ def readable(dataset: Dataset, max_unreadable: int) -> Dataset:
     """
     if max_unreadable == 0:
         return dataset
-    decode = tf.function(
-        decode_image, input_signature=[tf.TensorSpec((), tf.string)]
-    )
 
     def is_readable(index: int) -> bool:
         try:
             image, _ = dataset[index]
             if isinstance(image, bytes):
-                decode(image)
+                _decode(image)
             return True
         except (OSError, tf.errors.OpError):
             return False
