@@ -55,11 +55,10 @@ def keras_cait_program(
     task: Task,
     batch_size: int,
     kernel: bool = True,
-    flags: str = "",
 ) -> Program:
     os.environ["KERAS_BACKEND"] = "jax"
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
-    os.environ["XLA_FLAGS"] = flags
+    os.environ["XLA_FLAGS"] = ""
     import jax
     import keras
 

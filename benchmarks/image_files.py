@@ -20,6 +20,14 @@ def example(height: int = 121, width: int = 163, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.clip(noise + smooth, 0, 255).astype("uint8"))
 
 
+def photo(rng: np.random.Generator, noise: float) -> Image.Image:
+    """An image as detailed as photos: smooth shapes and noise."""
+    coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), "uint8"))
+    smooth = np.asarray(coarse.resize((500, 375), Image.Resampling.BICUBIC))
+    noisy = smooth + rng.normal(0, noise, smooth.shape)
+    return Image.fromarray(np.clip(noisy, 0, 255).astype("uint8"))
+
+
 def encode(image: Image.Image, kind: str, **options: object) -> bytes:
     """The image as a file of a format that Pillow writes."""
     file = io.BytesIO()

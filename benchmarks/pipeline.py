@@ -125,19 +125,16 @@ PIPELINES: dict[str, tuple[str, Callable[[Path, int], Iterator[Any]]]] = {
 
 
 def write_images(folder: Path, count: int) -> None:
-    """Writes JPEG files as detailed as photos: smooth shapes and noise."""
+    """Writes JPEG files as detailed as photos."""
     import numpy as np
-    from PIL import Image
 
-    random = np.random.default_rng(0)
+    from benchmarks.image_files import photo
+
+    rng = np.random.default_rng(0)
     for i in range(count):
-        coarse = Image.fromarray(random.integers(0, 256, (12, 16, 3), "uint8"))
-        smooth = np.asarray(coarse.resize((500, 375), Image.Resampling.BICUBIC))
-        noise = random.normal(0, 12, smooth.shape)
-        pixels = np.clip(smooth + noise, 0, 255).astype("uint8")
         path = folder / str(i % 10) / f"{i}.jpg"
         path.parent.mkdir(exist_ok=True)
-        Image.fromarray(pixels).save(path, quality=90)
+        photo(rng, noise=12).save(path, quality=90)
 
 
 def processor_seconds(group: int) -> float:

@@ -23,8 +23,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from cyclopts import App
-from PIL import Image
 
+from benchmarks.image_files import encode, photo
 from benchmarks.interleave import Timing
 from benchmarks.results import Count, Output, Rounds, Rows, show, write
 from keras_cait.command_line import run
@@ -47,19 +47,11 @@ RECIPE = override(RECIPES["s24-224"], global_batch_size=BATCH).resolved()
 
 
 def jpegs() -> Iterator[bytes]:
-    """Images as detailed as photos, without end: smooth shapes and noise."""
-    random = np.random.default_rng(0)
-    files = []
-    for _ in range(DISTINCT):
-        coarse = Image.fromarray(random.integers(0, 256, (12, 16, 3), "uint8"))
-        smooth = np.asarray(coarse.resize((500, 375), Image.Resampling.BICUBIC))
-        noise = random.normal(0, 20, smooth.shape)
-        encoded = io.BytesIO()
-        Image.fromarray(np.clip(smooth + noise, 0, 255).astype("uint8")).save(
-            encoded, "JPEG", quality=90
-        )
-        files.append(encoded.getvalue())
-    return itertools.cycle(files)
+    """Images as detailed as photos, without end."""
+    rng = np.random.default_rng(0)
+    return itertools.cycle(
+        [encode(photo(rng, 20), "JPEG", quality=90) for _ in range(DISTINCT)]
+    )
 
 
 def write_datasets(folder: Path, count: int) -> None:

@@ -7,7 +7,7 @@ A Markdown file names the function and its arguments in a marked region, which
 import ast
 import configparser
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -159,32 +159,21 @@ def ratio(value: Any) -> str:
 
 def fast_jpeg() -> str:
     """Both tables of `benchmarks/jpeg.py`."""
-    tables = read("jpeg")["tables"]
-    return "\n\n".join(
-        [
-            markdown(tables["One image"], "JPEG"),
-            markdown(tables["Digits of 448 x 448"], "Digits"),
-        ]
-    )
+    return tables_of("jpeg", "JPEG", "Digits")
 
 
 def explanations() -> str:
     """How much of each map lies on the digit that it is about."""
-    (rows,) = read("explanations")["tables"].values()
-    return markdown(rows, "Map")
+    return tables_of("explanations", "Map")
 
 
 def litert_summary() -> str:
     """Milliseconds per image on two threads, with the speedup over timm."""
-    tables = read("litert")["tables"]
-    rows: dict[str, dict[str, str]] = {}
-    for title, table in tables.items():
-        model = title.removesuffix(", one image").removeprefix("CaiT-")
-        for name, row in table.items():
-            rows.setdefault(name, {})[model] = (
-                f"{row['ms, 2 threads']:.0f} ({ratio(row['timm eager = 1'])})"
-            )
-    return markdown(rows, "Scheme")
+    return litert_models(
+        lambda row: (
+            f"{row['ms, 2 threads']:.0f} ({ratio(row['timm eager = 1'])})"
+        )
+    )
 
 
 def int8_gain() -> str:
@@ -233,13 +222,19 @@ def int8_summary() -> str:
 
 def litert_sizes() -> str:
     """File sizes in each quantization scheme."""
-    tables = read("litert")["tables"]
+    return litert_models(
+        lambda row: f"{row['MB']:.1f} MB" if "MB" in row else None
+    )
+
+
+def litert_models(cell: Callable[[Mapping[str, Any]], str | None]) -> str:
+    """Schemes by model; `cell` is what is shown of a row, if anything."""
     rows: dict[str, dict[str, str]] = {}
-    for title, table in tables.items():
+    for title, table in read("litert")["tables"].items():
         model = title.removesuffix(", one image").removeprefix("CaiT-")
         for name, row in table.items():
-            if "MB" in row:
-                rows.setdefault(name, {})[model] = f"{row['MB']:.1f} MB"
+            if text := cell(row):
+                rows.setdefault(name, {})[model] = text
     return markdown(rows, "Scheme")
 
 
@@ -581,10 +576,11 @@ def scale(rows: str) -> str:
 
 def reading() -> str:
     """Both tables of `benchmarks/reading.py`."""
-    tables = read("reading")["tables"]
-    return "\n\n".join(
-        [
-            markdown(tables["Records of 110 kB"], "Form"),
-            markdown(tables["Stages of s24-224"], "Stage"),
-        ]
-    )
+    return tables_of("reading", "Form", "Stage")
+
+
+def tables_of(name: str, *firsts: str) -> str:
+    """The tables of a record, by the headers of their first columns."""
+    tables = read(name)["tables"].values()
+    pairs = zip(tables, firsts, strict=True)
+    return "\n\n".join(markdown(rows, first) for rows, first in pairs)
