@@ -10,6 +10,7 @@ import pytest
 
 import keras_cait
 from keras_cait.initializers import filled_later
+from keras_cait.models import init_values_by_depth
 from keras_cait.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from tests.helpers.models import randomise, without_values
 
@@ -320,7 +321,10 @@ def test_int8(images, tmp_path, monkeypatch, arguments):
 
 
 def test_blocks_are_listed_in_order():
-    model = small(depth=12, class_attention_depth=3)
+    with without_values():
+        model = keras_cait.CaiT(
+            *(8, 12, 1), class_attention_depth=3, input_shape=(16, 16, 3)
+        )
     assert [block.name for block in model.self_attention_blocks] == [
         f"self_attention_block_{i}" for i in range(12)
     ]
@@ -350,13 +354,10 @@ def test_variants_regularize_as_published(variant, drop_path_rate, init_values):
     assert model.name == f"cait_{variant.lower()}"
 
 
-@pytest.mark.parametrize(
-    "depth, init_values", [(18, 0.1), (19, 1e-5), (24, 1e-5), (25, 1e-6)]
-)
-def test_layer_scale_starts_by_depth(depth, init_values):
-    with without_values():
-        model = keras_cait.CaiT(24, depth, 2, input_shape=(16, 16, 3))
-    assert model.init_values == init_values
+def test_layer_scale_starts_by_depth():
+    found = [init_values_by_depth(depth) for depth in (18, 19, 24, 25)]
+    assert found == [0.1, 1e-5, 1e-5, 1e-6]
+    assert small(depth=1).init_values == 0.1
 
 
 @pytest.mark.parametrize(
