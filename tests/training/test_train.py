@@ -488,7 +488,7 @@ def test_a_path_may_be_in_another_encoding(tmp_path):
     data = f"folder:{folder}"
     image, _ = load(data, "train").read(tf.constant(0, tf.int64))
     assert image == b"JPEG"
-    TensorBoard(tmp_path, 0, 1).recipe(Recipe(data=data))
+    TensorBoard(tmp_path, 0, 1).recipe(override(QUICKSTART, data=data))
     write_text(tmp_path / "report.html", data)
     assert "caf\\udce9" in (tmp_path / "report.html").read_text()
 
