@@ -39,6 +39,13 @@ LAYERS = (TFLOperationName.FULLY_CONNECTED, TFLOperationName.CONV_2D)
 DENSE_LAYERS = r"^(?!.*/proj_(logits|weights)/)"
 CALIBRATED_TOGETHER = 10  # images between two lines of progress
 STATIC_LAYERS = r"self_attention_block_\d+/.*"  # names in the graph
+# Heads are split and joined as int8, in a quarter of the bytes.
+HEAD_LAYOUT = (
+    TFLOperationName.RESHAPE,
+    TFLOperationName.TRANSPOSE,
+    TFLOperationName.SPLIT,
+)
+HEADS = r"self_attention_block_\d+/[^/]*$"
 
 
 def quantize(
@@ -93,6 +100,11 @@ def quantize(
             activation_num_bits=16 if scheme.endswith("int16") else 8,
             weight_num_bits=8,
         )
+    if scheme == "static-int8":
+        for operation in HEAD_LAYOUT:
+            manager.add_static_config(
+                HEADS, operation, activation_num_bits=8, weight_num_bits=8
+            )
     quantizer = Quantizer(bytearray(tflite), manager.get_quantization_recipe())
     ranges = None
     if quantizer.need_calibration:
