@@ -338,7 +338,7 @@ def notes_on_split(examples: Examples, validation: Examples) -> list[str]:
     if leaks:
         notes.append(
             f"Images for both training and validation: {len(leaks)}. They make "
-            f"the accuracy too high; remove one of each: {few(leaks)}"
+            f"the accuracy too high. Remove one of each: {few(leaks)}"
         )
     if doubtful:
         notes.append(
