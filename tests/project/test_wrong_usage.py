@@ -199,7 +199,7 @@ ROWS = [
         file | 1 | 'file' is not a folder.
         file/new | 1 | 'file' is not a folder.
         finished | 1 | holds a finished run.
-        started | 1 | python -m training.train started/recipe.json --output started
+        started | 1 | training.train started/recipe.json --output started
         foreign_text | 1 | 'foreign_text/recipe.json' is not JSON
         foreign_list | 1 | is a JSON file of something else,
         """,
