@@ -405,8 +405,7 @@ def freeze_weights(
 ) -> None:
     """Freezes weights of a model, and all layers that have no other weights.
 
-    Were only the weights frozen, `layer.trainable = True` would have no effect:
-    it is so already.
+    `trainable = True` thaws them, for a layer or for the model.
 
     Example:
     >>> model = CaiT(48, 3, 1, input_shape=(32, 32, 3))
@@ -419,3 +418,6 @@ def freeze_weights(
     for layer in model._flatten_layers():
         if layer.weights and not layer.trainable_weights:
             layer.trainable = False
+        elif layer.non_trainable_weights:
+            # TensorFlow ignores an assigned True where it finds the same True.
+            layer._trainable = 1
