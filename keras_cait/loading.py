@@ -23,7 +23,6 @@ from keras_cait.files import read_json, sha256
 from keras_cait.initializers import filled_later
 from keras_cait.litert import LiteRTModel, check_file
 from keras_cait.models import VARIANTS, CaiT
-from keras_cait.preprocessing import preprocess_input
 from keras_cait.pretrained import (
     PRETRAINED,
     PretrainedWeights,
@@ -100,7 +99,8 @@ def load_model(
 ) -> keras.Model:
     """Loads a Keras model with its weights.
 
-    Its images are RGB in 0...255: a `CaiT` without preprocessing gets it.
+    Its images are RGB in 0...255: a `CaiT` without preprocessing gets it,
+    unless it has layers before it (`input_tensor`), which then normalize.
 
     Args:
         source: published name, run folder, `.keras` file or weights file.
@@ -227,7 +227,7 @@ def identity(source: str | Path) -> str:
 
 
 def classifier(model: keras.Model) -> Classifier:
-    """A Keras model as a `Classifier`, which normalizes images if needed.
+    """A Keras model for RGB in 0...255 as a `Classifier`.
 
     Raises:
         ValueError: the model is not a classifier of RGB images of one size.
@@ -238,7 +238,6 @@ def classifier(model: keras.Model) -> Classifier:
     1000
     """
     _check_classifier(model)
-    normalizes = getattr(model, "include_preprocessing", True)
     _, height, width, _ = model.inputs[0].shape
     classes = int(model.outputs[0].shape[-1])
     last: Any = model
@@ -248,8 +247,6 @@ def classifier(model: keras.Model) -> Classifier:
     is_logits = activation is keras.activations.linear and classes > 1
 
     def predict(images: Any) -> Any:
-        if not normalizes:
-            images = preprocess_input(images)
         outputs = ops.cast(model(images, training=False), "float32")
         return ops.softmax(outputs) if is_logits else outputs
 
@@ -365,18 +362,24 @@ def _keras_file(
     own_size = model.inputs[0].shape[1:3]
     size = (image_size, image_size) if image_size else own_size
     is_same = size == own_size and precision in (None, model.dtype_policy.name)
-    if is_same and getattr(model, "include_preprocessing", True):
+    is_ours = isinstance(model, VisionTransformer)
+    config = model.get_config() if is_ours else {}
+    has_own_layers = "input_tensor" in config
+    if is_same and (
+        has_own_layers or config.get("include_preprocessing", True)
+    ):
         return model
-    if not isinstance(model, VisionTransformer):
+    if not is_ours:
         raise ValueError(
             f"{str(path)!r} holds a {type(model).__name__}, whose image size "
             "and precision are fixed. Omit --image-size and --precision."
         )
-    config = {**model.get_config(), "include_preprocessing": True}
+    if not has_own_layers:
+        config["include_preprocessing"] = True
     if precision:
         config["dtype"] = precision
     if size != own_size:
-        if "input_tensor" in config:
+        if has_own_layers:
             raise ValueError(
                 f"{str(path)!r} holds a model with layers before the CaiT, "
                 "whose image size is fixed. Omit --image-size."

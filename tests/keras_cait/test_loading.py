@@ -85,10 +85,12 @@ def test_policies_of_single_layers_keep_to_another_size(tmp_path):
     assert dtypes == ["float32", "bfloat16"]
 
 
-def test_layers_before_a_model_fix_its_size(tmp_path):
+def test_layers_before_a_model_fix_its_size_and_normalize(tmp_path):
     images = keras.Input((48, 48, 3))
     resized = keras.layers.Resizing(16, 16)(images)
-    small(depth=1, input_tensor=resized).save(tmp_path / "before.keras")
+    model = small(depth=1, input_tensor=resized, include_preprocessing=False)
+    model.save(tmp_path / "before.keras")
+    assert not load_model(tmp_path / "before.keras").include_preprocessing
     with pytest.raises(ValueError, match=r"before\.keras.*Omit --image-size"):
         load_model(tmp_path / "before.keras", image_size=32)
 
