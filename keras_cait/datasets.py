@@ -208,7 +208,8 @@ def split_of(model: str | Path, data: str) -> dict[str, Any]:
     if has_own_split(data):
         return {}
     path = Path(os.path.abspath(model))
-    folders = (path, *path.parents)
+    # A published name is no path, also where the working folder is a run.
+    folders = (path, *path.parents) if path.exists() else ()
     runs = (folder for folder in folders if (folder / "model.keras").is_file())
     record = next(runs, path) / "recipe.json"
     recipe = read_json(record) if record.is_file() else {}

@@ -189,7 +189,7 @@ def test_classes_may_be_named_as_splits_are(tmp_path):
     assert [*train] == [*validation] == ["invalid", "train", "valid"]
 
 
-def test_a_run_is_measured_on_its_own_split(tmp_path):
+def test_a_run_is_measured_on_its_own_split(tmp_path, monkeypatch):
     recipe = {"validation_fraction": 0.25, "fold": 3, "epochs": 2}
     (tmp_path / "recipe.json").write_text(json.dumps(recipe))
     (tmp_path / "model.keras").touch()
@@ -199,6 +199,9 @@ def test_a_run_is_measured_on_its_own_split(tmp_path):
         part = split_of(model, "folder:photos")
         assert part == {"validation_fraction": 0.25, "fold": 3}
         assert split_of(model, "digits") == {}
+    monkeypatch.chdir(exported)
+    part = split_of("S24", "folder:photos")
+    assert part == {"validation_fraction": 0.2, "fold": 0}
 
 
 @pytest.fixture
