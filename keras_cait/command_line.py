@@ -292,13 +292,16 @@ def one_line(message: object) -> str:
     """The message of an error on one line, without the names of operations.
 
     Example:
-    >>> one_line("Out of memory:\\n  4 GB [Op:Conv2D]")
+    >>> one_line("Out of memory:\\n  4 GB [Op:Conv2D] name: ")
     'Out of memory: 4 GB'
     """
     if isinstance(message, OSError) and message.strerror:
         place = f": {message.filename!r}" if message.filename else ""
         return f"{message.strerror}{place}."
     # Keras' bold type, and the parts of a graph that TensorFlow names
-    noise = r"\x1b\[[0-9;]*m|\{\{function_node \S+\}\}|\[Op:\w+\]"
+    noise = (
+        r"\x1b\[[0-9;]*m|\{\{function_node \S+\}\}"
+        r"|\[\[\{\{node \S+\}\}\]\]|\[Op:\S+\]( name:)?"
+    )
     text = re.sub(noise, "", str(message))
     return " ".join(text.split()) or type(message).__name__

@@ -160,11 +160,12 @@ def is_finite(tensor: Any) -> bool:
     """Whether all values of a tensor are finite.
 
     Example:
-    >>> is_finite(np.ones(3)), is_finite(np.array([np.nan, 1]))
+    >>> is_finite(np.ones(3)), is_finite(np.array([np.inf, -np.inf]))
     (True, False)
     """
     # A sum is finite only if all its terms are, and needs no memory.
-    return bool(np.isfinite(np.sum(np.asarray(tensor), dtype="float32")))
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(np.sum(np.asarray(tensor), dtype="float32")))
 
 
 def is_state(variable: keras.Variable) -> bool:
