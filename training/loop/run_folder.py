@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shlex
 import shutil
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -127,11 +128,12 @@ def check_recipe(output: Path, recipe: Recipe) -> None:
     names = sorted(theirs.keys() - {"variant"})
     differing = differences(theirs, ours, names)
     if differing:
+        paths = (output / "recipe.json", output)
+        own, folder = (shlex.quote(str(path)) for path in paths)
         raise ValueError(
             f"{output} holds a run of another recipe: {', '.join(differing)}. "
-            "Resume it with its own, python -m training.train "
-            f"{output / 'recipe.json'} --output {output}, or choose another "
-            "--output."
+            f"Resume it with python -m training.train {own} --output {folder}, "
+            "or choose another --output."
         )
 
 
