@@ -184,8 +184,8 @@ class ViT(VisionTransformer):
     token has no position of its own: ViT only uses their sum. Stochastic depth
     has the same rate in every block. Images are normalized as for DeiT. Those
     of Google's ViTs, such as `vit_base_patch16_224.augreg_in21k_ft_in1k`, are
-    in -1...1 instead: use `include_preprocessing=False`, and as `input_tensor`
-    the output of `keras.layers.Rescaling(1 / 127.5, -1)`.
+    in -1...1 instead: use `include_preprocessing=False` in a `keras.Sequential`
+    after `keras.layers.Rescaling(1 / 127.5, -1)`.
 
     Args:
         class_token_depth: int in 0...`depth - 1`. The block before which the
