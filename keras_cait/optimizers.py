@@ -344,7 +344,8 @@ def freeze(model: keras.Model, trainable: Trainable) -> None:
 
     Call `compile` afterwards: as always in Keras, a compiled model trains what
     was trainable when it was compiled. A `.keras` file of a CaiT keeps what is
-    frozen.
+    frozen. Thaw with `"all"`: Keras on TensorFlow ignores `trainable = True` of
+    a block, or of a model around a CaiT, that is frozen only in part.
 
     Args:
         model: `CaiT`, or a model that contains its layers. It is changed in
@@ -405,7 +406,8 @@ def freeze_weights(
 ) -> None:
     """Freezes weights of a model, and all layers that have no other weights.
 
-    `trainable = True` thaws them, for a layer or for the model.
+    Were only the weights frozen, `layer.trainable = True` would have no effect
+    on TensorFlow: it is so already.
 
     Example:
     >>> model = CaiT(48, 3, 1, input_shape=(32, 32, 3))
@@ -418,6 +420,3 @@ def freeze_weights(
     for layer in model._flatten_layers():
         if layer.weights and not layer.trainable_weights:
             layer.trainable = False
-        elif layer.non_trainable_weights:
-            # TensorFlow ignores an assigned True where it finds the same True.
-            layer._trainable = 1

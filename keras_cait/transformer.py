@@ -68,6 +68,12 @@ class VisionTransformer(keras.Model):
         self.argument_names = list(arguments)
         self.dtype_policy = policy  # compile() scales the loss by it
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # TensorFlow would ignore True where a part is frozen: it is so already.
+        if name == "trainable":
+            super().__setattr__(name, False)
+        super().__setattr__(name, value)
+
     @property
     def self_attention_blocks(self) -> list[SelfAttentionBlock]:
         """The blocks among the patches, from first to last."""

@@ -210,12 +210,9 @@ def test_frozen_weights_do_not_learn(model, trainable, learns):
     }
     assert learns <= parts
     assert not {"mlp", "norm1", "position_embedding", "gamma"} & parts
-    # All of it, a part of it, and the model thaw as everywhere in Keras.
-    for layer in ("norm", "self_attention_block_0"):
-        thawed = model.get_layer(layer)
-        thawed.trainable = True
-        assert thawed.trainable_weights == thawed.weights
-    freeze(model, trainable)
+    norm = model.get_layer("norm")
+    norm.trainable = True  # as in all of Keras
+    assert len(norm.trainable_weights) == 2
     model.trainable = True
     assert len(model.trainable_variables) == count
     freeze(model, trainable)
