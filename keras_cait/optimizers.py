@@ -135,6 +135,14 @@ class Optimizer(keras.optimizers.Optimizer):
     def _all_reduce_sum_gradients(self, grads_and_vars):
         return list(grads_and_vars)
 
+    def finalize_variable_values(self, var_list):
+        super().finalize_variable_values(var_list)
+        if self.use_ema:
+            # Weights and their averages share memory on JAX, whose next step
+            # would destroy both.
+            for variable in var_list:
+                variable.assign(ops.copy(variable))
+
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "layer_decay": self.layer_decay}
 
