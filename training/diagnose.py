@@ -119,7 +119,7 @@ def figures(rows: Sequence[dict[str, Any]], folder: Path) -> None:
                 capsize=3,
             )
             panel(one, title, "absolute gamma")
-            one.set_ylim(bottom=0)
+            one.set_ylim(0, 1.05 * max(high))
         save(drawing, "gammas.png")
 
     drawing, axes = pair()
@@ -132,8 +132,8 @@ def figures(rows: Sequence[dict[str, Any]], folder: Path) -> None:
             one.plot([i] * len(heads), heads, "o", color="C0", alpha=0.5)
             one.plot([i], np.mean(heads), "_", color="black", markersize=18)
         panel(one, title, ylabel, range(len(found)))
-        one.set_ylim(bottom=0)
-    axes[1].set_ylim(0, 1)
+        # With room for the dots at the top.
+        one.set_ylim(0, 1.05 * np.max(found, initial=1))
     save(drawing, "attention.png")
 
 
