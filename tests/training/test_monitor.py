@@ -63,8 +63,10 @@ def test_time_left_counts_neither_compilation_nor_pauses(clock):
     assert meter.speed(start, start)["images_per_second"] != 0  # not a number
 
 
+@pytest.mark.filterwarnings("error")
 def test_lines_of_a_log_and_of_a_terminal(monkeypatch, capsys):
     with ProgressLine() as line:
+        line.live.console.is_jupyter = True  # where rich asks for widgets
         line.show("compiling")
         line.show("step 1")
         line.keep("epoch 1")

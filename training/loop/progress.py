@@ -196,6 +196,7 @@ class ProgressLine:
 
     def keep(self, text: str) -> None:
         """Prints a line that stays."""
-        self.live.update("", refresh=True)
+        if self.is_live:
+            self.live.update("", refresh=True)
         print(text, flush=True)
         self.shown = time.monotonic()
