@@ -1,6 +1,7 @@
 """Figures of a run, for its report and TensorBoard."""
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from training.metrics import Predictions
 
 ACCENT = (0.85, 0.4, 0.1)
 MOST_NUMBERED = 30  # classes whose counts are legible
+LONGEST = 18  # characters of a text beside others
 
 
 def panel(width: float, height: float, **labels: Any) -> tuple[Figure, Axes]:
@@ -59,6 +61,7 @@ def confusion_matrix(counts: np.ndarray, labels: Sequence[str]) -> Figure:
     """
     side = float(np.clip(1.5 + 0.35 * len(labels), 4.5, 9))
     figure, axes = panel(side, side, xlabel="predicted", ylabel="label")
+    labels = [shortened(label) for label in labels]
     mistakes = np.where(np.eye(len(labels), dtype=bool), 0, counts)
     colors = np.empty((*counts.shape, 4))
     colors[..., :3] = ACCENT
@@ -120,22 +123,24 @@ def gallery(rows: Sequence[np.ndarray], titles: Sequence[str]) -> Figure:
     """Images with titles, four beside each other.
 
     Args:
-        rows: uint8 arrays `(images, height, width, 3)`; the images of the later
-            ones are below those of the first.
+        rows: uint8 arrays `(images, height, width, 3)` of one size; the images
+            of the later ones are below those of the first.
         titles: titles of the first row, of up to two lines; those that begin
             with "✗" are marked.
     """
     columns = min(4, len(titles))
     lines = -(-len(titles) // columns)
-    tall, gap = 1.25 * len(rows) + 0.4, 0.05  # inches
+    _, height, width, _ = rows[0].shape
+    high, gap = 1.25 * len(rows) * height / width, 0.05  # inches
+    tall = high + 0.4
     figure = Figure((1.25 * columns, tall * lines))
     for place, title in enumerate(titles):
         line, column = divmod(place, columns)
         left, bottom = 1.25 * column, tall * (lines - 1 - line)
         figure.text(
             (left + 0.625) / (1.25 * columns),
-            (bottom + 1.25 * len(rows)) / (tall * lines),
-            title,
+            (bottom + high) / (tall * lines),
+            "\n".join(map(shortened, title.split("\n"))),
             ha="center",
             va="bottom",
             fontsize=8,
@@ -148,7 +153,7 @@ def gallery(rows: Sequence[np.ndarray], titles: Sequence[str]) -> Figure:
                 (left + gap / 2) / (1.25 * columns),
                 bottom / (tall * lines),
                 (1.25 - gap) / (1.25 * columns),
-                1.25 * len(rows) / (tall * lines),
+                high / (tall * lines),
             )
         )
         axes.imshow(pixels)
@@ -156,9 +161,29 @@ def gallery(rows: Sequence[np.ndarray], titles: Sequence[str]) -> Figure:
     return figure
 
 
+def shortened(text: str) -> str:
+    """A text, or the ends of one that would cover its neighbors.
+
+    Example:
+    >>> shortened("Greater Swiss Mountain dog")
+    'Greater S…ntain dog'
+    """
+    half = LONGEST // 2
+    return text if len(text) <= LONGEST else f"{text[:half]}…{text[-half:]}"
+
+
 def pixels(figure: Figure, dpi: int = 100) -> np.ndarray:
     """A figure as a uint8 array `(height, width, 4)`."""
-    content = io.BytesIO()
-    figure.savefig(content, format="raw", dpi=dpi)
+    content = saved(figure, format="raw", dpi=dpi)
     width = round(figure.get_size_inches()[0] * dpi)
-    return np.frombuffer(content.getvalue(), "uint8").reshape(-1, width, 4)
+    return np.frombuffer(content, "uint8").reshape(-1, width, 4)
+
+
+def saved(figure: Figure, **options: Any) -> bytes:
+    """A figure as a file. `options` are those of `savefig`."""
+    content = io.BytesIO()
+    with warnings.catch_warnings():
+        # Of labels in scripts that matplotlib's font lacks. A browser has them.
+        warnings.filterwarnings("ignore", "Glyph")
+        figure.savefig(content, **options)
+    return content.getvalue()

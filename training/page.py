@@ -11,6 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from training.figures import saved
+
 SMALL = 100  # pixels; narrower images are shown with visible pixels
 
 
@@ -64,15 +66,14 @@ def data_uri(image: np.ndarray) -> str:
 
 def svg(drawing: Figure) -> str:
     """A figure in the page's own font, and in its color where it is black."""
-    content = io.StringIO()
     with matplotlib.rc_context(
         {"svg.fonttype": "none", "svg.hashsalt": "cait"}
     ):
-        drawing.savefig(
-            content,
+        content = saved(
+            drawing,
             format="svg",
             transparent=True,
             metadata=dict.fromkeys(["Creator", "Date", "Format", "Type"]),
         )
-    text = content.getvalue()
+    text = content.decode()
     return text[text.index("<svg") :].replace("#000000", "currentColor")

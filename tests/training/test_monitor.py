@@ -153,11 +153,15 @@ def test_commands_of_the_report_are_complete(tmp_path):
     assert not apps  # each was there
 
 
-def test_labels_in_figures_are_no_formulas():
-    labels = ["b_$x^{$", "$1"]
+@pytest.mark.filterwarnings("error")  # of missing glyphs, of too little room
+@pytest.mark.parametrize(
+    "labels", [["b_$x^{$", "$1"], ["猫", "狗"], ["a" * 60, "b" * 60]]
+)
+def test_figures_take_every_label(labels):
     drawings = [
         figures.confusion_matrix(np.eye(2, dtype=int), labels),
-        figures.gallery([np.zeros((2, 4, 4, 3), "uint8")], labels),
+        figures.gallery([np.zeros((2, 4, 8, 3), "uint8")], labels),
     ]
     for drawing in drawings:
         figures.pixels(drawing)  # stops at a formula with a mistake
+    assert figures.pixels(drawings[1]).shape == (102, 250, 4)
