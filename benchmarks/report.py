@@ -85,13 +85,23 @@ def fill(text: str) -> str:
 
 
 def draw(record: dict[str, Any], path: Path) -> None:
-    """Draws the first column of each table as bars, keras-cait in color."""
-    drawn = {
-        title: rows for title, rows in record["tables"].items() if len(rows) > 1
-    }
+    """Draws the first column of each table as bars, keras-cait in color.
+
+    Only of numbers: `yes` and `refused` have no bars.
+    """
+    drawn = {}
+    for title, rows in record["tables"].items():
+        column = next(iter(next(iter(rows.values()))))
+        bars = {
+            name: row[column]
+            for name, row in rows.items()
+            if isinstance(row.get(column), int | float)
+        }
+        if bars and len(rows) > 1:
+            drawn[title] = column, bars
     columns = min(2, len(drawn))
     lines = -(-len(drawn) // columns)
-    longest = max(map(len, drawn.values()))
+    longest = max(len(bars) for _, bars in drawn.values())
     figure, grid = plt.subplots(
         lines,
         columns,
@@ -101,13 +111,8 @@ def draw(record: dict[str, Any], path: Path) -> None:
     )
     for axes in grid.flat[len(drawn) :]:
         axes.remove()
-    for axes, (title, rows) in zip(grid.flat, drawn.items(), strict=False):
-        column = next(iter(next(iter(rows.values()))))
-        bars = {
-            name: row[column]
-            for name, row in rows.items()
-            if isinstance(row.get(column), int | float)
-        }
+    shown = zip(grid.flat, drawn.items(), strict=False)
+    for axes, (title, (column, bars)) in shown:
         others = ("timm", "ONNX", "OpenVINO", "ZeroModels", "model.export")
         axes.barh(
             list(bars),
