@@ -108,8 +108,8 @@ def calibration(found: Predictions, bins: int = 10) -> Figure:
         *(4.2, 3.6),
         xlabel="mean confidence of the predictions",
         ylabel="share that is right",
-        xlim=(0, 1),
-        ylim=(0, 1),
+        xlim=(0, 1.05),  # with room for the dots of a good model
+        ylim=(0, 1.05),
     )
     axes.plot((0, 1), (0, 1), color="0.5", linestyle=":")
     sizes = 15 + 250 * counts[known] / counts.sum()

@@ -145,7 +145,7 @@ def classes(counts: np.ndarray, labels: Sequence[str]) -> str:
     weakest = table(
         ("class", "images", "right"),
         [
-            (labels[i], f"{images[i]:,}", f"{right[i]:.0%}")
+            (labels[i], f"{images[i]:,}", f"{right[i]:.1%}")
             for i in map(int, order[:WORST])
             if images[i]
         ],
@@ -253,9 +253,9 @@ def reliability(examples: Sequence[Example]) -> str:
     return section(
         "Calibration",
         f"Of the predictions with a score of 80%, 80% should be right: the "
-        f"dotted line. Mean score {confidence:.1%}, accuracy "
-        f"{accuracy:.1%}, expected calibration error "
-        f"{calibration_error(found):.1%}, on {len(examples):,} images. "
+        f"dotted line. Larger dots have more images. Mean score "
+        f"{confidence:.1%}, accuracy {accuracy:.1%}, expected calibration "
+        f"error {calibration_error(found):.1%}, on {len(examples):,} images. "
         f"{verdict}",
         svg(calibration(found)),
     )
