@@ -23,7 +23,7 @@ def print_overview(
         f"epoch, {recipe.epochs} epochs\n"
         f"Devices: {devices}, with {count} micro-batches of "
         f"{batch // devices // count} images each\n"
-        f"About {memory / 1e9:.1f} GB of memory per device"
+        f"About {max(memory / 1e9, 0.1):.1f} GB of memory per device"
     )
 
 
