@@ -14,7 +14,7 @@ from training.metrics import Predictions
 
 ACCENT = (0.85, 0.4, 0.1)
 MOST_NUMBERED = 30  # classes whose counts are legible
-LONGEST = 18  # characters of a text beside others
+LONGEST = 16  # characters of a text beside others
 
 
 def panel(width: float, height: float, **labels: Any) -> tuple[Figure, Axes]:
@@ -166,7 +166,7 @@ def shortened(text: str) -> str:
 
     Example:
     >>> shortened("Greater Swiss Mountain dog")
-    'Greater S…ntain dog'
+    'Greater …tain dog'
     """
     half = LONGEST // 2
     return text if len(text) <= LONGEST else f"{text[:half]}…{text[-half:]}"
