@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import secrets
 import signal
 import socket
 import sys
@@ -76,12 +77,14 @@ def connect(address: str | None, workers: int) -> Iterator[None]:
     if address is None:
         # Ray listens on the network unless it takes this for a laptop.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        # Otherwise it writes one to the home, which may be read-only.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex())
     import ray
 
     quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     before = signal.getsignal(signal.SIGTERM)
     with tempfile.TemporaryDirectory(
-        prefix="ray-", ignore_cleanup_errors=True
+        prefix="ray-", dir=_short_folder(), ignore_cleanup_errors=True
     ) as folder:
         try:
             with _silent(os.path.join(folder, "stderr")):
@@ -144,6 +147,15 @@ def threads_per_model(workers: int) -> int:
     True
     """
     return max(1, (os.cpu_count() or 1) // workers)
+
+
+def _short_folder() -> str:
+    """A folder of temporary files in which Ray's sockets fit.
+
+    Of the 107 bytes of a socket's path, macOS: 103, Ray takes up to 77.
+    """
+    folder = tempfile.gettempdir()
+    return folder if len(os.fsencode(folder)) <= 26 else "/tmp"
 
 
 def _check_reachable(address: str) -> None:

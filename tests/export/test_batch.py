@@ -6,6 +6,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from itertools import cycle
@@ -499,6 +500,9 @@ def test_the_command_writes_every_row_and_leaves_no_process(
     models, labeled, tmp_path, capfd, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/dev/null")  # nothing can be written there
+    # Longer than a socket's path may be.
+    monkeypatch.setattr(tempfile, "tempdir", f"{tmp_path}{30 * '/.'}")
     source, data = models / "model.tflite", f"folder:{labeled}"
     command = (
         *("predict", "--model", source, "--data", data),
