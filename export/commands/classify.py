@@ -93,8 +93,10 @@ def classify(
         else:
             best = ", ".join(f"{name} {score:.1%}" for name, score in result)
             print(f"{printable(str(file))}: {best}")
-        end = "\n" if done == len(files) else "\r"
-        print(f"{done} of {len(files)}", end=end, file=sys.stderr)
+        is_last = done == len(files)
+        if is_last or sys.stderr.isatty():  # not a line per image in a log
+            end = "\n" if is_last else "\r"
+            print(f"{done} of {len(files)}", end=end, file=sys.stderr)
     if failures:
         raise OSError(
             f"{failures} of {len(files)} images could not be classified."

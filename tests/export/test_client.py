@@ -274,7 +274,7 @@ def test_command(server, protocol, tmp_path, capsys):
     options += ["--protocol", protocol, "--version-label", "stable"]
     assert exit_status(main, "classify", folder, *options, "--json") == 0
     printed = capsys.readouterr()
-    assert "6 of 6" in printed.err
+    assert "\r" not in printed.err and "\n6 of 6\n" in f"\n{printed.err}"
     expected = direct(server, 1, ENCODED)
     lines = [json.loads(line) for line in printed.out.splitlines()]
     assert [line["image"] for line in lines] == list(map(str, IMAGES))
