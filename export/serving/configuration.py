@@ -74,19 +74,26 @@ def configuration(
     }
 
 
-def read_config(models_config: str) -> tuple[list[int], dict[str, int]]:
+def read_config(
+    models_config: str, name: str
+) -> tuple[list[int], dict[str, int]]:
     """The versions in a `models.config`, and those with labels by the label.
 
     The versions are empty if the policy names none, such as `latest`.
 
+    Args:
+        models_config: the text.
+        name: name of the served model.
+
     Raises:
-        ValueError: the text is not valid, or no version has the label.
+        ValueError: the text is not valid, serves another model, or no version
+            has the label `stable`.
 
     Example:
     >>> memory = Memory(request=1500, limit=12000)
     >>> labels = {"stable": 2, "canary": 3}
     >>> files = configuration("cait", [2, 3], labels, [1, 8], False, 2, memory)
-    >>> read_config(files["models.config"])
+    >>> read_config(files["models.config"], "cait")
     ([2, 3], {'canary': 3, 'stable': 2})
     """
     try:
@@ -96,7 +103,15 @@ def read_config(models_config: str) -> tuple[list[int], dict[str, int]]:
             f"Cannot read models.config, line:column {str(error).rstrip('.')}. "
             "Fix this line."
         ) from None
-    for model in config.model_config_list.config:
+    models = config.model_config_list.config
+    others = [repr(model.name) for model in models if model.name != name]
+    if others:  # clients would no longer find them
+        raise ValueError(
+            f"models.config serves {', '.join(others)}, but an export serves "
+            f"only {name!r}, the name of its folder. Give the folder by the "
+            "name of the model, or change models.config."
+        )
+    for model in models:
         if "stable" in model.version_labels:
             policy = model.model_version_policy
             labels = sorted(model.version_labels.items())

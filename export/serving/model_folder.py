@@ -229,14 +229,14 @@ def served_versions(output: Path) -> tuple[dict[int, Path], dict[str, int]]:
         the first export.
 
     Raises:
-        ValueError: `models.config` is damaged, or a version with a label is
-            gone.
+        ValueError: `models.config` is damaged or serves another model, or a
+            version with a label is gone.
     """
     versions = existing_versions(output)
     config = output / "models.config"
     if not config.exists():
         return versions, {}
-    listed, labels = read_config(config.read_text())
+    listed, labels = read_config(config.read_text(), output.name)
     if listed:
         versions = {n: path for n, path in versions.items() if n in listed}
     labels.pop("canary", None)

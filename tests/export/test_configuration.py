@@ -264,10 +264,11 @@ def test_only_calls_to_the_server_are_admitted(manifests, pod):
 )
 def test_a_config_is_read_as_the_server_does(labels):
     text = (
-        "model_config_list { config { model_version_policy { specific { "
+        'model_config_list { config { name: "cait" '
+        "model_version_policy { specific { "
         f"versions: [1, 2] }} }}\n{labels}\n}} }}"
     )
-    assert read_config(text) == ([1, 2], {"stable": 2})
+    assert read_config(text, "cait") == ([1, 2], {"stable": 2})
 
 
 @pytest.mark.parametrize(
@@ -275,8 +276,12 @@ def test_a_config_is_read_as_the_server_does(labels):
     [
         ("model_config_list {}", "label stable"),
         ("model_config_list {", "Cannot read models.config, line:column 1:"),
+        (
+            "model_config_list { config { name: 'b' } }",
+            "serves 'b', but an export serves only 'cait'",
+        ),
     ],
 )
-def test_a_config_without_a_stable_version_is_refused(text, message):
+def test_a_config_that_cannot_be_continued_is_refused(text, message):
     with pytest.raises(ValueError, match=message):
-        read_config(text)
+        read_config(text, "cait")

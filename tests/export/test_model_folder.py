@@ -391,7 +391,7 @@ def test_names_that_are_served(name):
 def test_a_damaged_folder_is_left_as_it_is(
     model, served, tmp_path, name, text, message
 ):
-    output = shutil.copytree(served, tmp_path / "cait")
+    output = shutil.copytree(served, tmp_path / served.name)
     (output / name).write_text(text)
     before = files(output)
     with pytest.raises(ValueError, match=message):
