@@ -94,6 +94,11 @@ class Client(ABC):
                 f"Give a version or a label, not both. Got {version} and "
                 f"{label!r}."
             )
+        if "" in (model, label):  # without a label, gRPC means the newest
+            raise ValueError(
+                f"The names of a model and of a label must not be empty. Got "
+                f"the model {model!r} and the label {label!r}."
+            )
         if not 0 < timeout < math.inf:
             raise ValueError(f"timeout must be positive. Got {timeout}.")
         if attempts < 1:

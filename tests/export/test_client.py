@@ -613,6 +613,8 @@ def test_predictions_of_grpc_are_checked(server, classes, scores, message):
         ({"ca": os.devnull, "tls": True}, "no certificates"),
         ({"headers": {"a b": "c"}}, "name of a header"),
         ({"headers": {"a": "b\r\nc: d"}}, "header 'a' must be printable"),
+        ({"model": ""}, "must not be empty"),
+        ({"label": ""}, "must not be empty"),
         ({"timeout": 0}, "timeout"),
         ({"timeout": math.nan}, "timeout"),
         ({"attempts": 0}, "attempts"),
