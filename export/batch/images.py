@@ -108,6 +108,8 @@ def parts_of_dataset(
     >>> len(parts), classes[:2]
     (4, ('0', '1'))
     """
+    # The workers of a cluster start in another folder.
+    data_dir = data_dir and Path(data_dir).absolute()
     dataset = open_dataset(data, split, data_dir, **part)
     starts = range(0, len(dataset), part_size)
     parts: list[Part]
