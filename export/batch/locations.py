@@ -113,7 +113,8 @@ def find_files(
         output: a folder whose files are left out.
 
     Raises:
-        ValueError: there is no such file or folder, or no file matches.
+        ValueError: a path is empty, there is no such file or folder, or no
+            file matches.
 
     Example:
     >>> Path("photos").mkdir()
@@ -121,8 +122,8 @@ def find_files(
     >>> find_files("photos", lambda name: name.endswith(".jpg"))
     ['photos/cat.jpg']
     """
-    if not location:
-        raise ValueError("An input is empty. Give a path, URI or glob.")
+    if "" in (location, output):
+        raise ValueError("An input or the output is empty. Give a path or URI.")
     found = (_remote if is_remote(location) else _local)(location, belongs)
     if output is not None:
         inside = f"{open_location(output)[1].rstrip('/')}/"

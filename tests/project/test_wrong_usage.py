@@ -451,7 +451,7 @@ ROWS = [
         --input nowhere.png | 1 | There is no file or folder 'nowhere.png'.
         --input '*.webp' | 1 | No images, Parquet or TFRecord files in
         --input empty | 1 | No images, Parquet or TFRecord files in 'empty'.
-        --input "" | 1 | An input is empty.
+        --input "" | 1 | An input or the output is empty.
         --input pipe | 1 | 'pipe' is neither a file nor a folder.
         --input file:///nowhere.png | 1 | There is no file or folder 'file://
         --input s4://bucket/photos | 1 | not a file system that PyArrow knows.
@@ -475,6 +475,7 @@ ROWS = [
         small.keras --labels two.txt --output new | 1 | Got 2 labels for the 5
         dense.keras --output new | 1 | is not an image classifier.
         small.keras --labels five.txt --output file | 1 | is not a folder.
+        small.keras --labels five.txt --output "" | 1 | the output is empty.
         small.keras --labels five.txt --output empty | 1 | Add --resume
         small.keras --labels five.txt --output photos --resume | 1 | no predict
         """,
