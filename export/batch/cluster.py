@@ -152,7 +152,7 @@ def threads_per_model(workers: int) -> int:
 def _short_folder() -> str:
     """A folder of temporary files in which Ray's sockets fit.
 
-    Of the 107 bytes of a socket's path, macOS: 103, Ray takes up to 77.
+    Paths of sockets have at most 107 bytes (103 on macOS); Ray adds up to 77.
     """
     folder = tempfile.gettempdir()
     return folder if len(os.fsencode(folder)) <= 26 else "/tmp"
