@@ -20,8 +20,8 @@ def example(height: int = 121, width: int = 163, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.clip(noise + smooth, 0, 255).astype("uint8"))
 
 
-def photo(rng: np.random.Generator, noise: float) -> Image.Image:
-    """An image as detailed as photos: smooth shapes and noise."""
+def detailed_image(rng: np.random.Generator, noise: float) -> Image.Image:
+    """A random image of smooth shapes and noise."""
     coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), "uint8"))
     smooth = np.asarray(coarse.resize((500, 375), Image.Resampling.BICUBIC))
     noisy = smooth + rng.normal(0, noise, smooth.shape)

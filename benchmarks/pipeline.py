@@ -125,16 +125,16 @@ PIPELINES: dict[str, tuple[str, Callable[[Path, int], Iterator[Any]]]] = {
 
 
 def write_images(folder: Path, count: int) -> None:
-    """Writes JPEG files as detailed as photos."""
+    """Writes detailed JPEG files."""
     import numpy as np
 
-    from benchmarks.image_files import photo
+    from benchmarks.image_files import detailed_image
 
     rng = np.random.default_rng(0)
     for i in range(count):
         path = folder / str(i % 10) / f"{i}.jpg"
         path.parent.mkdir(exist_ok=True)
-        photo(rng, noise=12).save(path, quality=90)
+        detailed_image(rng, noise=12).save(path, quality=90)
 
 
 def processor_seconds(group: int) -> float:
@@ -233,7 +233,7 @@ def main(
     rounds: Rounds = 5,
     output: Output = None,
 ) -> None:
-    """Times the input pipelines on generated photos.
+    """Times the input pipelines on generated images.
 
     Args:
         batch_size: Images per batch.

@@ -24,7 +24,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from cyclopts import App
 
-from benchmarks.image_files import encode, photo
+from benchmarks.image_files import detailed_image, encode
 from benchmarks.interleave import Timing
 from benchmarks.results import Count, Output, Rounds, Rows, show, write
 from keras_cait.command_line import run
@@ -47,11 +47,10 @@ RECIPE = override(RECIPES["s24-224"], global_batch_size=BATCH).resolved()
 
 
 def jpegs() -> Iterator[bytes]:
-    """Images as detailed as photos, without end."""
+    """Detailed images, without end."""
     rng = np.random.default_rng(0)
-    return itertools.cycle(
-        [encode(photo(rng, 20), "JPEG", quality=90) for _ in range(DISTINCT)]
-    )
+    images = [detailed_image(rng, noise=20) for _ in range(DISTINCT)]
+    return itertools.cycle([encode(i, "JPEG", quality=90) for i in images])
 
 
 def write_datasets(folder: Path, count: int) -> None:
