@@ -151,8 +151,8 @@ class VisionTransformer(keras.Model):
         if quantization_mode is not None:  # files of earlier versions
             model.quantize(quantization_mode)
         for layer in model._flatten_layers():
-            if _kernel_name(layer) in quantized:
-                layer.quantize(config=quantized[_kernel_name(layer)])
+            if quantization := quantized.get(_kernel_name(layer)):
+                layer.quantize(config=quantization)
         freeze_weights(
             model,
             [w for w in model.weights if reference_name(w.path) in frozen],
