@@ -186,7 +186,7 @@ def mistakes(examples: Sequence[Example], labels: Sequence[str]) -> str:
         for each in wrong[:MISTAKES]
     )
     return section(
-        "Surest mistakes",
+        "Most confident mistakes",
         f"{len(wrong):,} of the {len(examples):,} images in "
         "<code>validation/</code> are misclassified. "
         + (
@@ -230,7 +230,7 @@ def looks(
     return section(
         "Where the model looks",
         "Each image, its class attention (the first block, mean over heads), "
-        "and what speaks for the predicted class (relevance). Bright patches "
+        "and the evidence for the predicted class (relevance). Bright patches "
         "count most.",
         f'<div class="images wide">{"".join(figures)}</div>',
     )
