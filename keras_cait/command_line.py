@@ -106,8 +106,8 @@ MaxUnreadable = Annotated[
         name="--max-unreadable",
         validator=Number(gte=0),
         converter=whole_number,
-        help="Maximum number of images to leave out because they cannot be "
-        "read. They are named. With more, the command stops.",
+        help="Maximum number of unreadable images to skip and name; with more, "
+        "the command stops.",
     ),
 ]
 CropRatio = Annotated[

@@ -16,7 +16,7 @@ def load_labels(
     """The names of a model's classes, in order.
 
     Args:
-        source: as of `load_classifier`.
+        source: as in `load_classifier`.
         path: text file with one label per line; `None` takes the labels in or
             beside the model (`labels.txt`), otherwise ImageNet's.
         classes: number of classes of the model.
@@ -136,8 +136,8 @@ def check_classes(
     if labels and labels != names and sorted(labels) == sorted(names):
         raise ValueError(
             f"The model's labels are {listed(labels)}, but {data} has them in "
-            f"another order: {listed(names)}. Rename the folders so that they "
-            f"sort as the labels, such as '0 {labels[0]}'."
+            f"another order: {listed(names)}. Rename the folders so that their "
+            f"order is that of the labels, such as '0 {labels[0]}'."
         )
 
 

@@ -62,7 +62,7 @@ def published(source: str | Path) -> PretrainedWeights | None:
     """The published weights that a name stands for.
 
     Args:
-        source: as of `load_model`.
+        source: as in `load_model`.
 
     Returns:
         The row of the published weights; `None` if the source is a path.
@@ -169,15 +169,15 @@ def load_classifier(
     """Loads a model of any kind as a function from images to probabilities.
 
     Args:
-        source: as of `load_model`; also a SavedModel or the folder of a
+        source: as in `load_model`; also a SavedModel or the folder of a
             served model (its newest version), or a `.tflite` file.
-        variant, image_size, classes, precision: as of `load_model`; exported
+        variant, image_size, classes, precision: as in `load_model`; exported
             files have their own.
         threads: CPU threads of a `.tflite` file; `None` is one for each core.
 
     Raises:
-        ValueError: as of `load_model`.
-        OSError: as of `load_model`.
+        ValueError: as in `load_model`.
+        OSError: as in `load_model`.
         ImportError: the source is a `.tflite` file, and LiteRT is missing.
 
     Example:
@@ -213,7 +213,7 @@ def identity(source: str | Path) -> str:
     """SHA-256 of a model's file or folder, or the repository of published ones.
 
     Args:
-        source: as of `load_classifier`.
+        source: as in `load_classifier`.
 
     Example:
     >>> identity("S24")
@@ -357,7 +357,7 @@ def _keras_file(
     if not hasattr(model, "inputs"):  # a subclass, or a Sequential not built
         raise ValueError(
             f"{str(path)!r} holds a {type(model).__name__} without an input of "
-            "a known shape. Begin the model with keras.Input, and save it anew."
+            "known shape. Start the model with keras.Input, and save it again."
         )
     own_size = model.inputs[0].shape[1:3]
     size = (image_size, image_size) if image_size else own_size

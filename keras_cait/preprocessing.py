@@ -173,8 +173,8 @@ def decoding_memory(max_megapixels: float = MAX_MEGAPIXELS) -> float:
     50 MB are added for the rest. The limit holds for JPEG, PNG, GIF and BMP, in
     `load_image` and in `keras_cait.decoding` with a batch of any size. The
     formats that only `load_image` reads take up to twice as much, and an AVIF
-    can hide an image of other size than it declares, of up to 268 megapixels,
-    which takes gigabytes.
+    can hide a larger image than it declares, of up to 268 megapixels, which
+    takes gigabytes.
 
     Source: `python -m benchmarks.images`; the other formats by hand.
 
@@ -389,8 +389,8 @@ def _rgb(image: Image.Image, name: str, max_megapixels: float) -> np.ndarray:
         )
     if _is_misread(image):
         raise _Refused(
-            f"{name} is a {image.format} of a rare kind, which Pillow would "
-            "read as another image. Convert it to PNG with another program."
+            f"{name} is a {image.format} of a rare kind, which Pillow "
+            "misreads. Convert it to PNG with another program."
         )
     if image.format in ("JPEG", "MPO"):
         _check_scans(image, name)

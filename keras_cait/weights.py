@@ -113,9 +113,9 @@ def save_weights(
     ]
     if foreign:
         raise ValueError(
-            "save_weights writes what timm has: no weights of LoRA or "
-            f"quantization. Received: a model with {listed(foreign)}. Use "
-            "model.save; keras.saving.load_model merges LoRA into the kernels."
+            "save_weights cannot write LoRA or quantized weights, which timm "
+            f"lacks. Received: a model with {listed(foreign)}. Use model.save; "
+            "keras.saving.load_model merges LoRA into the kernels."
         )
     rows, columns = _grid(model)
     tensors = to_reference(model.weights)
@@ -248,7 +248,7 @@ def fill(
     """Fills a model from reference tensors, as `read_tensors` reads them.
 
     Args:
-        model: as of `load_weights`.
+        model: as in `load_weights`.
         tensors: reference tensors by name.
         grid: grid of their positions, if it is known.
         with_head: whether a head is filled, too.

@@ -79,8 +79,8 @@ def evaluate(
     predictions: Annotated[
         Path | None,
         Parameter(
-            help="Evaluate the output of python -m export predict --data. Of "
-            "the other options, --output and --max-unreadable apply."
+            help="Evaluate the output of python -m export predict --data. Only "
+            "--output and --max-unreadable apply to it."
         ),
     ] = None,
     data: Data = "imagenet2012",
@@ -177,13 +177,13 @@ def measure_predictions(
     Args:
         folder: the predictions.
         output: folder for the JSON file.
-        max_unreadable: as of `read_predictions`.
+        max_unreadable: as in `read_predictions`.
 
     Returns:
         As of `measure`, without what only it knows. The speed is `None`.
 
     Raises:
-        ValueError: as of `read_predictions`; or the JSON file is the result of
+        ValueError: as in `read_predictions`; or the JSON file is the result of
             other predictions.
     """
     found, job, unreadable = read_predictions(folder, max_unreadable)

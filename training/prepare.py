@@ -1,4 +1,4 @@
-"""Prepares a dataset of TensorFlow Datasets: its TFRecord files.
+"""Prepares a dataset of TensorFlow Datasets as TFRecord files.
 
 python -m training.prepare imagenet2012 --data-dir DIR --manual-dir DIR
 

@@ -105,7 +105,7 @@ class Recipe:
     folders train and validation."""
 
     fold: int = 0
-    """Number of that share: 0, 1, ..., 1 / validation_fraction - 1."""
+    """Which share is for validation: 0, 1, ..., 1 / validation_fraction - 1."""
 
     variant: Variant | None = "S24"
     """Variant of the paper. It sets embed_dim, depth, num_heads,
@@ -139,7 +139,7 @@ class Recipe:
     weights: str = ""
     """Initial weights: a file, the folder of a run, a published name such as
     `S24-384`, or `imagenet` for the published weights of the variant,
-    `imagenet-224` for those of a size; of other classes, all but the head.
+    `imagenet-224` for those of a size. For other classes, the head is random.
     Empty: random weights."""
 
     trainable: Literal["all", "attention", "head"] = "all"
@@ -345,7 +345,7 @@ class Recipe:
             )
 
     def split(self) -> dict[str, Any]:
-        """The fields that split a folder, as of `open_dataset`."""
+        """The fields that split a folder, as in `open_dataset`."""
         names = ["validation_fraction", "fold"]
         return {name: getattr(self, name) for name in names}
 
@@ -466,7 +466,7 @@ def read_recipe(path: str | Path) -> Recipe:
 
     Raises:
         ValueError: the file is not JSON, a field is unknown or of another type,
-            or as of `Recipe`.
+            or as in `Recipe`.
         OSError: the file cannot be read.
     """
     from keras_cait.files import read_json  # imports Keras: seconds
@@ -490,7 +490,7 @@ def override(recipe: Recipe, **changes: Any) -> Recipe:
             architecture, except for fields that are given with it.
 
     Raises:
-        ValueError: as of `Recipe`.
+        ValueError: as in `Recipe`.
 
     Example:
     >>> override(Recipe(depth=2), variant="XXS24").resolved().depth

@@ -57,7 +57,7 @@ def run_study(
         The results of `train`.
 
     Raises:
-        ValueError: as of `check_results` and `train`.
+        ValueError: as in `check_results` and `train`.
     """
     cells = STUDIES[study](scale)
     # The first seed of all cells comes first: a table is there soon.
@@ -106,7 +106,9 @@ def studies(
     ] = "digits",
     seeds: Annotated[
         Count | None,
-        Parameter(help="Trainings of each model. Default: digits 3, else 1."),
+        Parameter(
+            help="Trainings of each model. Default: digits 3, ImageNet 1."
+        ),
     ] = None,
     data_dir: DataDir = None,
     strategy: StrategyName = "auto",

@@ -262,7 +262,7 @@ def make_app() -> App:
     """The command line: one command per recipe, one option per field."""
     app = App(
         name="python -m training.train",
-        help=f"{__doc__}\nHours are those of eight A100, by arithmetic "
+        help=f"{__doc__}\nHours are computed for eight A100 "
         "(docs/training.md). A recipe's own --help lists its options.",
         version_flags=[],
     )

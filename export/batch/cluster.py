@@ -53,7 +53,7 @@ def check_command(words: Sequence[str]) -> None:
             word.encode()
         except UnicodeEncodeError:
             raise ValueError(
-                f"Ray takes commands in UTF-8 only. Got {word!r}. Give a "
+                f"Ray only accepts commands in UTF-8. Got {word!r}. Give a "
                 "folder or a glob, such as 'photos/cat*.jpg', or rename it."
             ) from None
 
@@ -124,7 +124,7 @@ def choose_device(
     Args:
         device, workers: what the user wants; `None` is the default.
         source: the model; `.tflite` files run on CPUs.
-        address: as of `connect`.
+        address: as in `connect`.
 
     Raises:
         ValueError: there is no GPU, nor can the cluster grow.

@@ -59,8 +59,8 @@ def litert(
     new_path(output)
     if len(scheme) == 1 and output.suffix != ".tflite":
         raise ValueError(
-            f"The output of one scheme is a .tflite file. Got {str(output)!r}. "
-            "Give it this ending, by which other commands know it."
+            "The --output of a single scheme must end in .tflite. Got "
+            f"{str(output)!r}."
         )
     trained, names = load_exportable(model, variant, image_size, labels)
     description = describe_model(model, trained)

@@ -23,7 +23,7 @@ def predict(
     data: Annotated[
         str | None,
         Parameter(
-            help="Labeled dataset instead of an input: digits, folder:PATH "
+            help="Labeled dataset instead of --input: digits, folder:PATH "
             "(one subfolder per class), or a name of TensorFlow Datasets."
         ),
     ] = None,

@@ -53,8 +53,8 @@ def saved_model(
         strict: Fail a call if any of its images is refused. By default each
             image has its own result or error.
         parts: Cores that a request keeps busy, one for each part of its
-            patches. By default 2; with --xla, which divides the work itself, 1.
-            Give 1 for OpenVINO and for GPUs.
+            patches. By default 2, or 1 with --xla, which divides the work
+            itself. Use 1 for OpenVINO and for GPUs.
     """
     from export.check_saved_model import check_saved_model
     from export.exportable import load_exportable

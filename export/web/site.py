@@ -59,7 +59,7 @@ def make_site(
     for example in map(Path, examples):
         if example.suffix.lower() not in SUFFIXES:
             raise ValueError(
-                f"Browsers do not show {str(example)!r}. Examples must end in "
+                f"Browsers cannot show {str(example)!r}. Examples must end in "
                 f"{', '.join(SUFFIXES)}."
             )
         load_image(example)  # refuses one that is damaged
@@ -123,7 +123,7 @@ def install(folder: Path) -> Path:
         )
     except FileNotFoundError:
         raise ValueError(
-            "npm is missing, which downloads LiteRT.js. Install Node.js 20 or "
+            "npm, which downloads LiteRT.js, is missing. Install Node.js 20 or "
             "later."
         ) from None
     except subprocess.CalledProcessError as error:

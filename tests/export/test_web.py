@@ -288,7 +288,7 @@ def test_a_site_is_whole_or_not_there(
     drawing = folder / "logo.svg"
     drawing.touch()
     options = ("--model", good, "--examples", drawing)
-    assert "do not show" in refused(*output, *options)
+    assert "cannot show" in refused(*output, *options)
     image = drawing.rename(folder / "image.png")
     options = ("--model", good, "--examples", image)
     assert "is not an image" in refused(*output, *options)

@@ -360,7 +360,7 @@ ROWS = [
         """
         file | 1 | 'file' already exists.
         empty | 1 | 'empty' already exists.
-        new | 1 | is a .tflite file. Got 'new'.
+        new | 1 | must end in .tflite. Got 'new'.
         file/new.tflite | 1 | 'file' is not a folder.
         new.tflite --scheme int4 | 2 | Invalid value "int4" for --scheme.
         new.tflite --scheme | 1 | Give at least one scheme

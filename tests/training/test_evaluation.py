@@ -159,7 +159,7 @@ def test_unreadable_images_are_named(kinds, tmp_path, capsys):
     options = ("--data", photos)
     options += ("--output", tmp_path / "out")
     assert evaluate("--model", kinds / "model.keras", *options) == 1
-    assert f"start anew: {first}" in capsys.readouterr().err
+    assert f"start again: {first}" in capsys.readouterr().err
 
     options += ("--max-unreadable", 1)
     assert evaluate("--model", kinds / "model.keras", *options) == 0

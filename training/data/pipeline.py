@@ -171,7 +171,7 @@ def index_at(
 ) -> tf.Tensor:
     """The number of the example at a global position of the run.
 
-    Every epoch is shuffled anew. With `repeated_augmentation` 3, neighboring
+    Every epoch has its own order. With `repeated_augmentation` 3, neighboring
     positions share an example, as in DeiT's RASampler.
 
     Args:
@@ -229,7 +229,7 @@ def evaluation_batches(
 
     Args:
         examples: examples to evaluate.
-        transform: function of an image, as of `examples.read`, to the model's
+        transform: function of an image, as in `examples.read`, to the model's
             input.
         batch_size: images per global batch.
         context: this worker's share; `None` for one process with one device.
@@ -389,7 +389,7 @@ def naming_unreadable(
     """Names the images that cannot be read when their evaluation fails.
 
     Args:
-        examples, transform: as of `evaluation_batches`.
+        examples, transform: as in `evaluation_batches`.
 
     Raises:
         ValueError: images cannot be read.
@@ -410,7 +410,7 @@ def naming_unreadable(
             raise
         raise ValueError(
             "Validation images cannot be read. Replace them, or remove them "
-            f"and start anew: {', '.join(names)}"
+            f"and start again: {', '.join(names)}"
         ) from None
 
 
