@@ -274,7 +274,7 @@ class Blank:
 def blank_blocks(
     batch: dict[str, Any], size: tuple[int, int], rows: int
 ) -> Iterator[dict[str, Any]]:
-    """Blocks as of `decode`."""
+    """Blocks as in `decode`."""
     import numpy as np
 
     (number,) = batch["number"]

@@ -1,4 +1,4 @@
-"""Encoded images of every kind, whole, oversized and damaged."""
+"""Encoded images of every kind: valid, oversized and damaged."""
 
 import io
 import struct

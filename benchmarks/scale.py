@@ -211,7 +211,7 @@ def pods(requests_per_second: float, pod: float) -> int:
 
     Args:
         requests_per_second: that are expected at most.
-        pod: requests per second of one pod, as of `benchmarks.serving`.
+        pod: requests per second of one pod, as in `benchmarks.serving`.
 
     Example:
     >>> pods(100, pod=9.0)

@@ -16,7 +16,7 @@ def main(*, runs: Path = Path("studies"), output: Output = None) -> None:
     """Runs all studies; resumes them where they were interrupted.
 
     Args:
-        runs: Folder of the studies, as of `python -m training.studies`.
+        runs: Folder of the studies, as in `python -m training.studies`.
     """
     from training.studies import run_study
     from training.study.cells import SCALES, STUDIES

@@ -174,7 +174,7 @@ def patch_grid(model: keras_cait.CaiT) -> tuple[int, int]:
         model: `CaiT`.
 
     Raises:
-        ValueError: as of `image_size`.
+        ValueError: as in `image_size`.
 
     Example:
     >>> patch_grid(CaiT(48, 1, 4, input_shape=(64, 96, 3)))

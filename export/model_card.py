@@ -38,7 +38,7 @@ def measured_accuracy(
     """Accuracy known for a model at the size of its images.
 
     Args:
-        source: as of `export.exportable.load_exportable`.
+        source: as in `export.exportable.load_exportable`.
         model: the model loaded from it.
 
     Returns:
@@ -80,7 +80,7 @@ def describe_model(source: str | Path, model: keras_cait.CaiT) -> Description:
     """Describes a model for the metadata of a `.tflite` file.
 
     Args:
-        source, model: as of `measured_accuracy`.
+        source, model: as in `measured_accuracy`.
 
     Returns:
         Name, description and version of keras-cait; author and license of

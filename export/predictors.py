@@ -162,13 +162,13 @@ def load_pixel_predictor(
     """A model of any kind as a function of pixels.
 
     Args:
-        source, variant, image_size, classes: as of `load_classifier`.
+        source, variant, image_size, classes: as in `load_classifier`.
         embedding: whether to compute embeddings, which takes another run of
             the model.
         threads: CPU threads; `None` is one for each core.
 
     Raises:
-        ValueError: as of `load_classifier`; or the model has no embedding.
+        ValueError: as in `load_classifier`; or the model has no embedding.
     """
     if threads:
         tf.config.threading.set_intra_op_parallelism_threads(threads)

@@ -191,14 +191,14 @@ def calibration_images(
     """Training images from all over a dataset.
 
     Args:
-        data: as of `keras_cait.datasets.open_dataset`; `folder:PATH` may also
+        data: as in `keras_cait.datasets.open_dataset`; `folder:PATH` may also
             be a folder of images without subfolders, as labels are not used.
         image_size: height and width in pixels.
         count: int > 0. Maximum number of images.
         data_dir: folder in which TensorFlow Datasets keeps its files.
         max_unreadable: maximum number of them to leave out because they cannot
             be read; they are printed.
-        **part: `validation_fraction` and `fold`, as of `open_dataset`.
+        **part: `validation_fraction` and `fold`, as in `open_dataset`.
 
     Returns:
         float32 arrays `(height, width, 3)`, RGB in 0...255.

@@ -51,12 +51,12 @@ def write_saved_model(
         top: int > 0. Number of classes in `classes` and `scores`.
         xla: whether XLA compiles the model, once per batch size.
         max_megapixels: encoded images of more pixels are refused.
-        fast_jpeg: as of `keras_cait.decoding.decode_each`.
+        fast_jpeg: as in `keras_cait.decoding.decode_each`.
         signatures: those to write. With `pixels` alone, the graph decodes no
             images, and engines other than TensorFlow take it, too.
         strict: whether a call fails if any of its images is refused. There is
             no output `error` then.
-        parts: as of `InferenceModel`.
+        parts: as in `InferenceModel`.
 
     Raises:
         ValueError: `labels`, `top` or `parts` do not fit the model, or there

@@ -103,7 +103,7 @@ class ResidualBlock(SelfAttentionBlock):
             `SelfAttentionBlock`.
 
     Raises:
-        ValueError: an argument is out of range, or two do not fit.
+        ValueError: an argument is out of range, or two conflict.
 
     Example:
     >>> tuple(ResidualBlock(4)(np.ones((2, 197, 192))).shape)
@@ -208,7 +208,7 @@ class ViT(VisionTransformer):
         `(batch, classes)`, or without a head to `(batch, embed_dim)`.
 
     Raises:
-        ValueError: an argument is out of range, or two do not fit.
+        ValueError: an argument is out of range, or two conflict.
 
     Example:
     >>> model = ViT(**SIZES["Ti"], input_shape=(32, 48, 3))

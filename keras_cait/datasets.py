@@ -193,7 +193,7 @@ def split_of(model: str | Path, data: str) -> dict[str, Any]:
         model: a run folder, or a model somewhere in it, such as an exported
             one. Of other models nothing is known, and the split is the
             default.
-        data: as of `open_dataset`.
+        data: as in `open_dataset`.
 
     Returns:
         `validation_fraction` and `fold`; nothing for data with its own split.

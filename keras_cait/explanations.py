@@ -1,4 +1,4 @@
-"""What speaks for a class: relevance of the patches, and occlusion.
+"""Evidence for a class: relevance of the patches, and occlusion.
 
 Attention shows what a model reads, whatever it concludes. These maps are about
 the score of one class, the logit before the activation of the classifier.
@@ -27,21 +27,20 @@ from keras_cait.layers import (
 def relevance_maps(
     model: keras.Model, images: Tensor, classes: Any = None
 ) -> np.ndarray:
-    """Returns how much each patch speaks for a class, through attention.
+    """Returns each patch's evidence for a class, through attention.
 
-    A block adds to its tokens what the scores `A` of its heads gather. To first
-    order, one score contributes `A * dy/dA` to the logit `y` of the class. The
-    mean over the heads of what is positive is `E`, a matrix of tokens by
-    tokens; the tokens themselves pass by on the residual path. So the relevance
-    of the patches to the class token is its row of
+    The scores `A` of a block's heads weight what the block adds to its tokens.
+    To first order, one score contributes `A * dy/dA` to the logit `y` of the
+    class. `E` is the mean over the heads of the positive contributions, a
+    matrix of tokens by tokens, and the residual path is the identity. The
+    relevance of the patches to the class token is therefore its row of
 
         (I + E_last) ... (I + E_first)
 
-    where a class-attention block has a row for the class token only. `A` are
-    the scores that weight the values: in self-attention those after the second
-    mixing of the heads, which can be negative, unlike a contribution that is
-    kept. The gradient passes LayerScale, so a branch counts for what `gamma`
-    leaves of it.
+    where a class-attention block has a row for the class token only. In
+    self-attention, `A` are the scores after the second mixing of the heads;
+    they can be negative, but only positive contributions are kept. The gradient
+    passes LayerScale, so `gamma` scales what a branch counts.
 
     The model runs twice and its gradient once, block by block: it needs the
     memory of one block.
@@ -125,7 +124,7 @@ def occlusion_maps(
     batch_size: int = 32,
     verbose: Any = "auto",
 ) -> np.ndarray:
-    """Returns by how much the score of a class drops without each patch.
+    """Returns how much the score of a class drops without each patch.
 
     A square around the patch gets the mean color of the image, and the model
     classifies the result: once per patch, or 196 times for an image of
@@ -143,7 +142,7 @@ def occlusion_maps(
 
     Returns:
         float32 array `(batch, rows, columns)` of differences of the logit. A
-        patch that speaks against the class is negative.
+        patch with evidence against the class is negative.
 
     Raises:
         ValueError: the images or an argument do not fit, or there is no such

@@ -1,4 +1,4 @@
-"""Finding image files, and writing files whole or not at all."""
+"""Finds image files, and writes files atomically."""
 
 import hashlib
 import json
@@ -213,7 +213,7 @@ def new_output(path: str | Path) -> Iterator[Path]:
     """A new file or folder: by one process, whole or not at all.
 
     Args:
-        path: as of `new_path`.
+        path: as in `new_path`.
 
     Yields:
         As `atomically`.

@@ -17,7 +17,7 @@ def read_index(
     """Reads an index that is complete and up to date.
 
     Args:
-        path: as of `write_index`.
+        path: as in `write_index`.
         is_current: whether the data are still those that a head describes.
 
     Returns:

@@ -1,4 +1,4 @@
-"""How weights start: at random, or at 0 where a file is about to fill them."""
+"""Initial weights: random, or 0 where a file is about to fill them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -97,7 +97,7 @@ class PatchEmbedding(keras.layers.Layer):
 class PositionEmbedding(keras.layers.Layer):
     """Adds a learned position to each patch and flattens the grid.
 
-    For another grid than its own, the layer resamples the positions in the
+    If the grid differs from its own, the layer resamples the positions in the
     graph (antialiased bicubic): one layer fits every image size.
 
     Args:
@@ -678,7 +678,7 @@ def width(shape: Shape) -> int:
 
 
 def is_positive_int(value: Any) -> bool:
-    """Whether a value is an integer > 0, of Python or NumPy."""
+    """Whether a value is a Python or NumPy integer > 0."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         return False
     return int(value) > 0

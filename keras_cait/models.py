@@ -105,7 +105,7 @@ class CaiT(VisionTransformer):
         `(batch, classes)`, or to the features that `pooling` selects.
 
     Raises:
-        ValueError: an argument is out of range, or two do not fit.
+        ValueError: an argument is out of range, or two conflict.
 
     Example:
     >>> model = CaiT(192, depth=4, num_heads=4, input_shape=(64, 96, 3))
@@ -254,7 +254,7 @@ VARIANT_DOCSTRING = """CaiT-{variant} of the paper.
         A `CaiT` model.
 
     Raises:
-        ValueError: an argument is out of range, two do not fit, or the variant
+        ValueError: an argument is out of range, two conflict, or the variant
             has no pretrained weights.
         OSError: the pretrained weights are neither in the cache nor reachable.
 

@@ -16,11 +16,10 @@ Trainable = Literal["all", "attention", "head"]
 class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
     """Linear warm-up, then a cosine over all steps.
 
-    The cosine starts at step 0, where warm-up hides it, as in timm. Keras'
+    As in timm, the cosine starts at step 0, where the warm-up hides it; Keras'
     `CosineDecay` starts it after the warm-up. The reference updates the rate
-    once per epoch, after it, so its first two epochs share one rate. Here the
-    rate changes at every step and meets the reference at the ends of the
-    epochs.
+    after each epoch, so its first two epochs share one rate. Here the rate
+    changes at every step and equals the reference's at the end of each epoch.
 
     Args:
         peak: rate of the cosine at step 0.
@@ -245,7 +244,7 @@ class AdamW(Optimizer, keras.optimizers.Adam):
 
 @keras.saving.register_keras_serializable(package="keras_cait")
 class SGD(Optimizer, keras.optimizers.SGD):
-    """SGD with Nesterov momentum and L2 decay, as timm's and PyTorch's.
+    """SGD with Nesterov momentum and L2 decay, as in timm and PyTorch.
 
     The decay is part of the gradient, so momentum makes it `1 / (1 - momentum)`
     times stronger than a decoupled one. Momentum sums gradients, not steps: a
@@ -257,7 +256,7 @@ class SGD(Optimizer, keras.optimizers.SGD):
         momentum: float in [0, 1].
         nesterov: whether the step looks ahead by one momentum.
         weight_decay: share of the kernels that is added to their gradients.
-        layer_decay: as of `AdamW`.
+        layer_decay: as in `AdamW`.
         kwargs: other arguments of `keras.optimizers.SGD`, such as
             `global_clipnorm`.
 
@@ -379,7 +378,7 @@ def freeze(model: keras.Model, trainable: Trainable) -> None:
         )
     if not model.built:
         raise ValueError(
-            f"The model {model.name!r} has no weights yet. Begin it with "
+            f"The model {model.name!r} has no weights yet. Start it with "
             "keras.Input, or call it on images before you freeze it."
         )
     frozen = [
@@ -414,8 +413,8 @@ def freeze_weights(
 ) -> None:
     """Freezes weights of a model, and all layers that have no other weights.
 
-    Were only the weights frozen, `layer.trainable = True` would have no effect
-    on TensorFlow: it is so already.
+    If only the weights were frozen, TensorFlow would ignore
+    `layer.trainable = True`, because it already is.
 
     Example:
     >>> model = CaiT(48, 3, 1, input_shape=(32, 32, 3))

@@ -1,4 +1,4 @@
-"""Records of TFRecord files, read at random by their place in the files."""
+"""Random access to the records of TFRecord files."""
 
 import os
 import struct
@@ -52,7 +52,7 @@ def find_records(files: Sequence[str | Path], index: Path) -> Records:
 
     Args:
         files: the files, which are not compressed.
-        index: where the index is kept, as of `keras_cait.indexes`.
+        index: where the index is kept, as in `keras_cait.indexes`.
 
     Raises:
         ValueError: a file is damaged.

@@ -24,7 +24,7 @@ def read_safetensors(
         path: path of the file.
 
     Returns:
-        The tensors by name, as of `read_pth`; their values stay in the file
+        The tensors by name, as in `read_pth`; their values stay in the file
         until `np.asarray` reads them. And the grid of the positions, if the
         file has it.
 

@@ -69,7 +69,7 @@ class VisionTransformer(keras.Model):
         self.dtype_policy = policy  # compile() scales the loss by it
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # TensorFlow would ignore True where a part is frozen: it is so already.
+        # If only a part is frozen, it is True, and TensorFlow ignores True.
         if name == "trainable":
             super().__setattr__(name, False)
         super().__setattr__(name, value)

@@ -20,7 +20,7 @@ def diagnose(
 
     Args:
         model: `CaiT` or `ViT` with a head. It is measured in float32.
-        batches: `(images, labels, weights)`, as of `evaluation_batches`;
+        batches: `(images, labels, weights)`, as in `evaluation_batches`;
             padding has weight 0.
 
     Returns:

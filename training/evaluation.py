@@ -58,13 +58,13 @@ def load_for_evaluation(
     """Loads a model of any kind, compiled where possible.
 
     Args:
-        source: as of `keras_cait.loading.load_classifier`.
+        source: as in `keras_cait.loading.load_classifier`.
         precision: dtype policy; exported files have their own.
-        image_size, variant: as of `load_classifier`.
+        image_size, variant: as in `load_classifier`.
         raw: use the weights of a run's last step instead of its EMA weights.
 
     Raises:
-        ValueError: as of `load_classifier`; or `raw` is asked of something that
+        ValueError: as in `load_classifier`; or `raw` is asked of something that
             is not a run, or at another size.
     """
     if raw:
@@ -196,7 +196,7 @@ def predict_all(
 
     Raises:
         ValueError: `unfinished` is damaged or belongs to other settings, images
-            cannot be read, or as of `check_alike`.
+            cannot be read, or as in `check_alike`.
     """
     found = []
     if unfinished.exists():

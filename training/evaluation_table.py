@@ -53,7 +53,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     """Results as a Markdown table, beside the figures of timm and the authors.
 
     Args:
-        results: as of `measure`.
+        results: as in `measure`.
 
     Returns:
         Percent, and differences in points.

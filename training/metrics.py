@@ -133,7 +133,7 @@ def class_accuracies(confusion: np.ndarray) -> np.ndarray:
     """Accuracy on each class' images; NaN for a class without images.
 
     Args:
-        confusion: as of `confusion_matrix`.
+        confusion: as in `confusion_matrix`.
 
     Example:
     >>> class_accuracies(np.array([[3, 1], [0, 0]]))

@@ -96,12 +96,12 @@ def parts_of_dataset(
     """The parts of a labeled dataset, and the names of its classes.
 
     Args:
-        data, split, data_dir: as of `keras_cait.datasets.open_dataset`.
+        data, split, data_dir: as in `keras_cait.datasets.open_dataset`.
         part_size: images per part.
-        **part: `validation_fraction` and `fold`, as of `open_dataset`.
+        **part: `validation_fraction` and `fold`, as in `open_dataset`.
 
     Raises:
-        ValueError: as of `open_dataset`.
+        ValueError: as in `open_dataset`.
 
     Example:
     >>> parts, classes = parts_of_dataset("digits", "validation", None, 256)

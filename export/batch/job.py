@@ -1,4 +1,4 @@
-"""The folder of a job's predictions: one file per part, whole or not at all.
+"""The folder of a job's predictions: one file per part, written atomically.
 
 `_job.json` says what the job is, so that another one cannot continue it. Its
 name is hidden from readers of Parquet folders, as `_SUCCESS` is.

@@ -65,7 +65,7 @@ def open_file(
     """Opens a file to read.
 
     Args:
-        location, folder: as of `open_location`.
+        location, folder: as in `open_location`.
         in_order: whether it is only read from start to end, which remote files
             do at less cost.
 
@@ -86,7 +86,7 @@ def file_stamp(location: str, folder: str = "") -> str:
     """Size and modification time of a file, which another content changes.
 
     Args:
-        location, folder: as of `open_location`.
+        location, folder: as in `open_location`.
 
     Example:
     >>> _ = Path("cat.jpg").write_bytes(b"cat")

@@ -18,7 +18,7 @@ class Rows:
     Attributes:
         file: path or URI.
         folder: where relative paths start.
-        stamp: as of `export.batch.locations.file_stamp`.
+        stamp: as in `export.batch.locations.file_stamp`.
         groups: numbers of the row groups.
         first: number of their first row in the file.
         count: number of their rows.

@@ -102,7 +102,7 @@ class Examples:
     """A range of a dataset that is read by number.
 
     Attributes:
-        data, split, data_dir: as of `keras_cait.datasets.open_dataset`.
+        data, split, data_dir: as in `keras_cait.datasets.open_dataset`.
         start, stop: the range.
     """
 

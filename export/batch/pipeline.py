@@ -40,7 +40,7 @@ class Model(NamedTuple):
         top: number of classes per image.
         size: height and width of the images in pixels.
         batch_size: images per run of the model.
-        identity: as of `keras_cait.loading.identity`.
+        identity: as in `keras_cait.loading.identity`.
     """
 
     load: Callable[..., Callable[[np.ndarray], dict[str, np.ndarray]]]
@@ -64,9 +64,9 @@ def describe(
     """Loads a model once, to refuse what workers could not run.
 
     Args:
-        source, variant, image_size, labels: as of
+        source, variant, image_size, labels: as in
             `export.exportable.load_exportable`; also exported models.
-        top, batch_size: as of `Model`.
+        top, batch_size: as in `Model`.
         embedding: whether rows have the embedding.
 
     Raises:

@@ -21,7 +21,7 @@ class Records:
     Attributes:
         file: path or URI.
         folder: where relative paths start.
-        stamp: as of `export.batch.locations.file_stamp`.
+        stamp: as in `export.batch.locations.file_stamp`.
     """
 
     file: str

@@ -78,8 +78,8 @@ def write_version(
         max_megapixels: the server refuses encoded images of more pixels.
         fast_jpeg: whether the server decodes large JPEGs at a part of their
             size.
-        signatures: those to write, as of `export.saved_model`.
-        strict: whether a call fails if any of its images is refused; as of
+        signatures: those to write, as in `export.saved_model`.
+        strict: whether a call fails if any of its images is refused; as in
             `write_saved_model`.
         parts: cores that a request keeps busy, one for each part of its
             patches. `None` is 2; with `xla`, which divides the work itself, 1.

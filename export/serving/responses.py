@@ -55,7 +55,7 @@ def check_predictions(
 
 
 def check_answer(names: Any, values: Any, error: Any) -> Best | ServingError:
-    """The answer to one image, as of `check_predictions`."""
+    """The answer to one image, as in `check_predictions`."""
     if not isinstance(error, str):
         raise invalid("an error must be text")
     if error:

@@ -44,7 +44,7 @@ def decode_image(
     The pixels equal those of `keras_cait.load_image`: gray and palette images
     become RGB, 16 bits become 8, transparency is dropped, the EXIF orientation
     is applied, and an animation yields its first frame. (Values of CMYK differ
-    by at most 1.) Refused are: JPEG with arithmetic coding, 12 bits, lossless,
+    by at most 1.) It refuses: JPEG with arithmetic coding, 12 bits, lossless,
     or CMYK without an Adobe marker; PNG with a side of more than 1,000,000
     pixels; GIF without a palette, or whose first frame exceeds the canvas; BMP
     of 1, 4 or 16 bits, compressed, with masks of another order than BGR, or
@@ -172,9 +172,9 @@ def decode_each(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Decodes a batch of images in parallel and crops each to one size.
 
-    An image that is refused leaves the others as they are. All images that are
-    decoded at the same time have at most `max_megapixels` together, so that
-    memory does not grow with the batch.
+    A refused image does not affect the others. All images that are decoded at
+    the same time have at most `max_megapixels` together, so that memory does
+    not grow with the batch.
 
     Args:
         image_bytes: string tensor `(batch,)`, contents of files, as for
@@ -241,7 +241,7 @@ def decode_batch(
     """Decodes a batch of images as `decode_each` does, all or none.
 
     Args:
-        image_bytes, size, crop_ratio, max_megapixels, fast_jpeg: as of
+        image_bytes, size, crop_ratio, max_megapixels, fast_jpeg: as in
             `decode_each`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Datasets without the images that cannot be read."""
+"""Datasets without their unreadable images."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace

@@ -92,13 +92,13 @@ def load(
     """Loads a dataset.
 
     Args:
-        data, split, data_dir: as of `keras_cait.datasets.open_dataset`.
-        max_unreadable: as of `keras_cait.decoding.readable`.
-        **part: `validation_fraction` and `fold`, as of `open_dataset`.
+        data, split, data_dir: as in `keras_cait.datasets.open_dataset`.
+        max_unreadable: as in `keras_cait.decoding.readable`.
+        **part: `validation_fraction` and `fold`, as in `open_dataset`.
 
     Raises:
-        ValueError: as of `open_dataset` and `readable`.
-        ImportError: as of `open_dataset`.
+        ValueError: as in `open_dataset` and `readable`.
+        ImportError: as in `open_dataset`.
 
     Example:
     >>> load("digits", "validation").count

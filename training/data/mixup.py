@@ -137,7 +137,7 @@ def mix(
         targets: `(batch, classes)` float32 tensor.
         is_cutmix: bool scalar.
         share: float32 scalar in 0...1. Weight of the image itself in Mixup.
-        box: `(4,)` float32 tensor, as of `cutmix_box`. CutMix takes the pixels
+        box: `(4,)` float32 tensor, as in `cutmix_box`. CutMix takes the pixels
             in the box from the mirror image; its targets are weighted by area.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written while it goes on, restored if they are intact.
+"""Checkpoints of a run: written while it continues, restored if intact.
 
 A checkpoint holds the state of one step. Only copying the state to host memory
 holds the run; a thread writes the copy. TensorFlow's own asynchronous
@@ -68,7 +68,7 @@ class Checkpoints:
             is_best: whether it also becomes the best checkpoint.
 
         Raises:
-            OSError, tf.errors.OpError: as of `wait`, for the one before.
+            OSError, tf.errors.OpError: as in `wait`, for the one before.
         """
         self.wait()
         path = self.folder / f"ckpt-{step}"
@@ -200,7 +200,7 @@ def with_values(
 
     Args:
         state: the other one.
-        values: as of `read`.
+        values: as in `read`.
     """
     view = tf.train.TrackableView(state)
     items = view.descendants()

@@ -89,7 +89,7 @@ class Teacher:
     """A frozen teacher, with its own image size and preprocessing.
 
     Args:
-        source: a Keras model of RGB in 0...255, as of
+        source: a Keras model of RGB in 0...255, as in
             `keras_cait.loading.load_model`; a SavedModel with a signature
             `pixels` or `serving_default` of such images; or the name of a model
             of `keras.applications`, such as `"RegNetY160"`, with its ImageNet

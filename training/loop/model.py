@@ -41,7 +41,7 @@ def check_weights(weights: str) -> None:
     """Checks that initial weights exist, before the model is built.
 
     Args:
-        weights: as of `start_from`; empty for random ones.
+        weights: as in `start_from`; empty for random ones.
 
     Raises:
         ValueError: there is no such file, folder or published model.

@@ -137,7 +137,7 @@ class Monitor:
 
         Args:
             step: optimizer steps done.
-            evaluated: as of `Trainer.evaluate`, or nothing.
+            evaluated: as in `Trainer.evaluate`, or nothing.
             images, targets: the last batch, as it is distributed.
         """
         if not self.is_chief:

@@ -1,4 +1,4 @@
-"""Rematerialization: activations that are computed again, not kept."""
+"""Rematerialization: activations are recomputed instead of kept."""
 
 from collections.abc import Callable
 from functools import partial

@@ -213,11 +213,11 @@ def claimed(
     Args:
         output: folder of the run, which is created.
         recipe: the resolved recipe, written to `recipe.json`.
-        data: as of `check_data`, written to `data.json`.
+        data: as in `check_data`, written to `data.json`.
         is_chief: whether this process writes. The other workers do not wait.
 
     Raises:
-        ValueError: as of `check_folder`, or another process trains in the
+        ValueError: as in `check_folder`, or another process trains in the
             folder.
         OSError: the folder cannot be created or written.
     """
@@ -348,7 +348,7 @@ def by_class(
     """Images and accuracy of each class; `None` where they are not known.
 
     Args:
-        confusion: as of `evaluate`.
+        confusion: as in `evaluate`.
         examples: training examples.
     """
     counts = class_counts(examples)
@@ -371,7 +371,7 @@ def print_classes(balanced: float, classes: Sequence[dict[str, Any]]) -> None:
 
     Args:
         balanced: balanced accuracy.
-        classes: as of `by_class`.
+        classes: as in `by_class`.
     """
     found = [row for row in classes if row["validation_images"]]
     sizes = [row["validation_images"] for row in found]

@@ -267,7 +267,7 @@ class Trainer:
         Args:
             steps_per_epoch: optimizer steps per epoch.
             newest: the last checkpoint.
-            evaluated: as of `evaluate`, or nothing.
+            evaluated: as in `evaluate`, or nothing.
 
         Raises:
             FloatingPointError: a loss or gradient was not finite, and the

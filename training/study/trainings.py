@@ -135,7 +135,7 @@ def train(
         start; versions.
 
     Raises:
-        ValueError: as of `finished` and `check_alike`.
+        ValueError: as in `finished` and `check_alike`.
     """
     if result := finished(cell, seed, folder):
         return result
@@ -223,11 +223,11 @@ def check_results(jobs: Sequence[tuple[Cell, int]], folder: Path) -> None:
     """Checks that the results in a folder are those of a study.
 
     Args:
-        jobs: as of `trainings`.
+        jobs: as in `trainings`.
         folder: folder of the results.
 
     Raises:
-        ValueError: one is of another study, or as of `finished`.
+        ValueError: one is of another study, or as in `finished`.
     """
     names = {cell.name for cell, _ in jobs}
     for file in folder.glob("*-[0-9]*.json"):
@@ -241,7 +241,7 @@ def check_results(jobs: Sequence[tuple[Cell, int]], folder: Path) -> None:
 
 
 def finished(cell: Cell, seed: int, folder: Path) -> dict[str, Any] | None:
-    """The result of a finished training, as of `train`.
+    """The result of a finished training, as in `train`.
 
     Raises:
         ValueError: its file is damaged, or the result of other settings.
