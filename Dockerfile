@@ -10,8 +10,8 @@ ENV HOME=/tmp \
     PIP_NO_CACHE_DIR=1 \
     PYTHONUNBUFFERED=1
 WORKDIR /keras-cait
-# The files that choose the dependencies come first: a change of the code does
-# not install them again.
+# The files that choose the dependencies come first, so that a change of the code
+# does not reinstall them.
 COPY constraints.txt pyproject.toml setup.cfg README.md ./
 COPY requirements requirements
 COPY keras_cait/version.py keras_cait/__init__.py keras_cait/

@@ -1,8 +1,8 @@
 # make test         sets up .venv, checks the style and runs the tests: all on
-#                   TensorFlow, those of the numerics on JAX as well
+#                   TensorFlow, the numeric ones also on JAX
 # make quickstart   trains, exports and verifies a small CaiT; see README.md
 # make docs         builds the site in build/site/site/
-# make constraints  writes constraints.txt anew
+# make constraints  resolves the versions of constraints.txt again
 
 PYTHON ?= python3
 RUN ?= runs/quickstart

@@ -74,7 +74,7 @@ def write_report(folder: Path) -> Path:
             f"{folder}"
         )
         if (folder / "recipe.json").exists():
-            advice = "Resume it: run the command that started it again."
+            advice = "To resume it, repeat the command that started it."
         if (folder / "fold-0").is_dir():
             advice = f"Give one of its folds, such as {folder / 'fold-0'}"
         raise ValueError(

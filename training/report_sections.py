@@ -173,7 +173,7 @@ def classes(counts: np.ndarray, labels: Sequence[str]) -> str:
 
 
 def mistakes(examples: Sequence[Example], labels: Sequence[str]) -> str:
-    """The wrong predictions that the model is most sure of."""
+    """The wrong predictions with the highest scores."""
     wrong = [each for each in examples if each.found != each.label]
     wrong.sort(key=lambda each: -each.score)
     figures = "".join(
@@ -190,7 +190,7 @@ def mistakes(examples: Sequence[Example], labels: Sequence[str]) -> str:
         f"{len(wrong):,} of the {len(examples):,} images in "
         "<code>validation/</code> are misclassified. "
         + (
-            "The model is most confident in these. Look here for wrong labels."
+            "Look here for wrong labels first."
             if wrong
             else "There is nothing to show."
         ),
@@ -252,8 +252,8 @@ def reliability(examples: Sequence[Example]) -> str:
         verdict = "On average, the model is over-confident."
     return section(
         "Calibration",
-        f"Of the predictions with a score of 80%, 80% should be right: the "
-        f"dotted line. Larger dots have more images. Mean score "
+        f"On the dotted line, 80% of the predictions with a score of 80% are "
+        f"right. Larger dots have more images. Mean score "
         f"{confidence:.1%}, accuracy {accuracy:.1%}, expected calibration "
         f"error {calibration_error(found):.1%}, on {len(examples):,} images. "
         f"{verdict}",
@@ -262,7 +262,7 @@ def reliability(examples: Sequence[Example]) -> str:
 
 
 def exported(path: Path) -> str:
-    """The exported files beside the Keras model, as a table.
+    """A table that compares the exported files with the Keras model.
 
     Raises:
         ValueError: the file is not a result of `python -m export verify`.
@@ -285,7 +285,7 @@ def exported(path: Path) -> str:
         ) from None
     return section(
         "Exported files",
-        "Beside the Keras model, on the encoded validation images.",
+        "Compared with the Keras model, on the encoded validation images.",
         table(
             ("file", "top-1", "agreement", "max difference", "ms", "MB"), rows
         ),
@@ -293,13 +293,13 @@ def exported(path: Path) -> str:
 
 
 def next_steps(folder: Path, recipe: Mapping[str, Any]) -> str:
-    """Commands that use the run, or train on."""
+    """Commands that use the run, or continue its training."""
     body = "".join(
         f"<h3>{title}</h3>\n<pre>{escape(CONTINUED.join(parts))}</pre>\n"
         for title, parts in commands(folder, recipe)
     )
     return section(
-        "Next steps", "Run these in the directory of the training.", body
+        "Next steps", "Run these where you started the training.", body
     )
 
 

@@ -505,7 +505,7 @@ def test_runs_are_never_overwritten(tmp_path, few_digits):
     other = dataclasses.replace(TINY, depth=2)
     with claimed(tmp_path, other, {}):  # leaves nothing to lose
         pass
-    with pytest.raises(ValueError, match="Resume it: run the command"):
+    with pytest.raises(ValueError, match="To resume it, repeat the command"):
         report.write_report(tmp_path)
     start(tmp_path, TINY)
     with pytest.raises(ValueError, match=re.escape("depth 1 (now 2)")):

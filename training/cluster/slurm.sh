@@ -1,5 +1,5 @@
 #!/bin/bash
-# One worker on each node of a SLURM cluster:
+# One worker on each node of a Slurm cluster:
 #   sbatch training/cluster/slurm.sh s24-224 --data-dir DIR --output DIR
 # When a worker fails, all restart and resume from the last checkpoint. Two
 # minutes before the time limit, the job saves and requeues itself.
