@@ -39,7 +39,7 @@ def write_saved_model(
     `(batch, height, width, 3)`. `classes` are strings and `scores` float32,
     both `(batch, top)`. Loading the SavedModel needs only TensorFlow.
 
-    Each encoded image is answered for itself. If one is refused, its `error`,
+    Each encoded image has its own result. If one is refused, its `error`,
     a string of `(batch,)`, says why, its numbers are NaN and its classes
     empty. (The Classify API has no room for `error`.) For an image that is
     not refused, `error` is empty.

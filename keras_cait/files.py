@@ -210,7 +210,7 @@ def locked(path: str | Path) -> Iterator[None]:
 
 @contextmanager
 def new_output(path: str | Path) -> Iterator[Path]:
-    """A new file or folder: by one process, whole or not at all.
+    """A new file or folder, written atomically by one process.
 
     Args:
         path: as in `new_path`.
@@ -235,7 +235,7 @@ def new_output(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomically(path: str | Path) -> Iterator[Path]:
-    """Writes a file or folder whole or not at all.
+    """Writes a file or folder atomically.
 
     Args:
         path: where the file or folder appears once the block has succeeded.
@@ -269,7 +269,7 @@ def atomically(path: str | Path) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes or replaces a text file (UTF-8), whole or not at all.
+    """Writes or replaces a text file (UTF-8) atomically.
 
     Of file names in another encoding, it has the escapes that are printed.
 

@@ -41,7 +41,7 @@ def read_index(
 
 
 def write_index(path: Path, head: dict[str, Any], body: bytes) -> None:
-    """Writes an index whole or, where that is not possible, not at all.
+    """Writes an index atomically, or not at all where that is impossible.
 
     Args:
         path: where it is written; if it cannot be, in `~/.cache/keras-cait`.

@@ -244,7 +244,7 @@ def checksum(model: bytes) -> str:
 
 
 def verify_checksum(path: Path) -> None:
-    """Refuses a file that has another checksum than it says.
+    """Refuses a file whose checksum is wrong.
 
     Args:
         path: the `.tflite` file.

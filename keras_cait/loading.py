@@ -517,7 +517,7 @@ def _inferred(
 
 
 def verified_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a SavedModel, all of whose files are as it says.
+    """The manifest of a SavedModel, whose files are checked against it.
 
     Args:
         folder: that of the SavedModel.

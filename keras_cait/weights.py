@@ -254,7 +254,7 @@ def fill(
         with_head: whether a head is filled, too.
 
     Raises:
-        ValueError: the tensors do not fit. The model stays as it was.
+        ValueError: the tensors do not fit; the model is unchanged.
 
     Example:
     >>> fill(model, *read_tensors(path))  # doctest: +SKIP

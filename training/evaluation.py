@@ -64,8 +64,8 @@ def load_for_evaluation(
         raw: use the weights of a run's last step instead of its EMA weights.
 
     Raises:
-        ValueError: as in `load_classifier`; or `raw` is asked of something that
-            is not a run, or at another size.
+        ValueError: as in `load_classifier`; or `raw` is given for something
+            other than a run, or with another size.
     """
     if raw:
         if image_size:

@@ -425,7 +425,7 @@ class Recipe:
 
 
 def kinds_of(kind: Any) -> tuple[Any, ...]:
-    """The types of a union, or the one type that is none."""
+    """The types of a union, or the type itself."""
     return get_args(kind) if NoneType in get_args(kind) else (kind,)
 
 

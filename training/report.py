@@ -60,7 +60,7 @@ def report(
 
 
 def write_report(folder: Path) -> Path:
-    """Writes the report page of a finished run, and gives its path.
+    """Writes the report page of a finished run, and returns its path.
 
     Mistakes, attention and calibration are those of the images in
     `validation/`, at most 1,000.

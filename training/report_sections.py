@@ -367,7 +367,7 @@ def commands(
 
 
 def settings(recipe: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
-    """The recipe, and what the summary says besides."""
+    """The recipe, and the rest of the summary."""
     record = {
         name: value
         for name, value in summary.items()

@@ -115,9 +115,9 @@ def studies(
     processes: Annotated[
         Count | None,
         Parameter(
-            help="Trainings at a time, each on one CPU core. Default: on the "
-            "digits without --strategy as many as there are cores; otherwise "
-            "1, on the devices of the strategy."
+            help="Trainings at a time, each on one CPU core. Default: one per "
+            "core on the digits without --strategy; otherwise 1, on the "
+            "devices of the strategy."
         ),
     ] = None,
 ) -> None:

@@ -119,7 +119,7 @@ def open_job(
 def _write(
     system: FileSystem, folder: str, name: str, content: bytes | pa.Buffer
 ) -> None:
-    """Writes a file whole or not at all."""
+    """Writes a file atomically."""
     unfinished = f"{folder}/.{name}"
     try:
         with system.open_output_stream(unfinished, compression=None) as file:

@@ -61,7 +61,7 @@ def write_version(
     parts: int | None = None,
     check: Callable[[Path], object] = lambda version: None,
 ) -> Path:
-    """Writes the next version of a served model, whole or not at all.
+    """Writes the next version of a served model atomically.
 
     The label `canary` moves to the new version, and the label `stable`, as all
     others, stays where it is. Both start at version 1.

@@ -239,7 +239,7 @@ def check_training(examples: Examples, validation: Examples, data: str) -> None:
 
 
 def content(examples: Examples) -> str:
-    """What tells a dataset from another or a changed one, without its images.
+    """What identifies a dataset and its state, without reading its images.
 
     It has the number of images, the classes, and a hash of their names and
     those of the files.

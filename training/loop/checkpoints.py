@@ -165,7 +165,7 @@ class Checkpoints:
 def restore_newest(
     state: tf.train.Checkpoint, paths: list[Path]
 ) -> Path | None:
-    """Restores the last intact one of some checkpoints, and gives its path."""
+    """Restores the last intact checkpoint, and returns its path."""
     for path in paths[::-1]:
         try:
             # TensorFlow compares the checksum of every tensor it reads.
@@ -245,7 +245,7 @@ def delete(path: Path) -> None:
 
 
 def link(path: Path, other: Path) -> None:
-    """Gives a checkpoint a second name; where there are no links, a copy."""
+    """Links a checkpoint under a second name, or copies it without links."""
     delete(other)
     other.parent.mkdir(exist_ok=True)
     for file in files_of(path):

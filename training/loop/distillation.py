@@ -141,7 +141,7 @@ class Teacher:
         self.is_softmax = bool(found.min() >= 0 and is_one.all())
         if found.min() >= 0 and found.max() <= 1 and not self.is_softmax:
             raise ValueError(
-                f"Teacher {source!r} scores each class by itself in 0...1, as "
+                f"Teacher {source!r} scores each class independently, as "
                 "a sigmoid does. Give one that returns logits or a softmax, "
                 "such as this one with classifier_activation=None."
             )
