@@ -11,9 +11,10 @@ import numpy as np
 import tensorflow as tf
 
 from keras_cait.datasets import SPLITS, has_own_split
+from keras_cait.decoding import decode_image
 from keras_cait.files import read_json
 from training.data.datasets import check_training, content, load
-from training.data.pipeline import steps_per_epoch
+from training.data.pipeline import check_all_readable, steps_per_epoch
 from training.loop.run_folder import (
     check_data,
     check_folder,
@@ -38,8 +39,8 @@ def train_folds(
 ) -> None:
     """Trains a recipe once per fold, or resumes this, and sums up.
 
-    Every image is for validation in one of the folds. The split of the first
-    of five is that of a run without folds.
+    Every image is for validation in one of the folds, and is read once before
+    the first. The split of the first of five is that of a run without folds.
 
     Args:
         recipe: the recipe; its `validation_fraction` and `fold` are not used.
@@ -50,9 +51,9 @@ def train_folds(
         devices: the devices that train it.
 
     Raises:
-        ValueError: the dataset has its own split, or too few images; the output
-            holds a single run, or a subfolder one of another recipe or other
-            data.
+        ValueError: the dataset has its own split, too few images or one that
+            cannot be read; the output holds a single run, or a subfolder one of
+            another recipe or other data.
     """
     if has_own_split(recipe.data):
         raise ValueError(
@@ -69,6 +70,7 @@ def train_folds(
         )
         for fold in range(folds)
     }
+    unread = []
     for folder, fold in runs.items():
         check = check_recipe if is_finished(folder) else check_folder
         check(folder, settled(fold.resolved(), folder, devices))
@@ -76,6 +78,12 @@ def train_folds(
         check_training(parts["train"], parts["validation"], fold.data)
         steps_per_epoch(parts["train"], fold)  # folds differ in size
         check_data(folder, {s: content(part) for s, part in parts.items()})
+        if not is_finished(folder):
+            unread.append(parts["validation"])
+    if unread:
+        count = sum(part.count for part in unread)
+        print(f"Reading {count:,} images once, to name damaged ones")
+        check_all_readable(unread, decode_image)
     for folder, fold in runs.items():
         if not is_finished(folder):
             print(f"Fold {fold.fold + 1} of {folds}: {folder}", flush=True)

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 import training.data.datasets as datasets
 import training.loop.run_folder as run_folder
@@ -440,6 +442,14 @@ def test_folds_are_summed_up_and_resumed(tmp_path, capsys):
         train_folds(large, 2, tmp_path / "uneven", train, devices)
     assert len(trained) == 3  # of 5 and 4 images, none is trained on
     (tmp_path / "photos/dog/new.png").unlink()
+    photos = (tmp_path / "photos/cat").iterdir()
+    bad = [file.rename(file.with_suffix(".jpg")) for file in photos]
+    for file in bad:
+        file.write_text(f"no image {file}")
+    with pytest.raises(ValueError, match="cannot be read") as error:
+        train_folds(recipe, 2, tmp_path / "bad", train, devices)
+    assert all(str(file) in str(error.value) for file in bad)
+    assert len(trained) == 3
     with pytest.raises(ValueError, match="at most --folds 4"):
         train_folds(recipe, 5, tmp_path / "five", train, devices)
     with pytest.raises(ValueError, match="holds the folds of a cross-valid"):
@@ -556,7 +566,9 @@ def test_a_run_is_resumed_on_the_same_data(change, said, tmp_path):
 def write_photos(folder, *names):
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
-        (folder / f"{name}.png").write_text(f"{folder}{name}")
+        pixels = hashlib.sha256(f"{folder}{name}".encode()).digest()
+        image = Image.frombytes("L", (8, 4), pixels)
+        image.save(folder / f"{name}.png")
 
 
 @pytest.mark.parametrize("output", ["photos", "photos/cat/../run", "link/run"])

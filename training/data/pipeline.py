@@ -6,7 +6,7 @@ batch is the same on any number of devices and workers.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -82,15 +82,15 @@ def training_data(
             for number in sorted(found):
                 name = examples.name(number)
                 print(f"Skipping an unreadable image: {name}", flush=True)
-            if len(unreadable) > recipe.max_unreadable:
+            # Read again, as other workers add theirs, which count as well.
+            noted = unreadable_images(output)
+            found_at = dict.fromkeys(map(str, found), step) | found_at | noted
+            if len(found_at) > recipe.max_unreadable:
                 raise ValueError(
-                    f"{len(unreadable)} images cannot be read, more than "
+                    f"{len(found_at)} images cannot be read, more than "
                     f"max_unreadable={recipe.max_unreadable}. Replace those "
                     "listed above, then run the same command again."
                 ) from None
-            # Again, as other workers add theirs.
-            found_at = unreadable_images(output)
-            found_at |= {str(number): step for number in found}
             write_text(output / UNREADABLE, json.dumps(found_at) + "\n")
 
 
@@ -392,7 +392,7 @@ def naming_unreadable(
         examples, transform: as in `evaluation_batches`.
 
     Raises:
-        ValueError: images cannot be read.
+        ValueError: as in `check_all_readable`.
     """
     try:
         yield
@@ -401,17 +401,31 @@ def naming_unreadable(
         tf.errors.NotFoundError,
         tf.errors.DataLossError,  # a record with a wrong checksum
     ):
-        names = [
-            examples.name(number)
-            for number in range(examples.count)
-            if not is_readable(examples, number, transform)
-        ]
-        if not names:
-            raise
+        check_all_readable([examples], transform)
+        raise
+
+
+def check_all_readable(parts: Sequence[Examples], transform: Transform) -> None:
+    """Checks that all validation images can be read.
+
+    Args:
+        parts: the images.
+        transform: as in `evaluation_batches`.
+
+    Raises:
+        ValueError: some cannot be read. The message names them.
+    """
+    names = [
+        part.name(number)
+        for part in parts
+        for number in range(part.count)
+        if not is_readable(part, number, transform)
+    ]
+    if names:
         raise ValueError(
             "Validation images cannot be read. Replace them, or remove them "
             f"and start again: {', '.join(names)}"
-        ) from None
+        ) from None  # TensorFlow's own says less
 
 
 def is_readable(examples: Examples, number: int, transform: Transform) -> bool:
