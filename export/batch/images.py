@@ -63,7 +63,12 @@ def parts_of_input(
     stamps = ahead(lambda file: file_stamp(file, folder), files)
     stamped = zip(files, stamps, strict=True)
     if kind == "TFRecord":
-        return [Records(file, folder, stamp) for file, stamp in stamped]
+        # An empty shard, which TensorFlow Datasets writes, has no predictions.
+        return [
+            Records(file, folder, stamp)
+            for file, stamp in stamped
+            if not stamp.startswith("0 bytes")
+        ]
     return [
         part
         for file, stamp in stamped

@@ -333,9 +333,7 @@ def gather(
                 yield number, whole
                 done.add(number)
                 del found[number]
-    # A TFRecord shard may be empty; nothing else is.
-    lost = found.keys() | {n for n in parts if parts[n].count} - done
-    if lost:
+    if lost := parts.keys() - done:
         raise OSError(
             f"Ray has lost images of {len(lost)} parts. Repeat the command "
             "with --resume."

@@ -55,17 +55,16 @@ class Records:
 
 
 def _records(stream: Any) -> Iterator[bytes | Exception]:
-    """The records of a TFRecord file; of a cut one an error at the end."""
+    """The records of a TFRecord file; a damaged one ends it."""
     while header := stream.read(BEFORE):
         size = LENGTH.unpack_from(header)[0] if len(header) == BEFORE else 0
         # An empty record has a checksum; zeros are what a crash leaves.
-        if not any(header[LENGTH.size :]) or size >= 1 << 31:
-            yield ValueError(
-                "The file is compressed, cut, or no TFRecord file."
-            )
-            return
-        record = stream.read(size + AFTER)
+        is_record = any(header[LENGTH.size :]) and size < 1 << 31
+        record = stream.read(size + AFTER) if is_record else b""
         if len(record) < size + AFTER:
-            yield ValueError("The file is cut in this record, or compressed.")
+            yield ValueError(
+                "The file is compressed, damaged here, or no TFRecord file. "
+                "What follows in it is not read."
+            )
             return
         yield record[:size]
