@@ -481,8 +481,14 @@ def _tensorflow_datasets(
     # Those of sun397 are paths, such as /a/abbey. Classes become folders.
     names = [name.strip("/").replace("/", "-") for name in labels.names]
 
+    def name_at(index: int) -> str:
+        return f"{builder.info.full_name}/{found} example {index}"
+
     def read(index: int) -> tuple[bytes, int | np.ndarray]:
-        example = example_at(int(index))
+        try:
+            example = example_at(int(index))
+        except Exception as error:  # of each format's own kind
+            raise OSError(f"{name_at(index)} is damaged: {error}") from None
         label = example[label_name]
         if label_name == "real_label":
             label = np.isin(np.arange(len(names)), label).astype(np.int64)
@@ -497,6 +503,6 @@ def _tensorflow_datasets(
         tuple(names),
         count,
         read,
-        lambda index: f"{builder.info.full_name}/{found} example {index}",
+        name_at,
         records=records if label_name == "label" else None,
     )

@@ -119,13 +119,14 @@ class Examples:
     def read(self) -> Iterator[Image]:
         dataset = _opened(self.data, self.split, self.data_dir)
         for index in range(self.start, self.stop):
-            image, label = dataset[index]
+            name = dataset.name(index)
+            try:
+                image, label = dataset[index]
+            except OSError as error:
+                yield Image(name, error)
+                continue
             known = isinstance(label, int | np.integer)
-            yield Image(
-                dataset.name(index),
-                image,
-                int(label) if known else None,
-            )
+            yield Image(name, image, int(label) if known else None)
 
 
 @cache  # once per process

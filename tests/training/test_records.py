@@ -8,8 +8,10 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 
+import export.batch.parts as export
 from keras_cait.datasets import open_dataset
-from training.data.datasets import load, reader_of_records
+from keras_cait.decoding.readable import reader_of_records
+from training.data.datasets import load
 
 COUNT = 30
 
@@ -88,10 +90,15 @@ def test_places_of_records_are_kept_until_the_files_change(
         with pytest.raises(ValueError, match="records, expected 30"):
             load("made", "train", folder)
         # A wrong bit is found where it is read.
-        path.write_bytes(whole[:40] + bytes([whole[40] ^ 1]) + whole[41:])
+        path.write_bytes(whole[:12] + bytes([whole[12] ^ 1]) + whole[13:])
         examples = load("made", "train", folder)
         with pytest.raises(tf.errors.DataLossError):
             content(examples)
+        monkeypatch.setattr("keras_cait.decoding.readable._decode", id)
+        bad = load("made", "train", folder, max_unreadable=1).unreadable
+        found = export.Examples("made", "train", folder, 0, COUNT).read()
+        errors = [i.name for i in found if isinstance(i.content, OSError)]
+        assert len(bad) == 1 and errors == [*bad]
     finally:
         path.write_bytes(whole)
 

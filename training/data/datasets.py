@@ -14,10 +14,9 @@ import tensorflow as tf
 
 from keras_cait.conversion import listed
 from keras_cait.datasets import MAX_COMPARED, copies, open_dataset
-from keras_cait.decoding.readable import readable
+from keras_cait.decoding.readable import readable, reader_of_records
 from keras_cait.files import GRAPH_SUFFIXES, IMAGE_SUFFIXES
 from keras_cait.folders import ImagePaths
-from keras_cait.records import Records
 
 
 @dataclass(frozen=True)
@@ -171,40 +170,6 @@ def paths_in_graph(files: ImagePaths) -> Callable[[tf.Tensor], tf.Tensor]:
     return lambda index: tf.strings.join(
         [folder, tf.strings.substr(names, starts[index], lengths[index])]
     )
-
-
-def reader_of_records(
-    records: Records,
-) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
-    """A function of an int64 scalar tensor to image and label of that record.
-
-    It is all TensorFlow operations: Python, one thread at a time, reads fewer
-    records than eight GPUs train.
-    """
-    files, file_of, start_of = map(
-        tf.constant, (records.files, records.file_of, records.start_of)
-    )
-
-    def read(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        from_there = tf.raw_ops.TFRecordDatasetV2(
-            filenames=files[file_of[index]][None],
-            compression_type="",
-            buffer_size=tf.constant(0, tf.int64),
-            byte_offsets=start_of[index][None],
-        )
-        record = tf.data.experimental.from_variant(
-            from_there, tf.TensorSpec((), tf.string)
-        )
-        example = tf.io.parse_single_example(
-            record.take(1).get_single_element(),
-            {
-                "image": tf.io.FixedLenFeature((), tf.string),
-                "label": tf.io.FixedLenFeature((), tf.int64),
-            },
-        )
-        return example["image"], example["label"]
-
-    return read
 
 
 def check_training(examples: Examples, validation: Examples, data: str) -> None:
