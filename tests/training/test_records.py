@@ -11,7 +11,7 @@ from PIL import Image
 import export.batch.parts as export
 from keras_cait.datasets import open_dataset
 from keras_cait.decoding.readable import reader_of_records
-from training.data.datasets import load
+from training.data.datasets import load, with_labels
 
 COUNT = 30
 
@@ -94,6 +94,7 @@ def test_places_of_records_are_kept_until_the_files_change(
         examples = load("made", "train", folder)
         with pytest.raises(tf.errors.DataLossError):
             content(examples)
+        assert len(with_labels(examples).labels) == COUNT - 1
         monkeypatch.setattr("keras_cait.decoding.readable._decode", id)
         bad = load("made", "train", folder, max_unreadable=1).unreadable
         found = export.Examples("made", "train", folder, 0, COUNT).read()

@@ -223,6 +223,8 @@ def content(examples: Examples) -> str:
 def with_labels(examples: Examples) -> Examples:
     """The examples with labels, which are read where they are not known.
 
+    Damaged records, which training skips, have none.
+
     Example:
     >>> numbers = Examples(3, ("even", "odd"), lambda i: (i, i % 2))
     >>> with_labels(numbers).labels
@@ -235,6 +237,7 @@ def with_labels(examples: Examples) -> Examples:
     batches = (
         tf.data.Dataset.range(examples.count)
         .map(lambda index: examples.read(index)[1], tf.data.AUTOTUNE)
+        .ignore_errors()
         .batch(1024)
         .as_numpy_iterator()
     )
