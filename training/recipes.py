@@ -15,12 +15,14 @@ def at_resolution(recipe: Recipe, image_size: int, **changes: Any) -> Recipe:
 
     It is the published one; where there is none, `--weights` must name the run
     at 224 pixels. Settings of the authors for M48 at 448 (deit issue 108) and
-    of DeiT at 384: few epochs at a small, constant learning rate.
+    of DeiT at 384: few epochs at a small learning rate, which is constant after
+    the warm-up.
     """
     settings = {
         "weights": "imagenet-224",
         "image_size": image_size,
         "epochs": 30,
+        "global_batch_size": 512,
         "learning_rate": 5e-6,
         "min_learning_rate": 5e-6,
         "weight_decay": 1e-8,

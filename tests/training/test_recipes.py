@@ -220,6 +220,8 @@ def test_a_batch_that_devices_do_not_divide_is_refused(changes, system, unit):
 def test_a_larger_size_starts_from_weights_at_224_pixels(name):
     recipe = RECIPES[name].resolved()
     if recipe.image_size > 224:
+        peak = recipe.learning_rate * recipe.global_batch_size / 512
+        assert peak <= recipe.min_learning_rate  # constant
         assert recipe.weights == f"{recipe.variant}-224"
         if (recipe.variant, 224) not in PRETRAINED:
             with pytest.raises(ValueError, match=r"Give --weights .* S24-224,"):
