@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -237,6 +238,21 @@ def test_ema_weights_are_the_average_that_the_recipe_says(warmup, few_digits):
     np.testing.assert_allclose(
         ema_model.get_weights()[0], average, rtol=1e-4, atol=1e-7
     )
+
+
+def test_no_two_seeds_drop_the_same_branches():
+    generators = [tf.Variable([0, 0], dtype=tf.int64) for _ in range(2)]
+    keys = []
+    for seed in (0, 1, 2**32 - 1):
+        of_seed = SimpleNamespace(
+            recipe=dataclasses.replace(TINY, seed=seed),
+            strategy=tf.distribute.get_strategy(),
+            generators=generators,
+            _step=tf.constant(4, tf.int64),
+        )
+        Trainer._seed(of_seed, tf.constant(0))
+        keys += [int(state[0]) for state in generators]
+    assert len({*keys}) == 6
 
 
 def test_a_run_shows_and_sums_up_what_it_did(

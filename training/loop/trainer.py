@@ -22,7 +22,8 @@ class Trainer:
 
     The gradient of a step is summed over micro-batches and replicas and divided
     by the global batch; only then is it clipped and applied. The same recipe
-    therefore gives the same numbers on any number of devices.
+    therefore gives the same numbers on any number of devices, except for
+    stochastic depth, which each device draws for its own images.
 
     Args:
         recipe: the resolved recipe, whose batch the devices divide.
@@ -196,13 +197,16 @@ class Trainer:
     def _seed(self, replica: tf.Tensor) -> None:
         """Makes stochastic depth depend on seed, layer, replica and step.
 
-        A resumed run drops the same branches, and no two replicas do.
+        A resumed run drops the same branches; no two layers, replicas or seeds
+        do.
         """
         draws = 2 * self.recipe.accumulation_steps  # per block and step
+        layers = len(self.generators)
         replicas = self.strategy.num_replicas_in_sync
         for layer, generator in enumerate(self.generators):
-            key = self.recipe.seed + layer * replicas + replica
-            state = tf.stack([tf.cast(key, tf.int64), self._step * draws])
+            key = (self.recipe.seed * layers + layer) * replicas
+            key += tf.cast(replica, tf.int64)
+            state = tf.stack([key, self._step * draws])
             generator.assign(tf.cast(state, generator.dtype))
 
     def _update_ema(self) -> None:
