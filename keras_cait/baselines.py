@@ -347,8 +347,8 @@ def _initialize_fixup(model: ViT) -> None:
 
     In L branches of m layers, the first layers are scaled by L^(-1/(2m-2)), and
     the last ones start at 0, as does the head. Here L = 2 * depth and m = 2:
-    the values and their projection, `fc1` and `fc2`. The biases of the dense
-    layers include Fixup's scalar biases.
+    `qkv` (also queries and keys) and `proj`, `fc1` and `fc2`. The biases of the
+    dense layers include Fixup's scalar biases.
 
     Reference: Zhang et al., 2019, section 3 (arXiv 1901.09321).
     """

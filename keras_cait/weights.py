@@ -72,8 +72,8 @@ def save_weights(
 ) -> None:
     """Saves the weights of a model as `.safetensors` with timm's names.
 
-    The file loads here and in timm, bit for bit. It is written atomically: if
-    writing fails, an existing file is unchanged.
+    The file loads here, and that of a `CaiT` also in timm, bit for bit. It is
+    written atomically: if writing fails, an existing file is unchanged.
 
     Args:
         model: `CaiT` or `baselines.ViT`.
