@@ -255,6 +255,22 @@ def test_no_two_seeds_drop_the_same_branches():
     assert len({*keys}) == 6
 
 
+def test_a_model_that_tells_no_class_from_another_has_the_accuracy_of_chance():
+    equal = tf.zeros((10, 10))
+    accuracy, top5, _, raw_accuracy, _ = evaluation = [
+        keras.metrics.Mean() for _ in range(5)
+    ]
+    trainer = SimpleNamespace(
+        predict=lambda images: (equal, equal),
+        evaluation=evaluation,
+        _confusion=None,
+    )
+    labels = tf.range(10, dtype=tf.int64)
+    Trainer._replica_evaluation(trainer, equal, labels, tf.ones(10))
+    found = [float(m.result()) for m in (accuracy, top5, raw_accuracy)]
+    assert found == pytest.approx([0.1, 0.5, 0.1])
+
+
 def test_a_run_shows_and_sums_up_what_it_did(
     tmp_path, few_digits, monkeypatch, capsys
 ):
