@@ -61,3 +61,10 @@ def test_wheel_and_sdist_hold_the_library_alone(tmp_path):
         names = [name.split("/", 1)[-1] for name in archive.getnames()]
     assert library < set(names)
     assert not [name for name in names if name.startswith("tests")]
+
+
+def test_export_installs_what_keras_numpy_backend_imports():
+    """Decoders of batch prediction run on it, to start without TensorFlow."""
+    requirements = (ROOT / "requirements/export.txt").read_text()
+    (extras,) = re.findall(r"^-e \.\[(.*)\]$", requirements, re.M)
+    assert "jax" in extras.split(",")
