@@ -4,7 +4,6 @@ import os
 from collections.abc import Sequence
 from typing import NoReturn
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # errors are raised
 
 from cyclopts import App, Parameter

@@ -16,18 +16,19 @@ from typing import Any
 PACKAGES = ("keras_cait", "training", "export", "benchmarks")
 
 
-def is_program() -> bool:
-    """Whether Python runs `keras-cait`, or `python -m` of this project.
+def program() -> str | None:
+    """The package that Python runs: `keras-cait`, or `python -m` of ours.
 
     Example:
-    >>> is_program()
-    False
+    >>> program() is None
+    True
     """
     # The interpreter, its options and what it runs, without the arguments.
     words = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
     if words[-2:-1] == ["-m"]:
-        return words[-1].partition(".")[0] in PACKAGES
-    return sys.argv[0].endswith("/keras-cait")
+        package = words[-1].partition(".")[0]
+        return package if package in PACKAGES else None
+    return "keras_cait" if sys.argv[0].endswith("/keras-cait") else None
 
 
 def missing_package(error: ImportError) -> str:
@@ -39,8 +40,12 @@ def missing_package(error: ImportError) -> str:
     """
     if error.name is None:  # it says what to install
         return str(error)
-    package = error.name.partition(".")[0]
-    return f"{error}. Install it: pip install {package}"
+    needed = error.name.partition(".")[0]
+    is_chosen = needed == os.environ.get("KERAS_BACKEND")
+    if program() in ("training", "export") and not is_chosen:
+        # A package may be imported by another name than it is installed by.
+        needed = f"-r requirements/{program()}.txt"
+    return f"{error}. Install it: pip install {needed}"
 
 
 def explain(
@@ -89,7 +94,9 @@ def handle(number: int, handler: Callable[[int, FrameType | None], Any]) -> Any:
     return signal.signal(number, handler)
 
 
-if is_program():
+if program():
+    # Failures are one line. Errors of TensorFlow stay.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     gc.disable()  # until `run`: what imports make is no garbage
     sys.excepthook = explain
     handle(signal.SIGINT, stop)

@@ -6,13 +6,10 @@ python -m training.diagnose --model S24 --data imagenet2012 --data-dir DIR
 """
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 # First, as it explains imports that fail.
 from keras_cait.command_line import (

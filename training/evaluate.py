@@ -10,13 +10,10 @@ python -m training.evaluate --predictions predictions
 """
 
 import json
-import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 # First, as it explains imports that fail.
 from keras_cait.command_line import (

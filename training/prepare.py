@@ -6,12 +6,9 @@ ImageNet cannot be downloaded without an account: download its two archives from
 https://image-net.org into the folder of --manual-dir.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from cyclopts import App, Parameter
 

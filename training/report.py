@@ -3,14 +3,11 @@
 python -m training.report runs/digits
 """
 
-import os
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from string import Template
 from typing import Annotated
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 # First, as it explains imports that fail.
 from keras_cait.command_line import run

