@@ -125,7 +125,10 @@ def calibrate(
     signatures = interpreter.get_signature_list()
     # Its default, a moving average, cuts off the largest values of most images:
     # even int16 would lose more than dynamic-int8.
-    calibrator = Calibrator(bytearray(tflite), qsv_update_func=min_max_update)
+    with quiet():
+        calibrator = Calibrator(
+            bytearray(tflite), qsv_update_func=min_max_update
+        )
     for start in range(0, len(images), CALIBRATED_TOGETHER):
         part = images[start : start + CALIBRATED_TOGETHER]
         done = start + len(part)
@@ -135,11 +138,13 @@ def calibrate(
         ]
         with quiet():
             calibrator.calibrate(dict.fromkeys(signatures, batches), manager)
-        print(
-            f"Calibrated {scheme} on {done} of {len(images)} images",
-            end="\n" if done == len(images) else "\r",
-            file=sys.stderr,
-        )
+        is_last = done == len(images)
+        if is_last or sys.stderr.isatty():  # not one long line in a log
+            print(
+                f"Calibrated {scheme} on {done} of {len(images)} images",
+                end="\n" if is_last else "\r",
+                file=sys.stderr,
+            )
     return calibrator.get_model_qsvs()
 
 

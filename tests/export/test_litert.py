@@ -1,10 +1,12 @@
 """Exported files match the Keras model, and appear whole or not at all."""
 
+import io
 import json
 import os
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stderr
 
 import keras
 import numpy as np
@@ -177,7 +179,12 @@ def quantized(exported):
     options = ["--model", exported / "model.keras", "--output", output]
     options += ["--calibration", f"folder:{REFERENCE / 'preprocess'}"]
     options += ["--scheme", *SCHEMES]
-    assert exit_status(main, "litert", *options) == 0
+    log = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stderr(log):
+        patch.setattr("export.quantization.CALIBRATED_TOGETHER", 2)
+        assert exit_status(main, "litert", *options) == 0
+    # A line per scheme, as stderr is no terminal.
+    assert log.getvalue().count("Calibrated") == 2
     return output
 
 
