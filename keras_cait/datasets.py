@@ -140,7 +140,7 @@ def folder_of(data: str) -> Path | None:
     if not data.startswith("folder:"):
         return None
     if data == "folder:":  # not the current folder
-        raise ValueError("folder: needs a path, such as folder:photos.")
+        raise ValueError("'folder:' needs a path, as in --data folder:photos.")
     # Shells leave this to programs where it is not the start of an argument.
     return Path(os.path.expanduser(data.removeprefix("folder:")))
 

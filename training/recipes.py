@@ -106,7 +106,7 @@ QUICKSTART = Recipe(
 # A low learning rate for lower layers keeps what the model has learned. Small
 # batches make enough steps of a few hundred images, and divide among 8 devices.
 FINETUNE = Recipe(
-    data="folder:PHOTOS",
+    data="folder:",
     weights="imagenet",
     epochs=30,
     global_batch_size=16,
@@ -157,7 +157,7 @@ GROUPS = {
         "flowers102": transfer("oxford_flowers102"),
         "cars": transfer("cars196"),
         "inaturalist2018": inaturalist("i_naturalist2018"),
-        "inaturalist2019": inaturalist("folder:PATH"),
+        "inaturalist2019": inaturalist("folder:"),
     },
 }
 RECIPES = {

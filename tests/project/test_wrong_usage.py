@@ -114,7 +114,7 @@ ROWS = [
     ("training.train quickstart", 2, "--output requires an argument."),
     ("training.train quickstart --output", 2, "--output requires an argument."),
     ("training.train quickstart extra --output new", 2, "extra"),
-    ("training.train finetune --output new", 1, "There is no folder"),
+    ("training.train finetune --output new", 1, "--data folder:photos"),
     *rows(
         "training.train quickstart --output new",
         """
@@ -180,7 +180,7 @@ ROWS = [
         --distillation hard --teacher NoNet | 1 | Got 'NoNet'.
         --data nosuch | 1 | Got 'nosuch': Dataset
         --data "" | 1 | Got '': Parsing
-        --data folder: | 1 | folder: needs a path
+        --data folder: | 1 | 'folder:' needs a path
         --data folder:nowhere | 1 | There is no folder 'nowhere'.
         --data folder:file | 1 | There is no folder 'file'.
         --data folder:empty | 1 | 'empty' has no images for train.
