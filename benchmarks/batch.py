@@ -23,10 +23,11 @@ from typing import Annotated, Any, NamedTuple
 from unittest import mock
 
 import psutil
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 
+from benchmarks.command import Count, Output, Rounds, benchmark_app, run
 from benchmarks.interleave import Timing, relative
-from benchmarks.results import Count, Output, Rounds, Rows, show, write
+from benchmarks.results import Rows, show, write
 
 BATCH = 64
 # Images/s of a simulated GPU, and how long all of them have work.
@@ -52,11 +53,7 @@ for start in range(0, len(files), 64):
     classify(image_bytes=tf.constant(batch))["classes"].numpy()
 """
 
-app = App(
-    name="python -m benchmarks.batch",
-    help=__doc__,
-    default_parameter=Parameter(consume_multiple=True),
-)
+app = benchmark_app("batch", __doc__)
 
 
 @app.default
@@ -77,7 +74,6 @@ def main(
         pixels: Height and width of the JPEGs.
         workers: Numbers of simulated GPUs.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # Ray's workers give way to other programs; the loop does not.
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
     tables: dict[str, Rows] = {}
@@ -304,6 +300,4 @@ def sleeping(seconds: float, threads: int | None) -> Any:
 
 
 if __name__ == "__main__":
-    from keras_cait.command_line import run
-
     run(app)

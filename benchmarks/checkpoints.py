@@ -6,22 +6,19 @@ waits for a copy in host memory alone. Where the variables are in host memory,
 too, the next step copies them as it changes them; that time is included.
 """
 
-import os
 import tempfile
 import time
 from pathlib import Path
 
-from cyclopts import App
-
+from benchmarks.command import Output, Rounds, benchmark_app, run
 from benchmarks.interleave import Timing
-from benchmarks.results import Output, Rounds, Rows, show, write
+from benchmarks.results import Rows, show, write
 
 VARIANTS = ("XXS24", "M24")
 
 
 def measure(variant: str, rounds: int) -> tuple[float, Rows]:
     """Gigabytes of a checkpoint, and seconds of the ways to write it."""
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     import numpy as np
 
     from benchmarks.training import make_trainer
@@ -68,7 +65,7 @@ def measure(variant: str, rounds: int) -> tuple[float, Rows]:
     }
 
 
-app = App(name="python -m benchmarks.checkpoints", help=__doc__)
+app = benchmark_app("checkpoints", __doc__)
 
 
 @app.default
@@ -84,6 +81,4 @@ def main(*, rounds: Rounds = 5, output: Output = None) -> None:
 
 
 if __name__ == "__main__":
-    from keras_cait.command_line import run
-
     run(app)

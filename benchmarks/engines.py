@@ -6,14 +6,12 @@ OpenVINO leave out. The engine needs a GPU, or a software driver of Vulkan:
     VK_ICD_FILENAMES=.../vk_swiftshader_icd.json python -m benchmarks.engines
 """
 
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from cyclopts import App, Parameter
-
-from benchmarks.results import Output, Rows, show, write
+from benchmarks.command import Output, benchmark_app, run
+from benchmarks.results import Rows, show, write
 from training.recipe import Variant
 
 
@@ -91,11 +89,7 @@ def difference(found: Any, expected: Any) -> float:
     return float(abs(found - expected).max() / expected.max())
 
 
-app = App(
-    name="python -m benchmarks.engines",
-    help=__doc__,
-    default_parameter=Parameter(consume_multiple=True),
-)
+app = benchmark_app("engines", __doc__)
 
 
 @app.default
@@ -107,7 +101,6 @@ def main(
     Args:
         variants: Models of 224 x 224 pixels, with random weights.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import numpy as np
 
     import keras_cait
@@ -135,6 +128,4 @@ def main(
 
 
 if __name__ == "__main__":
-    from keras_cait.command_line import run
-
     run(app)

@@ -11,16 +11,16 @@ from typing import Annotated, NamedTuple
 import keras
 import matplotlib
 import numpy as np
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 
 matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
 
 import keras_cait
-from benchmarks.results import Output, Rows, show, write
+from benchmarks.command import Output, benchmark_app, run
+from benchmarks.results import Rows, show, write
 from keras_cait.attention_maps import overlay
-from keras_cait.command_line import run
 from keras_cait.datasets import open_dataset
 
 WEIGHTS = Path(__file__).parent / "moved_digits.safetensors"
@@ -220,7 +220,7 @@ def draw(learner: keras_cait.CaiT, two: Canvases, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-app = App(name="python -m benchmarks.explanations", help=__doc__)
+app = benchmark_app("explanations", __doc__)
 
 
 @app.default

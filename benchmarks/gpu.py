@@ -19,10 +19,9 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, Literal, NamedTuple
 
-from cyclopts import App, Parameter
-
+from benchmarks.command import Count, Output, benchmark_app, run
 from benchmarks.interleave import Timing
-from benchmarks.results import Count, Output, Rows, show, write
+from benchmarks.results import Rows, show, write
 
 SIZE, CLASSES = 224, 1000
 # Dense bfloat16 products of an H100 or H200, by the vendor's data sheet.
@@ -410,11 +409,7 @@ def title(case: Case) -> str:
     return f"CaiT-{case.variant}, {case.task}, batch {case.batch_size}"
 
 
-app = App(
-    name="python -m benchmarks.gpu",
-    help=__doc__,
-    default_parameter=Parameter(consume_multiple=True),
-)
+app = benchmark_app("gpu", __doc__)
 
 
 @app.default
@@ -458,6 +453,4 @@ def card() -> str | None:
 
 
 if __name__ == "__main__":
-    from keras_cait.command_line import run
-
     run(app)

@@ -7,7 +7,6 @@ accepted images has a process of its own; oversized and damaged ones share one.
 
 import ctypes
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -18,10 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cyclopts import App
-
 from benchmarks import image_files
-from benchmarks.results import Output, Rows, show, write
+from benchmarks.command import Output, benchmark_app, run
+from benchmarks.results import Rows, show, write
 
 SIDE = 7071  # a square of 50 megapixels
 DECODERS = ("graph", "load_image", "training crop")
@@ -115,7 +113,6 @@ def measured(files: list[bytes], name: str) -> list[list[Any]]:
         )
         process = subprocess.run(
             [sys.executable, "-c", code],
-            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
             capture_output=True,
             text=True,
         )
@@ -215,7 +212,7 @@ def hostile() -> dict[str, dict[str, bytes]]:
     }
 
 
-app = App(name="python -m benchmarks.images", help=__doc__)
+app = benchmark_app("images", __doc__)
 
 
 @app.default
@@ -248,6 +245,4 @@ def main(*, output: Output = None) -> None:
 
 
 if __name__ == "__main__":
-    from keras_cait.command_line import run
-
     run(app)

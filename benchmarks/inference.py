@@ -15,10 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cyclopts import App, Parameter
-
+from benchmarks.command import Count, Output, Rounds, benchmark_app, run
 from benchmarks.interleave import Runner, Timing, interleave, relative
-from benchmarks.results import Count, Output, Rounds, Rows, show, write
+from benchmarks.results import Rows, show, write
 from training.recipe import Variant
 
 LABELS = [f"class {i}" for i in range(1000)]
@@ -49,7 +48,6 @@ class Case(NamedTuple):
 def keras_cait_runner(
     case: Case, xla: bool = False, dtype: str = "float32"
 ) -> Run:
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     import keras
 
     import keras_cait
@@ -65,7 +63,6 @@ def keras_cait_runner(
 
 
 def zeromodels_runner(case: Case) -> Run:
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     from zeromodels.models.cait import CaiTImageClassify
 
     from keras_cait.models import VARIANTS
@@ -98,7 +95,6 @@ def served_model(
 
     The threads are those of an operation; 0 is one for each core.
     """
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     os.environ["TF_ENABLE_ONEDNN_OPTS"] = str(int(onednn))
     os.environ["TF_ONEDNN_ASSUME_FROZEN_WEIGHTS"] = str(int(packed))
     import tensorflow as tf
@@ -207,7 +203,6 @@ def onnx_images(case: Case) -> Any:
 
 def matrix_product_runner(case: Case) -> Run:
     """Measures the machine's own rate."""
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     import tensorflow as tf
 
     matrix = tf.random.normal((2048, 2048))
@@ -304,11 +299,7 @@ def rows(case: Case, timings: dict[str, Timing | str]) -> Rows:
     return found
 
 
-app = App(
-    name="python -m benchmarks.inference",
-    help=__doc__,
-    default_parameter=Parameter(consume_multiple=True),
-)
+app = benchmark_app("inference", __doc__)
 
 
 @app.default
@@ -327,7 +318,6 @@ def main(
         image_sizes: Height and width in pixels; timm has models of 224 and 384.
         batch_sizes: Images per run.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     tables = {}
     for variant in variants:
         for image_size in image_sizes:
@@ -345,6 +335,4 @@ def main(
 
 
 if __name__ == "__main__":
-    from keras_cait.command_line import run
-
     run(app)

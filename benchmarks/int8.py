@@ -14,8 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cyclopts import App, Parameter
-
+from benchmarks.command import Count, Output, Rounds, benchmark_app, run
 from benchmarks.inference import (
     OPENVINO_FLOAT32,
     Case,
@@ -27,7 +26,7 @@ from benchmarks.inference import (
     timm_model,
 )
 from benchmarks.interleave import Runner, Timing, interleave, relative
-from benchmarks.results import Count, Output, Rounds, Rows, show, write
+from benchmarks.results import Rows, show, write
 from training.recipe import Variant
 
 DIGITS = "digits"  # instead of a variant: the model of explanations.py
@@ -322,11 +321,7 @@ def speed_rows(case: Case, timings: Mapping[str, Timing | str]) -> Rows:
     }
 
 
-app = App(
-    name="python -m benchmarks.int8",
-    help=__doc__,
-    default_parameter=Parameter(consume_multiple=True),
-)
+app = benchmark_app("int8", __doc__)
 
 
 @app.default
@@ -343,7 +338,6 @@ def main(
         variants: Models to time, at 224 pixels, with random weights.
         batch_sizes: Images per run.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     tables: dict[str, Rows] = {}
     with tempfile.TemporaryDirectory() as folder:
         case = Case(DIGITS, 84, 1, folder)
@@ -370,6 +364,4 @@ def main(
 
 
 if __name__ == "__main__":
-    from keras_cait.command_line import run
-
     run(app)

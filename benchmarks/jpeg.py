@@ -5,23 +5,19 @@ one image at several sizes, and the quickstart's predictions for the validation
 digits, enlarged to 448 pixels. Run it after `make quickstart`.
 """
 
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
 import numpy as np
 import tensorflow as tf
-from cyclopts import App
 from PIL import Image
 
+from benchmarks.command import Output, Rounds, benchmark_app, run
 from benchmarks.image_files import encode
 from benchmarks.interleave import take_turns
-from benchmarks.results import Output, Rounds, Rows, show, write
-from keras_cait.command_line import run
+from benchmarks.results import Rows, show, write
 from keras_cait.datasets import open_dataset
 from keras_cait.decoding import decode_batch
 from keras_cait.loading import load_classifier
@@ -102,7 +98,7 @@ def digit_rows(model: str) -> Rows:
     }
 
 
-app = App(name="python -m benchmarks.jpeg", help=__doc__)
+app = benchmark_app("jpeg", __doc__)
 
 
 @app.default

@@ -1,16 +1,13 @@
 """Latency: time for one image, for each published model."""
 
-from cyclopts import App
-
+from benchmarks.command import Output, Rounds, benchmark_app, run
 from benchmarks.inference import Run
 from benchmarks.interleave import Timing, interleave
-from benchmarks.results import Output, Rounds, Rows, show, write
+from benchmarks.results import Rows, show, write
 
 
 def keras_cait_runner(variant: str, image_size: int) -> Run:
-    import os
 
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     import tensorflow as tf
 
     import keras_cait
@@ -35,7 +32,7 @@ def row(timing: Timing | str) -> dict[str, float | str]:
     }
 
 
-app = App(name="python -m benchmarks.latency", help=__doc__)
+app = benchmark_app("latency", __doc__)
 
 
 @app.default
@@ -58,6 +55,4 @@ def main(*, rounds: Rounds = 5, output: Output = None) -> None:
 
 
 if __name__ == "__main__":
-    from keras_cait.command_line import run
-
     run(app)

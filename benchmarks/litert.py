@@ -5,14 +5,12 @@ model. The weights are random; `python -m export verify` measures accuracy, and
 `benchmarks/engines.py` counts operations.
 """
 
-import os
 import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cyclopts import App, Parameter
-
+from benchmarks.command import Output, Rounds, benchmark_app, run
 from benchmarks.inference import (
     Case,
     Run,
@@ -20,7 +18,7 @@ from benchmarks.inference import (
     timm_runner,
 )
 from benchmarks.interleave import Runner, Timing, interleave, relative
-from benchmarks.results import Output, Rounds, Rows, show, write
+from benchmarks.results import Rows, show, write
 from training.recipe import Variant
 
 THREADS = (1, 2)
@@ -102,11 +100,7 @@ def rows(
     return found
 
 
-app = App(
-    name="python -m benchmarks.litert",
-    help=__doc__,
-    default_parameter=Parameter(consume_multiple=True),
-)
+app = benchmark_app("litert", __doc__)
 
 
 @app.default
@@ -121,7 +115,6 @@ def main(
     Args:
         variants: Models to time, such as XXS24 S24.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     tables = {}
     for variant in variants:
         with tempfile.TemporaryDirectory() as folder:
@@ -143,6 +136,4 @@ def main(
 
 
 if __name__ == "__main__":
-    from keras_cait.command_line import run
-
     run(app)

@@ -5,17 +5,15 @@ strictest case for the time added to reading. timm loads the same file.
 """
 
 import hashlib
-import os
 import tempfile
 import zlib
 from functools import partial
 from pathlib import Path
 
-from cyclopts import App
-
+from benchmarks.command import Output, Rounds, benchmark_app, run
 from benchmarks.inference import Case, Run, timm_model
 from benchmarks.interleave import Runner, Timing, interleave, relative
-from benchmarks.results import Output, Rounds, Rows, show, write
+from benchmarks.results import Rows, show, write
 from training.recipe import Variant
 
 
@@ -28,7 +26,6 @@ def read_runner(case: Case) -> Run:
 
 
 def keras_cait_runner(case: Case) -> Run:
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     import keras_cait
 
     model = getattr(keras_cait, f"CaiT_{case.variant}")(weights=None)
@@ -78,7 +75,7 @@ def rows(timings: dict[str, Timing | str]) -> Rows:
     return found
 
 
-app = App(name="python -m benchmarks.loading", help=__doc__)
+app = benchmark_app("loading", __doc__)
 
 
 @app.default
@@ -106,6 +103,4 @@ def main(
 
 
 if __name__ == "__main__":
-    from keras_cait.command_line import run
-
     run(app)

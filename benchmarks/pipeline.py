@@ -21,17 +21,15 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cyclopts import App
-
+from benchmarks.command import Count, Output, Rounds, benchmark_app, run
 from benchmarks.interleave import Timing, relative
-from benchmarks.results import Count, Output, Rounds, Rows, show, write
+from benchmarks.results import Rows, show, write
 
 SIZE = 224
 CLASSES = 1000
 
 
 def keras_cait_batches(folder: Path, batch_size: int) -> Iterator[Any]:
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     import tensorflow as tf
 
     from keras_cait.preprocessing import IMAGENET_MEAN, IMAGENET_STD
@@ -222,7 +220,7 @@ def rows(times: dict[str, Times]) -> Rows:
     }
 
 
-app = App(name="python -m benchmarks.pipeline", help=__doc__)
+app = benchmark_app("pipeline", __doc__)
 
 
 @app.default
@@ -251,6 +249,4 @@ def main(
 
 
 if __name__ == "__main__":
-    from keras_cait.command_line import run
-
     run(app)

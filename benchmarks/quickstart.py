@@ -12,10 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cyclopts import App
-
-from benchmarks.results import Output, Rows, write
-from keras_cait.command_line import run
+from benchmarks.command import Output, benchmark_app, run
+from benchmarks.results import Rows, write
 
 SCHEMES = (
     *("float32", "float16", "dynamic-int8", "static-int8"),
@@ -107,7 +105,7 @@ def block_rows(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> Rows:
     return found
 
 
-app = App(name="python -m benchmarks.quickstart", help=__doc__)
+app = benchmark_app("quickstart", __doc__)
 
 
 @app.default

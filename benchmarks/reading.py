@@ -17,17 +17,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from cyclopts import App
 
+from benchmarks.command import Count, Output, Rounds, benchmark_app, run
 from benchmarks.image_files import detailed_image, encode
 from benchmarks.interleave import Timing
-from benchmarks.results import Count, Output, Rounds, Rows, show, write
-from keras_cait.command_line import run
+from benchmarks.results import Rows, show, write
 from training.data.augmentation import random_resized_crop
 from training.data.datasets import Examples, load
 from training.data.pipeline import (
@@ -223,7 +220,7 @@ def stage_rows(folder: Path, images: int, rounds: int) -> Rows:
     return rows
 
 
-app = App(name="python -m benchmarks.reading", help=__doc__)
+app = benchmark_app("reading", __doc__)
 
 
 @app.default

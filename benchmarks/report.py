@@ -8,7 +8,6 @@ and its arguments:
     <!-- end -->
 """
 
-import os
 import re
 import subprocess
 import sys
@@ -16,19 +15,17 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
 import matplotlib
 
 matplotlib.use("Agg")
 
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 from matplotlib import pyplot as plt
 
 from benchmarks import tables
+from benchmarks.command import benchmark_app, run
 from benchmarks.gpu import card
 from benchmarks.results import RESULTS, read
-from keras_cait.command_line import run
 from keras_cait.files import write_text
 from training.study.tables import figure as draw_study
 
@@ -141,7 +138,7 @@ def run_benchmark(name: str) -> None:
     print(f"{name} took {(time.monotonic() - start) / 60:.1f} minutes.")
 
 
-app = App(name="python -m benchmarks.report", help=__doc__)
+app = benchmark_app("report", __doc__)
 
 
 @app.default

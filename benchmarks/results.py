@@ -8,10 +8,7 @@ from contextlib import suppress
 from datetime import date
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
-
-from cyclopts import Parameter
-from cyclopts.validators import Number
+from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = (
@@ -30,39 +27,6 @@ INSTRUCTION_SETS = {
 # Numbers by row and column; a string is a number within the noise, or says why
 # there is none.
 Rows = Mapping[str, Mapping[str, float | int | str | None]]
-
-
-def check_output(kind: Any, path: Path | None) -> None:
-    """Checks that the output can be written, before the measurements.
-
-    Raises:
-        ValueError: it is a folder, or inside a file.
-    """
-    # Not above: a baseline's process would import Keras and count its memory.
-    from keras_cait.files import folder_path
-
-    if path:
-        folder_path(path.parent)
-        if path.is_dir():
-            raise ValueError(f"{str(path)!r} is a folder.")
-
-
-AT_LEAST_1 = Number(gte=1)
-Count = Annotated[int, Parameter(validator=AT_LEAST_1)]
-Rounds = Annotated[
-    int,
-    Parameter(
-        name="--rounds",
-        validator=AT_LEAST_1,
-        help="Rounds; tables show their median.",
-    ),
-]
-Output = Annotated[
-    Path | None,
-    Parameter(
-        name="--output", validator=check_output, help="JSON file to write."
-    ),
-]
 
 
 def show(title: str, rows: Rows) -> None:

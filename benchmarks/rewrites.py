@@ -6,20 +6,17 @@ away, with ones and zeros as weights; they are variables, so no compiler folds
 them again.
 """
 
-import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 from unittest import mock
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
 import tensorflow as tf
-from cyclopts import App
 
 import keras_cait
+from benchmarks.command import Count, Output, Rounds, benchmark_app, run
 from benchmarks.interleave import Timing, relative, take_turns
-from benchmarks.results import Count, Output, Rounds, Rows, show, write
+from benchmarks.results import Rows, show, write
 from export import inference_graph
 from export.inference_graph import (
     InferenceModel,
@@ -29,7 +26,6 @@ from export.inference_graph import (
     normalize,
     softmax,
 )
-from keras_cait.command_line import run
 from training.recipe import Variant
 
 Function = Callable[[tf.Tensor], Any]
@@ -145,7 +141,7 @@ def rows(record: dict[str, dict[str, Timing]]) -> Rows:
     }
 
 
-app = App(name="python -m benchmarks.rewrites", help=__doc__)
+app = benchmark_app("rewrites", __doc__)
 
 
 @app.default

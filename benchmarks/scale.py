@@ -8,8 +8,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from cyclopts import App
-
+from benchmarks.command import benchmark_app, run
 from benchmarks.cost import multiply_adds, parameters
 from benchmarks.results import Rows, read, show
 
@@ -171,11 +170,11 @@ def system_rows() -> Rows:
 def training_rows() -> Rows:
     """Each training on each system."""
     rows = {}
-    for run in RUNS:
+    for recipe in RUNS:
         for name, system in SYSTEMS.items():
-            found = estimate(run, system)
+            found = estimate(recipe, system)
             memory = f"{found.memory / 1e9:.0f} of {system.memory / 1e9:.0f}"
-            rows[f"`{run}`, {name}"] = {
+            rows[f"`{recipe}`, {name}"] = {
                 "images/s": f"{found.images_per_second:,.0f}",
                 "hours": f"{found.hours:,.0f}",
                 "USD": f"{found.price:,.0f}",
@@ -233,7 +232,7 @@ def pod_rows() -> Rows:
     }
 
 
-app = App(name="python -m benchmarks.scale", help=__doc__)
+app = benchmark_app("scale", __doc__)
 
 
 @app.default
@@ -245,6 +244,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from keras_cait.command_line import run
-
     run(app)

@@ -16,8 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from cyclopts import App, Parameter
-
+from benchmarks.command import Count, Output, Rounds, benchmark_app, run
 from benchmarks.inference import (
     OPENVINO_FLOAT32,
     Case,
@@ -31,7 +30,7 @@ from benchmarks.inference import (
     timm_runner,
 )
 from benchmarks.interleave import Runner, Timing, interleave, relative
-from benchmarks.results import Count, Output, Rounds, Rows, show, write
+from benchmarks.results import Rows, show, write
 from training.recipe import Variant
 
 CORES = os.cpu_count() or 1
@@ -190,11 +189,7 @@ def rows(batch_size: int, timings: dict[str, Timing | str]) -> Rows:
     return found
 
 
-app = App(
-    name="python -m benchmarks.serving",
-    help=__doc__,
-    default_parameter=Parameter(consume_multiple=True),
-)
+app = benchmark_app("serving", __doc__)
 
 
 @app.default
@@ -218,7 +213,6 @@ def main(
         server: Address (host:port) of a server with a model named cait. It
             alone is timed.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.update(ONE_THREAD)
     # Not above: a baseline's process would import Keras and count its memory.
     from export.options import SERVED_SIGNATURES
@@ -254,6 +248,4 @@ def main(
 
 
 if __name__ == "__main__":
-    from keras_cait.command_line import run
-
     run(app)

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 from PIL import Image
 
-from benchmarks.results import Count, Output, Rows, show, write
+from benchmarks.command import Count, Output, benchmark_app, run
+from benchmarks.results import Rows, show, write
 
 # Blocks, width and heads of every model, as of the quickstart.
 BLOCKS, WIDTH, HEADS = 6, 96, 4
@@ -245,7 +246,7 @@ CONTESTANTS: dict[Contestant, Callable[..., dict[str, float]]] = {
     "timm": timm,
 }
 
-app = App(name="python -m benchmarks.small_sets", help=__doc__)
+app = benchmark_app("small_sets", __doc__)
 
 
 def train(
@@ -283,8 +284,7 @@ def main(
     *,
     stamps: Path,
     contestants: Annotated[
-        tuple[Contestant, ...],
-        Parameter(consume_multiple=True, negative=()),
+        tuple[Contestant, ...], Parameter(negative=())
     ] = tuple(CONTESTANTS),
     seeds: Count = 5,
     runs: Path = Path("runs/small-sets"),
@@ -317,7 +317,4 @@ def main(
 
 
 if __name__ == "__main__":
-    # Not above: it imports TensorFlow, and timm's process has PyTorch.
-    from keras_cait.command_line import run
-
     run(app)

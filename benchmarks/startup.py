@@ -4,15 +4,13 @@ Each measurement is a process of its own. The command and timm's script read
 the same image and weights file of S24; their times include the start of Python.
 """
 
-import os
 import subprocess
 import sys
 import tempfile
 
-from cyclopts import App
-
+from benchmarks.command import Output, Rounds, benchmark_app, run
 from benchmarks.interleave import Timing
-from benchmarks.results import Output, Rounds, Rows, show, write
+from benchmarks.results import Rows, show, write
 
 BUILD_AND_CLASSIFY = """
 import resource, time, numpy as np, keras, keras_cait
@@ -84,7 +82,6 @@ def measure(programs: dict[str, str], rounds: int) -> dict[str, Timing]:
         for name, program in programs.items():
             printed = subprocess.run(
                 [sys.executable, "-c", program],
-                env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
                 capture_output=True,
                 check=True,
                 text=True,
@@ -107,7 +104,7 @@ def rows(timings: dict[str, Timing]) -> Rows:
     }
 
 
-app = App(name="python -m benchmarks.startup", help=__doc__)
+app = benchmark_app("startup", __doc__)
 
 
 @app.default
@@ -150,6 +147,4 @@ def main(
 
 
 if __name__ == "__main__":
-    from keras_cait.command_line import run
-
     run(app)

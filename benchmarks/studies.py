@@ -3,12 +3,10 @@
 import os
 from pathlib import Path
 
-from cyclopts import App
+from benchmarks.command import Output, benchmark_app, run
+from benchmarks.results import Rows, write
 
-from benchmarks.results import Output, Rows, write
-from keras_cait.command_line import run
-
-app = App(name="python -m benchmarks.studies", help=__doc__)
+app = benchmark_app("studies", __doc__)
 
 
 @app.default

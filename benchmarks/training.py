@@ -5,7 +5,6 @@ soft targets, AdamW and EMA weights, on one fixed batch of 224 x 224 pixels.
 """
 
 import atexit
-import os
 import shutil
 import tempfile
 from dataclasses import replace
@@ -13,11 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cyclopts import App
-
+from benchmarks.command import Count, Output, Rounds, benchmark_app, run
 from benchmarks.inference import Run
 from benchmarks.interleave import Runner, Timing, interleave, relative
-from benchmarks.results import Count, Output, Rounds, Rows, show, write
+from benchmarks.results import Rows, show, write
 from training.recipe import Recipe, Variant
 
 CLASSES = 1000
@@ -45,7 +43,6 @@ def make_trainer(recipe: Recipe) -> Any:
 def keras_cait_runner(
     variant: str, batch_size: int, in_loop: bool = False, **changes: Any
 ) -> Run:
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     import keras
     import tensorflow as tf
 
@@ -162,7 +159,7 @@ def rows(batch_size: int, timings: dict[str, Timing | str]) -> Rows:
     return found
 
 
-app = App(name="python -m benchmarks.training", help=__doc__)
+app = benchmark_app("training", __doc__)
 
 
 @app.default
@@ -187,6 +184,4 @@ def main(
 
 
 if __name__ == "__main__":
-    from keras_cait.command_line import run
-
     run(app)
