@@ -157,16 +157,6 @@ def ratio(value: Any) -> str:
     return f"{value:.2f}" if isinstance(value, float) else value or "?"
 
 
-def fast_jpeg() -> str:
-    """Both tables of `benchmarks/jpeg.py`."""
-    return tables_of("jpeg", "JPEG", "Digits")
-
-
-def explanations() -> str:
-    """How much of each map lies on the digit that it is about."""
-    return tables_of("explanations", "Map")
-
-
 def litert_summary() -> str:
     """Milliseconds per image on two threads, with the speedup over timm."""
     return litert_models(
@@ -463,11 +453,6 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def image_formats() -> str:
-    """Which image formats are read, and how the decoders differ."""
-    return markdown(read("images")["tables"]["Formats"], "Format")
-
-
 def layout() -> str:
     """The files of the packages, each with the first line of its docstring."""
     lines = []
@@ -574,13 +559,8 @@ def scale(rows: str) -> str:
     return markdown(getattr(computed, f"{rows}_rows")(), rows.capitalize())
 
 
-def reading() -> str:
-    """Both tables of `benchmarks/reading.py`."""
-    return tables_of("reading", "Form", "Stage")
-
-
 def tables_of(name: str, *firsts: str) -> str:
-    """The tables of a record, by the headers of their first columns."""
+    """The first tables of a record, by the headers of their first columns."""
     tables = read(name)["tables"].values()
-    pairs = zip(tables, firsts, strict=True)
+    pairs = zip(tables, firsts, strict=False)
     return "\n\n".join(markdown(rows, first) for rows, first in pairs)
