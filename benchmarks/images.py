@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,6 @@ def measured(files: list[bytes], name: str) -> list[list[Any]]:
 
 def largest() -> Iterator[tuple[str, float, Callable[[], bytes]]]:
     """Images of 50 megapixels and of extreme shapes: name, megapixels, file."""
-    square = SIDE * SIDE / 1e6
 
     def encoded(kind: str, mode: str = "RGB", **options: Any) -> bytes:
         image = image_files.example(SIDE, SIDE).convert(mode)
@@ -132,38 +132,27 @@ def largest() -> Iterator[tuple[str, float, Callable[[], bytes]]]:
 
     orientation = image_files.turned("JPEG", 6)
     exif = orientation[orientation.index(b"Exif") :][:60]
-    yield "JPEG", square, lambda: encoded("JPEG")
-    yield "JPEG, turned", square, lambda: encoded("JPEG", exif=exif)
-    yield (
-        "JPEG, progressive",
-        square,
-        lambda: encoded("JPEG", progressive=True, subsampling=0),
-    )
-    yield (
-        "JPEG, progressive CMYK",
-        square,
-        lambda: encoded("JPEG", "CMYK", progressive=True, subsampling=0),
-    )
-    yield "JPEG, 90 scans", square, lambda: image_files.many_scans(80, SIDE)
-    yield "PNG", square, lambda: encoded("PNG", compress_level=1)
-    yield (
-        "PNG, gray of 16 bits",
-        square,
-        lambda: image_files.png(SIDE, SIDE, 16),
-    )
-    yield (
-        "PNG, RGBA of 16 bits",
-        square,
-        lambda: image_files.png(SIDE, SIDE, 16, 6),
-    )
-    yield "GIF", square, lambda: encoded("GIF", "P")
-    yield (
-        "GIF, small frame",
-        square,
-        lambda: image_files.gif_with_small_frame((SIDE, SIDE)),
-    )
-    yield "BMP", square, lambda: image_files.bmp(SIDE, SIDE)
-    yield "BMP, palette", square, lambda: image_files.bmp(SIDE, SIDE, 8)
+    progressive = {"progressive": True, "subsampling": 0}
+    squares: dict[str, Callable[[], bytes]] = {
+        "JPEG": lambda: encoded("JPEG"),
+        "JPEG, turned": lambda: encoded("JPEG", exif=exif),
+        "JPEG, progressive": lambda: encoded("JPEG", **progressive),
+        "JPEG, progressive CMYK": lambda: encoded(
+            "JPEG", "CMYK", **progressive
+        ),
+        "JPEG, 90 scans": lambda: image_files.many_scans(80, SIDE),
+        "PNG": lambda: encoded("PNG", compress_level=1),
+        "PNG, gray of 16 bits": lambda: image_files.png(SIDE, SIDE, 16),
+        "PNG, RGBA of 16 bits": lambda: image_files.png(SIDE, SIDE, 16, 6),
+        "GIF": lambda: encoded("GIF", "P"),
+        "GIF, small frame": lambda: image_files.gif_with_small_frame(
+            (SIDE, SIDE)
+        ),
+        "BMP": lambda: image_files.bmp(SIDE, SIDE),
+        "BMP, palette": lambda: image_files.bmp(SIDE, SIDE, 8),
+    }
+    for name, make in squares.items():
+        yield name, SIDE * SIDE / 1e6, make
     for height, width in (
         *((1, 1000), (1, 5000), (5000, 1), (1, 50_000)),
         *((50, 1_000_000), (1_000_000, 50)),
@@ -171,7 +160,7 @@ def largest() -> Iterator[tuple[str, float, Callable[[], bytes]]]:
         yield (
             f"PNG, {height} x {width}",
             height * width / 1e6,
-            lambda size=(height, width): image_files.png(*size, 8, 2),
+            partial(image_files.png, height, width, 8, 2),
         )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.command import Count, Output, Rounds, benchmark_app, run
-from benchmarks.interleave import Runner, Timing, interleave, relative
+from benchmarks.interleave import Runner, Timing, compared, interleave
 from benchmarks.results import Rows, show, write
 from training.recipe import Variant
 
@@ -283,19 +283,15 @@ def rows(case: Case, timings: dict[str, Timing | str]) -> Rows:
     from benchmarks.cost import multiply_adds
 
     flops = 2 * multiply_adds(case.variant, case.image_size) * case.batch_size
+    found = compared(timings, case.batch_size, "timm eager")
+    del found["matrix product"]
     product = timings["matrix product"]
-    found = {}
-    for name, timing in timings.items():
-        if isinstance(timing, str):
-            found[name] = {"images/s": timing}
-        elif isinstance(product, Timing) and name != "matrix product":
+    for name, row in found.items():
+        timing = timings[name]
+        if isinstance(timing, Timing) and isinstance(product, Timing):
             rate = 2 * 2048**3 / product.median
-            found[name] = {
-                **timing.columns("images/s", lambda s: case.batch_size / s),
-                "timm eager = 1": relative(timings["timm eager"], timing),
-                "% of a matrix product": 100 * flops / timing.median / rate,
-                "peak MB": timing.peak_bytes / 1e6,
-            }
+            row["% of a matrix product"] = 100 * flops / timing.median / rate
+            row["peak MB"] = timing.peak_bytes / 1e6
     return found
 
 

@@ -25,7 +25,7 @@ from benchmarks.inference import (
     openvino_engine,
     timm_model,
 )
-from benchmarks.interleave import Runner, Timing, interleave, relative
+from benchmarks.interleave import Runner, compared, interleave
 from benchmarks.results import Rows, show, write
 from training.recipe import Variant
 
@@ -230,7 +230,6 @@ ENGINES = {
         "openvino", openvino_streams_engine, "part/int8.xml"
     ),
 }
-REFERENCE = "OpenVINO, int8"
 
 
 def names(case: Case) -> list[str]:
@@ -307,20 +306,6 @@ def accuracy_rows(classes: Mapping[str, list[int]], truth: Any) -> Rows:
     }
 
 
-def speed_rows(case: Case, timings: Mapping[str, Timing | str]) -> Rows:
-    """Images per second, relative to OpenVINO in int8."""
-    reference = timings[REFERENCE]
-    return {
-        name: {"images/s": timing}
-        if isinstance(timing, str)
-        else {
-            **timing.columns("images/s", lambda s: case.batch_size / s),
-            f"{REFERENCE} = 1": relative(reference, timing),
-        }
-        for name, timing in timings.items()
-    }
-
-
 app = benchmark_app("int8", __doc__)
 
 
@@ -358,7 +343,7 @@ def main(
                 }
                 timings = interleave(runners, (case,), rounds)
             title = f"CaiT-{variant} at 224, batch {batch_size}"
-            tables[title] = speed_rows(case, timings)
+            tables[title] = compared(timings, batch_size, "OpenVINO, int8")
             show(title, tables[title])
     write(tables, output, rounds)
 

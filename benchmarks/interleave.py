@@ -97,6 +97,35 @@ def relative(reference: Timing | str, timing: Timing) -> float | str | None:
     return ratio
 
 
+def compared(
+    timings: Mapping[str, Timing | str], images: int, *references: str
+) -> dict[str, dict[str, float | str | None]]:
+    """Images per second of each runner, also relative to some of them.
+
+    Args:
+        timings: as of `interleave`.
+        images: images of a run.
+        references: names among the timings.
+
+    Example:
+    >>> rows = compared({"ours": Timing((0.5,)), "timm": "stopped"}, 8)
+    >>> rows["ours"]["images/s"], rows["timm"]["images/s"]
+    (16.0, 'stopped')
+    """
+    return {
+        name: {"images/s": timing}
+        if isinstance(timing, str)
+        else {
+            **timing.columns("images/s", lambda s: images / s),
+            **{
+                f"{reference} = 1": relative(timings[reference], timing)
+                for reference in references
+            },
+        }
+        for name, timing in timings.items()
+    }
+
+
 def interleave(
     runners: Mapping[str, Runner], arguments: tuple[Any, ...], rounds: int
 ) -> dict[str, Timing | str]:

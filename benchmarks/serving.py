@@ -29,8 +29,8 @@ from benchmarks.inference import (
     timm_onnx,
     timm_runner,
 )
-from benchmarks.interleave import Runner, Timing, interleave, relative
-from benchmarks.results import Rows, show, write
+from benchmarks.interleave import Runner, compared, interleave
+from benchmarks.results import show, write
 from training.recipe import Variant
 
 CORES = os.cpu_count() or 1
@@ -174,21 +174,6 @@ def loopback_server(folder: str) -> tuple[Any, str]:
     return server, f"127.0.0.1:{port}"
 
 
-def rows(batch_size: int, timings: dict[str, Timing | str]) -> Rows:
-    """Images per second, relative to timm and OpenVINO."""
-    found = {}
-    for name, timing in timings.items():
-        if isinstance(timing, str):
-            found[name] = {"images/s": timing}
-            continue
-        found[name] = {
-            **timing.columns("images/s", lambda s: REQUESTS * batch_size / s),
-            "timm eager = 1": relative(timings["timm eager"], timing),
-            "OpenVINO = 1": relative(timings["OpenVINO"], timing),
-        }
-    return found
-
-
 app = benchmark_app("serving", __doc__)
 
 
@@ -239,7 +224,10 @@ def main(
                 case = Case(variant, size, batch_size, folder)
                 timings = interleave(RUNNERS, (case,), rounds)
                 title = f"CaiT-{variant}, batch {batch_size}"
-                tables[title] = rows(batch_size, timings)
+                images = REQUESTS * batch_size
+                tables[title] = compared(
+                    timings, images, "timm eager", "OpenVINO"
+                )
                 show(title, tables[title])
             loopback, address = loopback_server(folder)
             time_server(f"CaiT-{variant}, requests of one image", address)

@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.command import Count, Output, Rounds, benchmark_app, run
 from benchmarks.inference import Run
-from benchmarks.interleave import Runner, Timing, interleave, relative
+from benchmarks.interleave import Runner, Timing, compared, interleave
 from benchmarks.results import Rows, show, write
 from training.recipe import Recipe, Variant
 
@@ -144,18 +144,11 @@ RUNNERS: dict[str, Runner] = {
 
 
 def rows(batch_size: int, timings: dict[str, Timing | str]) -> Rows:
-    """Images per second, relative to timm."""
-    found = {}
+    """Images per second, relative to timm, and peak memory."""
+    found = compared(timings, batch_size, "timm eager", "timm compiled")
     for name, timing in timings.items():
-        if isinstance(timing, str):
-            found[name] = {"images/s": timing}
-            continue
-        found[name] = {
-            **timing.columns("images/s", lambda s: batch_size / s),
-            "timm eager = 1": relative(timings["timm eager"], timing),
-            "timm compiled = 1": relative(timings["timm compiled"], timing),
-            "peak MB": timing.peak_bytes / 1e6,
-        }
+        if isinstance(timing, Timing):
+            found[name]["peak MB"] = timing.peak_bytes / 1e6
     return found
 
 
