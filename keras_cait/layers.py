@@ -421,8 +421,28 @@ class HeadMixing(keras.layers.Layer):
         return input_shape
 
 
+class Attention(keras.layers.Layer):
+    """What `TalkingHeadsAttention` and `ClassAttention` share: the heads."""
+
+    def __init__(self, num_heads: int, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.num_heads = positive_int("num_heads", num_heads)
+
+    def _gather(
+        self, scores: Tensor, value: Tensor, return_attention_scores: bool
+    ) -> Any:
+        """Projects the values that scores (H, B, M, N) weight."""
+        outputs = self.proj(weighted_values(scores, value))
+        if return_attention_scores:
+            return outputs, ops.transpose(scores, (1, 0, 2, 3))
+        return outputs
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "num_heads": self.num_heads}
+
+
 @keras.saving.register_keras_serializable(package="keras_cait")
-class TalkingHeadsAttention(keras.layers.Layer):
+class TalkingHeadsAttention(Attention):
     """Self-attention whose heads are mixed before and after the softmax.
 
     Computes `P_w softmax(P_l (Q K^T / sqrt(D))) V`, where the learned `P_l`
@@ -455,10 +475,6 @@ class TalkingHeadsAttention(keras.layers.Layer):
     `blocks.*.attn.*`.
     """
 
-    def __init__(self, num_heads: int, **kwargs: Any):
-        super().__init__(**kwargs)
-        self.num_heads = positive_int("num_heads", num_heads)
-
     def build(self, input_shape: Shape) -> None:
         check_rank(self, input_shape, 3, "(batch, tokens, embed_dim)")
         batch, tokens, _ = input_shape
@@ -485,10 +501,7 @@ class TalkingHeadsAttention(keras.layers.Layer):
         query, key, value = ops.split(self.qkv(inputs), 3, axis=-1)
         scores = query_key_scores(query, key, self.num_heads)  # (H, B, N, N)
         scores = scaled(self._mix(scores), scores_scale)
-        outputs = self.proj(weighted_values(scores, value))
-        if return_attention_scores:
-            return outputs, ops.transpose(scores, (1, 0, 2, 3))
-        return outputs
+        return self._gather(scores, value, return_attention_scores)
 
     def _mix(self, scores: Tensor) -> Tensor:
         """`P_w softmax(P_l scores)`."""
@@ -520,12 +533,9 @@ class TalkingHeadsAttention(keras.layers.Layer):
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
 
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "num_heads": self.num_heads}
-
 
 @keras.saving.register_keras_serializable(package="keras_cait")
-class ClassAttention(keras.layers.Layer):
+class ClassAttention(Attention):
     """Attention whose only query is the class token.
 
     Keys and values come from the class token and the patches. The patches do
@@ -559,10 +569,6 @@ class ClassAttention(keras.layers.Layer):
     `blocks_token_only.*.attn.*`.
     """
 
-    def __init__(self, num_heads: int, **kwargs: Any):
-        super().__init__(**kwargs)
-        self.num_heads = positive_int("num_heads", num_heads)
-
     def build(self, class_token_shape: Shape, patches_shape: Shape) -> None:
         check_rank(self, class_token_shape, 3, "(batch, 1, embed_dim)")
         check_rank(self, patches_shape, 3, "(batch, patches, embed_dim)")
@@ -585,10 +591,7 @@ class ClassAttention(keras.layers.Layer):
             self.query(class_token), self.key(tokens), self.num_heads
         )  # (H, B, 1, 1+N)
         scores = scaled(softmax(scores), scores_scale)
-        outputs = self.proj(weighted_values(scores, self.value(tokens)))
-        if return_attention_scores:
-            return outputs, ops.transpose(scores, (1, 0, 2, 3))
-        return outputs
+        return self._gather(scores, self.value(tokens), return_attention_scores)
 
     def compute_output_spec(
         self,
@@ -609,9 +612,6 @@ class ClassAttention(keras.layers.Layer):
         self, class_token_shape: Shape, patches_shape: Shape
     ) -> Shape:
         return class_token_shape
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "num_heads": self.num_heads}
 
 
 def query_key_scores(query: Tensor, key: Tensor, num_heads: int) -> Tensor:
