@@ -13,10 +13,13 @@ import numpy as np
 import tensorflow as tf
 
 from keras_cait.conversion import listed
-from keras_cait.datasets import MAX_COMPARED, copies, open_dataset
+from keras_cait.datasets import MAX_COMPARED, Dataset, copies, open_dataset
 from keras_cait.decoding.readable import readable, reader_of_records
 from keras_cait.files import GRAPH_SUFFIXES, IMAGE_SUFFIXES
 from keras_cait.folders import ImagePaths
+
+# From the number of an example, an int64 scalar, to its image and label.
+Read = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Examples:
 
     count: int
     class_names: tuple[str, ...]
-    read: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+    read: Read
     name: Callable[[int], str] = str
     unreadable: tuple[str, ...] = ()
     labels: tuple[int, ...] = ()
@@ -106,41 +109,31 @@ def load(
     dataset = readable(
         open_dataset(data, split, data_dir, **part), max_unreadable
     )
+    labels = dataset.labels
     if dataset.files:
-        path_at = paths_in_graph(dataset.files)
-        labels = tf.constant(np.array(dataset.labels))
-        return Examples(
-            len(dataset),
-            dataset.class_names,
-            lambda index: (tf.io.read_file(path_at(index)), labels[index]),
-            dataset.name,
-            dataset.unreadable,
-            dataset.labels,
-            dataset.files,
-        )
-    if dataset.records:
-        return Examples(
-            len(dataset),
-            dataset.class_names,
-            reader_of_records(dataset.records),
-            dataset.name,
-            dataset.unreadable,
-        )
-    image, label = dataset[0]
-    if isinstance(image, np.ndarray):  # small enough to be held in memory
-        images = tf.constant(np.stack([image for image, _ in dataset]))
-        known = tuple(int(label) for _, label in dataset)
-        labels = tf.constant(known, tf.int64)
-        return Examples(
-            len(dataset),
-            dataset.class_names,
-            lambda index: (images[index], labels[index]),
-            dataset.name,
-            dataset.unreadable,
-            known,
-        )
+        read = reader_of_files(dataset.files, labels)
+    elif dataset.records:
+        read = reader_of_records(dataset.records)
+    elif isinstance(dataset[0][0], np.ndarray):  # small enough for memory
+        labels = tuple(int(label) for _, label in dataset)
+        images = np.stack([image for image, _ in dataset])
+        read = reader_of_arrays(images, labels)
+    else:
+        read = reader_in_python(dataset)
+    return Examples(
+        len(dataset),
+        dataset.class_names,
+        read,
+        dataset.name,
+        dataset.unreadable,
+        labels,
+        dataset.files,
+    )
 
-    label_shape = np.shape(label)
+
+def reader_in_python(dataset: Dataset) -> Read:
+    """Reads an encoded image in Python."""
+    label_shape = np.shape(dataset[0][1])
 
     def record(index: np.ndarray) -> tuple[bytes | np.ndarray, np.ndarray]:
         image, label = dataset[int(index)]
@@ -152,24 +145,29 @@ def load(
         )
         return tf.ensure_shape(image, ()), tf.ensure_shape(label, label_shape)
 
-    return Examples(
-        len(dataset),
-        dataset.class_names,
-        read,
-        dataset.name,
-        dataset.unreadable,
-    )
+    return read
 
 
-def paths_in_graph(files: ImagePaths) -> Callable[[tf.Tensor], tf.Tensor]:
-    """A function of an int64 scalar tensor to the path of that file."""
+def reader_of_files(files: ImagePaths, labels: Sequence[int]) -> Read:
+    """Reads a file."""
     # A tensor of a million paths would take ten times as much memory.
     names = tf.constant(files.text)
     starts, lengths = map(tf.constant, (files.starts, files.lengths))
     folder = os.fsencode(os.path.join(files.folder, ""))
-    return lambda index: tf.strings.join(
-        [folder, tf.strings.substr(names, starts[index], lengths[index])]
-    )
+    numbers = tf.constant(np.array(labels))
+
+    def read(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        name = tf.strings.substr(names, starts[index], lengths[index])
+        return tf.io.read_file(folder + name), numbers[index]
+
+    return read
+
+
+def reader_of_arrays(images: np.ndarray, labels: Sequence[int]) -> Read:
+    """Takes an image from memory."""
+    pixels = tf.constant(images)
+    numbers = tf.constant(labels, tf.int64)
+    return lambda index: (pixels[index], numbers[index])
 
 
 def check_training(examples: Examples, validation: Examples, data: str) -> None:
