@@ -18,8 +18,8 @@ import numpy as np
 
 import keras_cait
 from export.exportable import image_size
+from export.predictors import to_pixels
 from keras_cait.loading import classifier
-from keras_cait.preprocessing import load_image, resize_and_crop
 
 LARGEST_BATCH = 8  # of `export/run_signatures.py`
 # Maximum difference relative to the largest value, for float32 / for bfloat16.
@@ -85,10 +85,7 @@ def check_saved_model(
     text = (version / "assets.extra" / "labels.txt").read_text(encoding="utf-8")
     labels = text.splitlines()
     size = image_size(model)
-    decoded = np.stack(
-        [resize_and_crop(load_image(one), size) for one in encoded]
-    ).astype("float32")
-    expected_of_bytes = keras_outputs(model, decoded)
+    expected_of_bytes = keras_outputs(model, to_pixels(encoded, size))
     expected_of_pixels = keras_outputs(model, outputs.pop("pixels"))
 
     for key in [key for key in outputs if "/error/" in key]:

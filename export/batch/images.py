@@ -7,7 +7,7 @@ from typing import Any
 
 from export.batch.locations import file_stamp, find_files, open_location
 from export.batch.parquet import parts_of_parquet
-from export.batch.parts import Examples, Files, Part, ahead, parts_of_files
+from export.batch.parts import Examples, Part, ahead, parts_of_files
 from export.batch.tfrecord import Records
 from keras_cait.datasets import open_dataset
 from keras_cait.files import IMAGE_SUFFIXES
@@ -116,25 +116,10 @@ def parts_of_dataset(
     # The workers of a cluster start in another folder.
     data_dir = data_dir and Path(data_dir).absolute()
     dataset = open_dataset(data, split, data_dir, **part)
-    starts = range(0, len(dataset), part_size)
-    parts: list[Part]
-    if dataset.files:
-        paths = [str(file.absolute()) for file in dataset.files]
-        parts = [
-            Files(
-                tuple(paths[start : start + part_size]),
-                "",
-                dataset.labels[start : start + part_size],
-            )
-            for start in starts
-        ]
-    else:
-        parts = [
-            Examples(
-                *(data, split, data_dir),
-                start,
-                min(start + part_size, len(dataset)),
-            )
-            for start in starts
-        ]
+    count = len(dataset)
+    paths = [str(file.absolute()) for file in dataset.files]
+    parts = parts_of_files(paths, part_size, "", dataset.labels) or [
+        Examples(data, split, data_dir, start, min(start + part_size, count))
+        for start in range(0, count, part_size)
+    ]
     return parts, dataset.class_names

@@ -89,12 +89,16 @@ def _content(path: str, folder: str) -> bytes | OSError:
 
 
 def parts_of_files(
-    files: Sequence[str], part_size: int, folder: str
+    files: Sequence[str],
+    part_size: int,
+    folder: str,
+    labels: tuple[int, ...] = (),
 ) -> list[Part]:
-    return [
-        Files(tuple(files[start : start + part_size]), folder)
+    parts = [
+        slice(start, start + part_size)
         for start in range(0, len(files), part_size)
     ]
+    return [Files(tuple(files[part]), folder, labels[part]) for part in parts]
 
 
 @dataclass(frozen=True)
