@@ -296,17 +296,15 @@ def next_steps(folder: Path, recipe: Mapping[str, Any]) -> str:
     """Commands that use the run, or continue its training."""
     body = "".join(
         f"<h3>{title}</h3>\n<pre>{escape(CONTINUED.join(parts))}</pre>\n"
-        for title, parts in commands(folder, recipe)
+        for title, parts in commands(folder, recipe).items()
     )
     return section(
         "Next steps", "Run these where you started the training.", body
     )
 
 
-def commands(
-    folder: Path, recipe: Mapping[str, Any]
-) -> list[tuple[str, list[str]]]:
-    """What comes next, and the parts of each command."""
+def commands(folder: Path, recipe: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The parts of each command, by what it does."""
     model = shlex.quote(str(folder))
     data = f"--data {shlex.quote(recipe['data'])}"
     if recipe["data"] != "digits" and not recipe["data"].startswith("folder:"):
@@ -314,55 +312,38 @@ def commands(
     tflite = shlex.quote(str(folder / "model.tflite"))
     site = shlex.quote(str(folder / "site"))
     served = shlex.quote(str(folder / "models" / folder.resolve().name))
-    found = [
-        (
-            "Classify an image, and see where the model looks",
-            [
-                f"python -m keras_cait --model {model}",
-                "--attention attention.png photo.jpg",
-            ],
-        ),
-        (
-            "Evaluate it",
-            [f"python -m training.evaluate --model {model}", data],
-        ),
-        (
-            "Measure every layer",
-            [f"python -m training.diagnose --model {model}", data],
-        ),
-        (
-            "Export it for phones and browsers",
-            [f"python -m export litert --model {model}", f"--output {tflite}"],
-        ),
-        (
-            "Make a page that classifies in the browser",
-            [
-                f"python -m export web --model {tflite}",
-                f"--output {site} --serve",
-            ],
-        ),
-        (
-            "Export it for TensorFlow Serving",
-            [
-                f"python -m export saved-model --model {model}",
-                f"--output {served}",
-            ],
-        ),
-    ]
+    found = {
+        "Classify an image, and see where the model looks": [
+            f"python -m keras_cait --model {model}",
+            "--attention attention.png photo.jpg",
+        ],
+        "Evaluate it": [f"python -m training.evaluate --model {model}", data],
+        "Measure every layer": [
+            f"python -m training.diagnose --model {model}",
+            data,
+        ],
+        "Export it for phones and browsers": [
+            f"python -m export litert --model {model}",
+            f"--output {tflite}",
+        ],
+        "Make a page that classifies in the browser": [
+            f"python -m export web --model {tflite}",
+            f"--output {site} --serve",
+        ],
+        "Export it for TensorFlow Serving": [
+            f"python -m export saved-model --model {model}",
+            f"--output {served}",
+        ],
+    }
     if recipe.get("image_size") == 224 and recipe.get("weights"):
         settings = shlex.quote(str(folder / "recipe.json"))
         larger = shlex.quote(f"{folder}-384")
-        found.append(
-            (
-                "Continue at a larger image size",
-                [
-                    f"python -m training.train {settings} --weights {model}",
-                    "--image-size 384 --epochs 10 --warmup-epochs 1",
-                    f"--learning-rate {recipe['learning_rate'] / 4:g}",
-                    f"--output {larger}",
-                ],
-            )
-        )
+        found["Continue at a larger image size"] = [
+            f"python -m training.train {settings} --weights {model}",
+            "--image-size 384 --epochs 10 --warmup-epochs 1",
+            f"--learning-rate {recipe['learning_rate'] / 4:g}",
+            f"--output {larger}",
+        ]
     return found
 
 

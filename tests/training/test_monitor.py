@@ -142,7 +142,7 @@ def test_commands_of_the_report_are_complete(tmp_path):
     }
     apps["training.train"].default(make_command(FINETUNE))
     recipe = dataclasses.asdict(FINETUNE) | {"data": "folder:my photos"}
-    for _, parts in report_sections.commands(tmp_path / "a run", recipe):
+    for parts in report_sections.commands(tmp_path / "a run", recipe).values():
         python, _, module, *arguments = shlex.split(" ".join(parts))
         assert python == "python"
         if module == "training.train":
