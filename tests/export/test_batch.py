@@ -42,11 +42,10 @@ from export.serving.model_folder import write_version
 from keras_cait.loading import classifier, load_classifier
 from keras_cait.preprocessing import load_image, resize_and_crop
 from tests.helpers.commands import exit_status
-from tests.helpers.models import randomise, small
+from tests.helpers.models import LABELS, randomise, small
 from training import evaluate
 
 ROOT = Path(__file__).parents[2]
-LABELS = [f"class {i}" for i in range(5)]
 COUNT = 20
 BAD = {4: b"no image", 11: b""}
 

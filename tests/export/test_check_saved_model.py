@@ -15,14 +15,8 @@ from export.check_saved_model import (
 from export.serving.model_folder import write_version
 from export.serving.warmup import example_image
 from tests.helpers.commands import exit_status
-from tests.helpers.models import randomise, small
-from tests.helpers.reference import REFERENCE
-
-LABELS = [f"class {i}" for i in range(5)]
-IMAGES = [
-    file.read_bytes()
-    for file in sorted((REFERENCE / "preprocess").rglob("*.png"))
-]
+from tests.helpers.models import LABELS, randomise, small
+from tests.helpers.reference import ENCODED
 
 
 def build(seed=0):
@@ -43,7 +37,7 @@ def version(model, tmp_path_factory):
 @pytest.fixture(scope="module")
 def outputs(version):
     """Outputs of the SavedModel; the new process takes seconds."""
-    return run_signatures(version, (LARGEST_BATCH * IMAGES)[:LARGEST_BATCH])
+    return run_signatures(version, (LARGEST_BATCH * ENCODED)[:LARGEST_BATCH])
 
 
 @pytest.fixture
@@ -54,7 +48,7 @@ def known_outputs(outputs, monkeypatch):
 
 
 def test_every_signature_at_every_batch_size(model, version, known_outputs):
-    checks = check_saved_model(version, model, IMAGES)
+    checks = check_saved_model(version, model, ENCODED)
     assert {(check.signature, check.output) for check in checks} == {
         ("serving_default", "scores"),
         ("pixels", "logits"),
@@ -77,7 +71,7 @@ def test_every_signature_at_every_batch_size(model, version, known_outputs):
 
 def test_other_weights_are_found_out(version, known_outputs):
     with pytest.raises(ValueError, match="differs from the Keras model"):
-        check_saved_model(version, build(seed=1), IMAGES)
+        check_saved_model(version, build(seed=1), ENCODED)
 
 
 def test_a_shape_that_is_not_the_manifest_s(model, version, tmp_path):
@@ -87,7 +81,7 @@ def test_a_shape_that_is_not_the_manifest_s(model, version, tmp_path):
     outputs["embedding"]["shape"] = [None, 48]
     (other / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match=r"'embedding' returns.*24.*48"):
-        check_saved_model(other, model, IMAGES)
+        check_saved_model(other, model, ENCODED)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +92,7 @@ def test_damaged_files(model, version, tmp_path, file):
     content = (other / file).read_bytes()
     (other / file).write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match="does not run without Keras"):
-        check_saved_model(other, model, IMAGES)
+        check_saved_model(other, model, ENCODED)
 
 
 def test_what_fails_the_check_is_not_written(model, tmp_path, monkeypatch):

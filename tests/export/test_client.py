@@ -26,13 +26,9 @@ from export.serving.client import (
 from export.serving.model_folder import write_version
 from keras_cait.decoding.refusals import UNKNOWN
 from tests.helpers.commands import exit_status
-from tests.helpers.models import randomise, small
-from tests.helpers.reference import REFERENCE
+from tests.helpers.models import LABELS, randomise, small
+from tests.helpers.reference import ENCODED, IMAGES
 from tests.helpers.serving import RawServer, Server, make_certificate
-
-LABELS = [f"class {i}" for i in range(5)]
-IMAGES = sorted((REFERENCE / "preprocess").rglob("*.png"))
-ENCODED = [file.read_bytes() for file in IMAGES]
 
 
 @pytest.fixture(scope="module")

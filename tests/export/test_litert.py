@@ -37,11 +37,8 @@ from keras_cait.preprocessing import (
     resize_and_crop,
 )
 from tests.helpers.commands import exit_status
-from tests.helpers.models import randomise, small
-from tests.helpers.reference import REFERENCE
-
-LABELS = [f"class {i}" for i in range(5)]
-IMAGES = sorted((REFERENCE / "preprocess").rglob("*.png"))
+from tests.helpers.models import LABELS, randomise, small
+from tests.helpers.reference import IMAGES, REFERENCE
 
 
 @pytest.fixture(scope="module")

@@ -25,9 +25,7 @@ from export.serving.model_folder import (
 )
 from keras_cait.loading import existing_versions
 from tests.helpers.commands import exit_status
-from tests.helpers.models import randomise, small
-
-LABELS = [f"class {i}" for i in range(5)]
+from tests.helpers.models import LABELS, randomise, small
 
 
 @pytest.fixture(scope="module")

@@ -14,12 +14,8 @@ from export.inference_graph import InferenceModel
 from export.saved_model import Signatures, write_saved_model
 from keras_cait.decoding import decode_batch
 from keras_cait.preprocessing import load_image, resize_and_crop
-from tests.helpers.models import randomise, small
-from tests.helpers.reference import REFERENCE
-
-LABELS = [f"class {i}" for i in range(5)]
-IMAGES = sorted((REFERENCE / "preprocess").rglob("*.png"))
-ENCODED = [file.read_bytes() for file in IMAGES]
+from tests.helpers.models import LABELS, randomise, small
+from tests.helpers.reference import ENCODED, IMAGES
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,8 @@ import keras_cait
 from keras_cait.conversion import from_reference, to_reference
 from tests.helpers.oracle_weights import fill
 
+LABELS = [f"class {i}" for i in range(5)]  # of the classes of `small`
+
 
 def randomise(model, seed=0):
     """Fills a model with weights of order 1.
@@ -77,7 +79,10 @@ def gradients(model, inputs, loss):
 
 def small(embed_dim=24, depth=2, num_heads=2, size=32, **arguments):
     """A CaiT as the fixture `small_model`, but with its random start."""
-    arguments = {"classes": 5, "input_shape": (size, size, 3), **arguments}
-    return keras_cait.CaiT(
-        embed_dim, depth, num_heads, patch_size=8, **arguments
-    )
+    arguments = {
+        "patch_size": 8,
+        "classes": 5,
+        "input_shape": (size, size, 3),
+        **arguments,
+    }
+    return keras_cait.CaiT(embed_dim, depth, num_heads, **arguments)

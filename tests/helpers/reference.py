@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 
 REFERENCE = Path(__file__).parent.parent / "reference"
+IMAGES = sorted((REFERENCE / "preprocess").rglob("*.png"))
+ENCODED = [file.read_bytes() for file in IMAGES]
 
 
 def reference(name):

@@ -13,19 +13,13 @@ from keras_cait.initializers import filled_later
 from keras_cait.models import init_values_by_depth
 from keras_cait.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from tests.helpers.models import randomise, without_values
-
-SMALL = {"embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 8}
+from tests.helpers.models import small as random_small
 
 
 def small(**arguments):
     """A small model with weights of order 1 that returns logits."""
-    arguments = {
-        "input_shape": (32, 32, 3),
-        "classes": 5,
-        "classifier_activation": None,
-        **arguments,
-    }
-    return randomise(keras_cait.CaiT(**{**SMALL, **arguments}))
+    arguments = {"classifier_activation": None, **arguments}
+    return randomise(random_small(**arguments))
 
 
 def outputs(model, images):
@@ -373,9 +367,7 @@ def test_layer_scale_starts_by_depth():
             {"patch_size": 0, "input_shape": (None, None, 3)},
             "patch_size must be an integer .*=0",
         ),
-        ({"mlp_ratio": 0}, "mlp_ratio must be positive. .*=0. The paper"),
         ({"drop_path_rate": 1}, "less than 1. Received: drop_path_rate=1"),
-        ({"drop_path_rate": -0.1}, "at least 0 .*=-0.1"),
         (
             {"input_shape": (32, 36, 3)},
             r"multiples of patch_size=8. Received: \(32, 36\). Resize",
@@ -405,7 +397,7 @@ def test_image_of_another_rank(small_model):
 def test_random_weights_are_drawn_as_by_the_reference():
     """PyTorch's `trunc_normal_(std=0.02)` cuts at 2, not at two deviations."""
     keras.utils.set_random_seed(0)
-    model = keras_cait.CaiT(**SMALL, input_shape=(32, 32, 3), classes=5)
+    model = random_small()
     drawn = ("kernel", "class_token", "position_embedding")
     values = np.concatenate(
         [
@@ -421,7 +413,7 @@ def test_random_weights_are_drawn_as_by_the_reference():
 def test_only_kernels_of_blocks_are_left_to_a_file():
     def build():
         keras.utils.set_random_seed(0)
-        return keras_cait.CaiT(**SMALL, input_shape=(32, 32, 3), classes=5)
+        return random_small()
 
     drawn = build()
     with filled_later():

@@ -171,13 +171,6 @@ def test_images_are_turned_upright(orientation):
     np.testing.assert_array_equal(pixels[..., 0], upright)
 
 
-def test_an_image_with_damaged_exif_is_read():
-    cut = b"Exif\0\0II*\0\x08\0\0\0\xff\xff"
-    data = encoded(Image.new("RGB", (4, 2)), "jpeg", exif=cut)
-    with pytest.warns(UserWarning, match="Corrupt EXIF"):
-        assert keras_cait.load_image(data).shape == (2, 4, 3)
-
-
 def test_broken_images_are_named(tmp_path):
     whole = (FOLDER / "small_64x48.png").read_bytes()
     for name, data, message in (
@@ -370,13 +363,6 @@ def test_only_formats_for_images_are_read():
     for format in ("EPS", "ICO", "PCX"):
         with pytest.raises(ValueError, match=r"Expected AVIF, .* such as HEIC"):
             keras_cait.load_image(encoded(Image.new("RGB", (16, 16)), format))
-
-
-def test_only_exif_turns_an_image():
-    """As in browsers, and in the graph."""
-    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/" tiff:Orientation="6"/>'
-    data = encoded(Image.new("RGB", (4, 2)), "jpeg", xmp=xmp)
-    assert keras_cait.load_image(data).shape == (2, 4, 3)
 
 
 def test_labels_and_their_order():
