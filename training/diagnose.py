@@ -237,10 +237,5 @@ def report(
     print(f"The report is {output / 'report.md'}")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command line: `argv`, or that of the process."""
-    run(app, argv)
-
-
 if __name__ == "__main__":
-    main()
+    run(app)

@@ -10,7 +10,6 @@ python -m training.evaluate --predictions predictions
 """
 
 import json
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -230,10 +229,5 @@ def result_file(output: Path, *words: str) -> Path:
     return output / f"{file_name(' '.join(words))}.json"
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command line: `argv`, or that of the process."""
-    run(app, argv)
-
-
 if __name__ == "__main__":
-    main()
+    run(app)

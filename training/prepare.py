@@ -6,7 +6,6 @@ ImageNet cannot be downloaded without an account: download its two archives from
 https://image-net.org into the folder of --manual-dir.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -107,10 +106,5 @@ def check_archives(folder: Path | None) -> None:
             )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command line: `argv`, or that of the process."""
-    run(app, argv)
-
-
 if __name__ == "__main__":
-    main()
+    run(app)

@@ -134,10 +134,5 @@ def classified(
     return found
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command line: `argv`, or that of the process."""
-    run(app, argv)
-
-
 if __name__ == "__main__":
-    main()
+    run(app)

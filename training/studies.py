@@ -10,7 +10,6 @@ seeds. Run the same command again to resume it; finished trainings are kept.
 
 import json
 import os
-from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -146,10 +145,5 @@ def studies(
         print((output / "table.md").read_text())
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command line: `argv`, or that of the process."""
-    run(app, argv)
-
-
 if __name__ == "__main__":
-    main()
+    run(app)

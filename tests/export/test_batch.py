@@ -424,9 +424,9 @@ def test_predictions_that_give_no_accuracy_are_refused(
         with open_job(f"{tmp_path}/{name}", settings, "jsonl", False) as opened:
             opened.write(0, pa.Table.from_pylist([ROW | changes]))
     command = ("--output", tmp_path / "new", "--predictions")
-    assert exit_status(evaluate.main, *command, tmp_path / "bad") == 1
+    assert exit_status(evaluate.app, *command, tmp_path / "bad") == 1
     assert message in capfd.readouterr().err
-    assert exit_status(evaluate.main, *command, tmp_path / "good") == 0
+    assert exit_status(evaluate.app, *command, tmp_path / "good") == 0
     (path,) = (tmp_path / "new").glob("*.json")
     result = json.loads(path.read_text())
     assert (result["data"], result["model"]) == ("digits train", "S24-224")
@@ -531,9 +531,9 @@ def test_the_command_writes_every_row_and_leaves_no_process(
         ("--model", source, "--data", data),
     ):
         command = (*options, "--output", "results", "--max-unreadable")
-        assert exit_status(evaluate.main, *command, 1) == 1
+        assert exit_status(evaluate.app, *command, 1) == 1
         assert "2 images cannot be read" in capfd.readouterr().err
-        assert exit_status(evaluate.main, *command, 2) == 0
+        assert exit_status(evaluate.app, *command, 2) == 0
     direct, predicted = (
         json.loads(path.read_text())
         for path in sorted(Path("results").glob("*.json"))

@@ -12,7 +12,7 @@ from keras_cait.attention_maps import self_attention_maps
 from keras_cait.baselines import ViT
 from tests.helpers.commands import exit_status
 from tests.helpers.models import gradients, randomise
-from training.diagnose import main
+from training.diagnose import app
 from training.diagnosis import diagnose, distance
 
 LABELS = np.array([3, 1])
@@ -142,7 +142,7 @@ def test_another_model_than_ours_is_refused(tmp_path, capsys):
     model = keras.Sequential([keras.Input((28, 28, 3)), *layers])
     model.save(tmp_path / "dense.keras")
     options = ("--model", tmp_path / "dense.keras", "--data", "digits")
-    assert exit_status(main, *options) == 1
+    assert exit_status(app, *options) == 1
     assert "Got Sequential 'sequential" in capsys.readouterr().err
 
 
@@ -155,7 +155,7 @@ def test_every_model_has_a_folder_of_its_own(tmp_path, monkeypatch, capsys):
         model = ViT(**sizes, input_shape=(28, 28, 3), classes=10)
         model.save(run / "model.keras")
         options = ("--model", f"runs/{name}", "--data", "digits")
-        assert exit_status(main, *options, "--images", 2) == 0
+        assert exit_status(app, *options, "--images", 2) == 0
     folders = sorted(path.name for path in tmp_path.glob("diagnostics/*"))
     assert folders == ["runs_lr0_01", "runs_lr0_1"]
 
@@ -174,7 +174,7 @@ def test_the_command_writes_a_report(model, tmp_path, capsys):
     output = tmp_path / "report"
     options = ("--model", tmp_path / "tiny.keras", "--data", "digits")
     options += ("--images", 30, "--output", output)
-    assert exit_status(main, *options) == 0
+    assert exit_status(app, *options) == 0
     assert f"The report is {output / 'report.md'}" in capsys.readouterr().out
     result = json.loads((output / "diagnostics.json").read_text())
     assert result["images"] == 30

@@ -37,7 +37,7 @@ from training.metrics import (
 
 
 def evaluate(*arguments):
-    return exit_status(program.main, *arguments)
+    return exit_status(program.app, *arguments)
 
 
 def test_an_image_is_correct_by_any_of_its_labels():
@@ -182,14 +182,14 @@ def test_unreadable_images_are_named(kinds, tmp_path, capsys):
 
 
 TWO_DEVICES = """
-import sys
 import tensorflow as tf
-from training.evaluate import main
+from keras_cait.command_line import run
+from training.evaluate import app
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],
     [tf.config.LogicalDeviceConfiguration()] * 2,
 )
-main(sys.argv[1:])
+run(app)
 """
 
 

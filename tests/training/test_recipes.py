@@ -68,7 +68,7 @@ def imagenet(tmp_path_factory):
     (manual / "ILSVRC2012_img_val.tar").write_bytes(archive(validation))
     data_dir = tmp_path_factory.mktemp("tensorflow_datasets")
     options = ("--data-dir", data_dir, "--manual-dir", manual)
-    assert exit_status(prepare.main, "imagenet2012", *options) == 0
+    assert exit_status(prepare.app, "imagenet2012", *options) == 0
     return data_dir
 
 

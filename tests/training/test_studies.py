@@ -255,7 +255,7 @@ def test_the_command_runs_a_study(tiny, trained, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(STUDIES, "depth", lambda scale: [cell])
     options = ("--output", output, "--seeds", 1, "--processes", 1)
     options += ("--strategy", "one")
-    assert exit_status(studies.main, "depth", *options) == 0
+    assert exit_status(studies.app, "depth", *options) == 0
     table = (output / "table.md").read_text()
     assert "| LayerScale | " in table and table in capsys.readouterr().out
     (result,) = json.loads((output / "results.json").read_text())

@@ -353,7 +353,7 @@ def test_a_run_shows_and_sums_up_what_it_did(
     row = {"name": "small.tflite", "top1": 0.25, "agreement": 0.75}
     row |= {"max_difference": 1e-3, "milliseconds": 1.5, "megabytes": 0.1}
     (tmp_path / "verify.json").write_text(json.dumps([row]))
-    assert exit_status(report.main, tmp_path) == 0
+    assert exit_status(report.app, tmp_path) == 0
     page = (tmp_path / "report.html").read_text()
     assert f"<dd>{summary['top1']:.1%}</dd>" in page
     assert f"--model {tmp_path} " in page
