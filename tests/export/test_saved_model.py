@@ -77,7 +77,7 @@ def test_signatures_have_their_names(signatures):
 
 
 @pytest.mark.parametrize("count", [1, 3, 6])
-def test_encoded_pictures(signatures, expected, count):
+def test_encoded_images(signatures, expected, count):
     result = signatures["serving_default"](
         image_bytes=tf.constant(ENCODED[:count])
     )

@@ -154,25 +154,6 @@ def test_output_holds_file_names_that_are_not_utf_8(kind, weights, tmp_path):
     assert "caf\\udce9.png" in output.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{"classifier_activation": None}, {"include_preprocessing": False}],
-)
-def test_models_with_logits_or_without_preprocessing(
-    options, model, tmp_path, capsys
-):
-    other = keras_cait.CaiT.from_config({**model.get_config(), **options})
-    other.set_weights(model.get_weights())
-    other.save(tmp_path / "other.keras")
-    image = IMAGES / "small_64x48.png"
-    weights = str(tmp_path / "other.keras")
-    assert main([str(image), "--model", weights, "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)["predictions"]
-    expected = expected_scores(model, image)
-    for row in rows:
-        assert row["score"] == pytest.approx(expected[row["index"]], abs=1e-5)
-
-
 def test_image_on_standard_input(weights, capsys, monkeypatch):
     for data, status in (
         ((IMAGES / "small_64x48.png").read_bytes(), 0),
