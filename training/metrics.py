@@ -120,9 +120,11 @@ def confusion_matrix(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
         labels: int array `(images,)`.
 
     Example:
-    >>> confusion_matrix(np.array([[0.9, 0.1], [0.8, 0.2]]), np.array([0, 1]))
-    array([[1, 0],
-           [1, 0]])
+    >>> scores = np.array([[0.9, 0.1, 0.0], [0.2, 0.3, 0.5]])
+    >>> confusion_matrix(scores, np.array([0, 1]))
+    array([[1, 0, 0],
+           [0, 0, 1],
+           [0, 0, 0]])
     """
     classes = scores.shape[-1]
     places = classes * labels + scores.argmax(axis=-1)

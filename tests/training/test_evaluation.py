@@ -71,8 +71,9 @@ def test_calibration_error_by_hand():
     found = Predictions(correct, np.ones(4, bool), confidence)
     expected = (1 * abs(0 - 0.4) + 3 * abs(2 / 3 - 0.8)) / 4
     assert calibration_error(found, bins=2) == pytest.approx(expected)
-    sure = Predictions(correct[1:3], np.ones(2, bool), np.ones(2))
-    assert calibration_error(sure) == 0
+    # Both are in the interval (9/15, 10/15].
+    pair = Predictions(correct[:2], np.ones(2, bool), np.array([0.61, 0.66]))
+    assert calibration_error(pair) == pytest.approx(0.635 - 0.5)
 
 
 # Of 1,000 images one may lie between two classes, or two bins of confidence,
