@@ -109,6 +109,19 @@ def test_any_patch_size_and_width(size):
     assert np.abs(result[0] - result[1]).max() > 1e-2
 
 
+def test_weights_start_as_in_the_official_code():
+    model = keras_cait.CaiT(48, 1, 4, patch_size=8, input_shape=(32, 32, 3))
+    for weight in model.weights:
+        values, name = np.asarray(weight), weight.path.split("/")[-1]
+        if weight.path.startswith("patch_embedding") and name == "kernel":
+            limit = (8 * 8 * 3) ** -0.5  # PyTorch's for a convolution
+            assert 0.99 * limit < np.abs(values).max() <= limit
+        elif name in ("kernel", "class_token", "position_embedding"):
+            assert values.std() == pytest.approx(0.02, rel=0.3), weight.path
+        elif name in ("bias", "beta"):
+            assert not values.any()
+
+
 def test_what_the_head_and_the_caller_get(images):
     tokens = outputs(small(include_top=False, pooling=None), images)
     token = outputs(small(include_top=False), images)
