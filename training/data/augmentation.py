@@ -256,8 +256,11 @@ def erasing_box(
         area is 0.02...1/3 of the image, its height / width 0.3...10/3.
 
     Example:
-    >>> erasing_box(40, 30, tf.fill((10, 4), 0.5)).numpy().tolist()
-    [13, 8, 15, 15]
+    >>> draws = tf.fill((10, 4), 0.5)
+    >>> erasing_box(16, 80, draws).numpy().tolist()
+    [1, 33, 15, 15]
+    >>> erasing_box(15, 80, draws).numpy().tolist()
+    [0, 0, 0, 0]
     """
     # Ratios of height / width, which the draws order from high to low.
     fits, box = _first_fit(
