@@ -348,15 +348,28 @@ def test_verify_compares_on_labeled_images(
     report = rows[-1]["litert"]
     assert (report["left_out"], report["partitions"]) == (0, 1)
     assert set(report["milliseconds"]) == {"1", "2"}
+    assert rows[-1]["megabytes"] == files[-1].stat().st_size / 1e6
     assert len(report["blocks"]) == 4
     for block in report["blocks"].values():
         assert block["snr"] > 100 and block["cosine"] > 0.999999
     assert "class_attention_block_1" in capsys.readouterr().out
 
 
+def test_a_row_by_hand():
+    """The right class is the fifth best of one image, the sixth of another."""
+    expected = np.array([[0.3, 0.25, 0.2, 0.15, 0.1, 0.0]] * 2)
+    scores, truth = expected.copy(), np.array([4, 5])
+    scores[1, :2] = 0.2, 0.35
+    found = verify.row("1", scores, expected, truth, "abcdef", 1.0, 1.0, None)
+    assert (found.top1, found.top5, found.agreement) == (0, 0.5, 0.5)
+    assert found.max_difference == pytest.approx(0.1)
+    assert found.example == ("a", 0.3)
+
+
 def test_of_equal_scores_the_first_is_best():
-    scores = np.ones((1, 2), "float32")
-    truth = np.zeros(1, int)
+    scores = np.zeros((1, 1000), "float32")
+    scores[0, [3, 900]] = 0.5
+    truth = np.array([3])
     found = verify.row("Keras", scores, scores, truth, LABELS, 1.0, 1.0, None)
     assert (found.top1, found.agreement) == (1, 1)
 

@@ -53,6 +53,8 @@ def test_an_image_is_correct_by_any_of_its_labels():
     one_each = predictions(probabilities, np.array([0, 0, 1]), k=2)
     assert top_k(one_each)["top1"] == pytest.approx(1 / 3)
     assert top_k(one_each)["top5"] == pytest.approx(2 / 3)
+    ties = np.isin(np.arange(1000), [3, 900])[None] / 2
+    assert predictions(ties, np.array([3])).correct[0, 0]
 
 
 @pytest.mark.parametrize(
