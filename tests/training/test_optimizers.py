@@ -16,7 +16,7 @@ from training.recipes import QUICKSTART, RECIPES
 SAMPLER, ORDERS = reference("recipe/ra_sampler")
 
 
-@pytest.mark.parametrize("name", ["s24-224", "m48-448", "cars"])
+@pytest.mark.parametrize("name", ["s24-224", "m48-448", "cars", "finetune"])
 def test_optimizer_and_schedule_are_the_recipes(name, small_model):
     """Linear in the batch, and never below the last rate before the end."""
     recipe = RECIPES[name]
@@ -24,14 +24,20 @@ def test_optimizer_and_schedule_are_the_recipes(name, small_model):
     kind = keras_cait.SGD if recipe.optimizer == "sgd" else keras_cait.AdamW
     assert isinstance(optimizer, kind)
     rate = optimizer._learning_rate
-    steps = [recipe.warmup_epochs, recipe.epochs / 2, recipe.epochs]
-    warm, middle, last = (float(rate(10 * epoch)) for epoch in steps)
+    warm_up = recipe.warmup_epochs
+    steps = [0, warm_up / 2, warm_up, recipe.epochs / 2, recipe.epochs]
+    first, half, warm, middle, last = (float(rate(10 * at)) for at in steps)
     peak = recipe.learning_rate * recipe.global_batch_size / 512
-    assert warm == pytest.approx(peak, rel=1e-3)
     floor = min(peak, recipe.min_learning_rate)
+    assert first == pytest.approx(recipe.warmup_learning_rate)
+    assert half == pytest.approx((first + peak) / 2)
+    cosine = (1 + np.cos(np.pi * warm_up / recipe.epochs)) / 2
+    assert warm == pytest.approx(floor + (peak - floor) * cosine)
     assert last == pytest.approx(floor, rel=1e-3)
     assert warm >= middle >= last
     assert optimizer.weight_decay == recipe.weight_decay
+    assert optimizer.layer_decay == recipe.layer_decay
+    assert (optimizer.global_clipnorm or 0) == recipe.clip_norm
 
 
 @pytest.mark.parametrize("case", SAMPLER["cases"], ids=lambda c: c["name"])
