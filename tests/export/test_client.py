@@ -454,6 +454,7 @@ BAD_SERVERS = {
         "INTERNAL.*2 lists of classes, 2 of scores and 1 errors for 1 images",
     ),
     "sends too few": (sends(outputs([], [])), "INTERNAL.*for 1 images"),
+    "sends no lists": (sends(outputs(1, 2)), "INTERNAL.*must be lists"),
     "sends more labels": (
         sends(outputs([["a", "b"]], [[0.1]])),
         "INTERNAL.*as many labels as scores",
