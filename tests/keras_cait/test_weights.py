@@ -251,6 +251,10 @@ def spoil(kind, path, tensors):
         tensors["blocks.0.attn.other"] = tensors.pop("blocks.0.attn.proj.bias")
         safetensors.numpy.save_file(tensors, path)
         return r"blocks\.0\.attn\.proj\.bias.*blocks\.0\.attn\.other"
+    if kind == "a tensor more":
+        tensors["blocks.2.gamma_1"] = tensors["blocks.1.gamma_1"]
+        safetensors.numpy.save_file(tensors, path)
+        return r"Missing: none\. Not in the model: blocks\.2\.gamma_1"
     if kind == "a shape":
         tensors["head.weight"] = tensors["head.weight"].T.copy()
         safetensors.numpy.save_file(tensors, path)
@@ -284,6 +288,7 @@ def spoil(kind, path, tensors):
         (".safetensors", "truncated"),
         (".safetensors", "not safetensors"),
         (".safetensors", "a tensor renamed"),
+        (".safetensors", "a tensor more"),
         (".safetensors", "a shape"),
         (".safetensors", "integers"),
         (".pth", "code"),
