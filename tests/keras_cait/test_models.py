@@ -68,9 +68,9 @@ def test_other_channels_are_scaled_to_one(channels):
 
 
 def test_unknown_size_equals_static_and_follows_the_batch():
-    model = small(input_shape=(None, None, 3), grid_size=(4, 4))
+    model = small(input_shape=(None, None, 3), grid_size=(4, 6))
     for shape in [(32, 32, 3), (32, 48, 3), (64, 24, 3)]:
-        static = small(input_shape=shape, grid_size=(4, 4))
+        static = small(input_shape=shape, grid_size=(4, 6))
         images = noise(2, *shape)
         expected = outputs(static, images)
         np.testing.assert_allclose(outputs(model, images), expected, atol=1e-5)
