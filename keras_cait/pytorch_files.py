@@ -52,6 +52,8 @@ ZIP_MAGIC = b"PK\3\4"
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 # Bytes. The pickle of M48 with its optimizer's state has 0.3 MB.
 PICKLE_LIMIT = 4_000_000
+# Those of NumPy. The product of a million large sizes would take hours.
+MAX_DIMENSIONS = 64
 
 
 def read_pth(path: Path) -> dict[str, FileTensor]:
@@ -349,14 +351,16 @@ def _locate(
     item_size = np.dtype(dtype).itemsize
     start, size = records.get(storage.key, _Record(0, -1))
     numbers = (storage.count, offset, *shape, *strides)
-    count = math.prod(shape) if all(type(n) is int for n in numbers) else -1
     if (
-        min(count, *numbers) < 0
-        or len(shape) != len(strides)
-        or count > storage.count
+        not len(shape) == len(strides) <= MAX_DIMENSIONS
+        or not all(type(n) is int and n >= 0 for n in numbers)
+        or math.prod(shape) > storage.count
         or storage.count * item_size > size
         or start + size > len(mapping)
-        or (count and offset + last_element(shape, strides) >= storage.count)
+        or (
+            0 not in shape
+            and offset + last_element(shape, strides) >= storage.count
+        )
     ):
         raise ValueError(
             f"It is damaged: the values of {name!r} are not where they should "

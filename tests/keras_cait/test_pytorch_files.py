@@ -13,7 +13,14 @@ import pytest
 from keras_cait import pytorch_files
 from keras_cait.pytorch_files import PICKLE_LIMIT, read_pth
 from tests.helpers import pth
-from tests.helpers.pth import PROTOCOL, dictionary, integer, tensor, text
+from tests.helpers.pth import (
+    PROTOCOL,
+    dictionary,
+    integer,
+    integers,
+    tensor,
+    text,
+)
 from tests.helpers.reference import REFERENCE
 
 # Written by PyTorch 2.13 and 2.14: see tests/helpers/write_pytorch_files.py.
@@ -102,6 +109,7 @@ def test_whole_models_are_refused_by_name():
 
 NAME = b"ctorch._utils\n_rebuild_tensor_v2\n"
 SOUND = tensor("0", "float32", 6, (2, 3), (3, 1))
+VAST = b"\x8a\xff" + 254 * b"\xff" + b"\x7f"  # the largest integer
 
 
 @pytest.mark.parametrize(
@@ -125,6 +133,15 @@ SOUND = tensor("0", "float32", 6, (2, 3), (3, 1))
         (tensor("0", "float32", 6, (2, 3), (3, 1), offset=-1), "damaged"),
         (tensor("0", "float32", 6, (-2, -3), (3, 1)), "damaged"),
         (tensor("0", "float32", -6, (0,), (1,)), "damaged"),
+        # Sizes that are no sizes.
+        (SOUND.replace(integers((2, 3)), b"(" + text("a") + b"t"), "damaged"),
+        (SOUND.replace(integers((3, 1)), b"(NNt"), "damaged"),
+        (
+            SOUND.replace(
+                integers((2, 3)), b"(" + VAST + b"q\0" + 9999 * b"h\0" + b"t"
+            ),
+            "damaged",
+        ),
         # Not tensors.
         (tensor("0", "float32", 6, (2, 3), (3,)), "damaged"),
         (integer(3), "named tensors"),
