@@ -298,7 +298,7 @@ def read_json(path: str | Path, keys: Iterable[str] = ()) -> dict[str, Any]:
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} is not JSON: {error}.") from None
     if not isinstance(content, dict) or not {*keys} <= content.keys():
         raise ValueError(

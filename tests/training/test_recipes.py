@@ -259,6 +259,7 @@ def test_a_recipe_from_a_file_is_changed_by_options(tmp_path, monkeypatch):
     ("content", "message"),
     [
         ("{", "is not JSON"),
+        pytest.param(10**5 * "[", "is not JSON", id="nested too deep"),
         ('{"top1": 0.9, "epochs": 4}', "unknown fields top1."),
         ('{"epochs": "4"}', "epochs must be a whole number. Got '4'."),
         ('{"epochs": 4.0}', "epochs must be a whole number. Got 4.0."),
