@@ -155,21 +155,23 @@ def post(
     def expire() -> None:  # ends a response that comes byte by byte
         expired.set()
         with suppress(OSError):  # it may be closed already
-            socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
+            socket.socket.shutdown(stream, socket.SHUT_RDWR)
 
     timer = None
     try:
         connection.connect()
+        # The connection forgets it once the server has said that it closes.
+        stream = connection.sock
         timer = threading.Timer(deadline - time.monotonic(), expire)
         timer.daemon = True
         timer.start()
         if context:
-            connection.sock = context.wrap_socket(
-                connection.sock,
+            stream = connection.sock = context.wrap_socket(
+                stream,
                 server_hostname=connection.host,
                 do_handshake_on_connect=False,
             )
-            connection.sock.do_handshake()
+            stream.do_handshake()
         # A server may answer and close before it has read a large request.
         with suppress(BrokenPipeError, ConnectionResetError):
             connection.request("POST", address.path + path, body, headers)

@@ -430,8 +430,8 @@ BAD_SERVERS = {
     "drips its head": (drip(GOOD), "DEADLINE_EXCEEDED"),
     "drips its body": (
         lambda connection, closed: (
-            connection.sendall(GOOD[:-40]),
-            drip(GOOD[-40:])(connection, closed),
+            connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n"),
+            drip(bytes(500))(connection, closed),
         ),
         "DEADLINE_EXCEEDED",
     ),
