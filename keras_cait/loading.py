@@ -5,10 +5,8 @@ folder of a training run, a `.keras` file, a weights file (`.safetensors`,
 `.pth`, `.weights.h5`), a SavedModel or a `.tflite` file.
 """
 
-import json
 import math
 import re
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +28,12 @@ from keras_cait.pretrained import (
 )
 from keras_cait.transformer import VisionTransformer
 from keras_cait.weights import (
+    check_declared,
     explaining,
     fill,
     load_pretrained,
     load_weights,
+    read_keras,
     read_tensors,
 )
 
@@ -346,13 +346,10 @@ def _keras_file(
     path: Path, image_size: int | None, precision: str | None
 ) -> keras.Model:
     try:
-        _check_size(path)
-        with filled_later():
-            model = keras.saving.load_model(path, compile=False)
-    except Exception as error:  # damage shows in many ways: zip, JSON, HDF5
-        reason = str(error).strip().partition("\n")[0]
+        model = read_keras(path)
+    except ValueError as error:
         raise ValueError(
-            f"Cannot load a Keras model from {str(path)!r}: {reason}"
+            f"Cannot load a Keras model from {str(path)!r}: {error}"
         ) from None
     if not hasattr(model, "inputs"):  # a subclass, or a Sequential not built
         raise ValueError(
@@ -422,32 +419,6 @@ def _check_finite(model: keras.Model, path: Path) -> None:
             )
 
 
-def _check_size(path: Path) -> None:
-    """Refuses a `.keras` file that declares far more weights than it holds.
-
-    Building its model would take all memory before the weights are read.
-    """
-    with zipfile.ZipFile(path) as archive:
-        config = json.loads(archive.read("config.json"))["config"]
-        stored = archive.getinfo("model.weights.h5").file_size
-    if not {"embed_dim", "depth", "classes"} <= config.keys():
-        return  # not a model of ours: Keras says what it is
-    width, patch_size = config["embed_dim"], config["patch_size"]
-    rows, columns = config["grid_size"] or (
-        side // patch_size for side in config["input_shape"][:2]
-    )
-    block = (4 + 2 * config["mlp_ratio"]) * width**2
-    declared = int(
-        config["depth"] * block + width * (rows * columns + config["classes"])
-    )
-    # Quantized weights take half a byte at least.
-    if declared > 2 * stored:
-        raise ValueError(
-            f"its config declares at least {declared:,} weights, but it holds "
-            f"{stored:,} bytes"
-        )
-
-
 def _with_variant(
     path: Path,
     variant: str | None,
@@ -492,23 +463,24 @@ def _inferred(
             f"{str(path)!r} does not hold the tensors of a CaiT classifier."
         ) from None
     rows, columns = grid or (math.isqrt(patches),) * 2
-    size = image_size and (image_size, image_size)
-    height, width = size or (rows * patch_size, columns * patch_size)
     class_attention_depth = count("blocks_token_only")
+    config: dict[str, Any] = {
+        "embed_dim": embed_dim,
+        "depth": count("blocks"),
+        "num_heads": num_heads,
+        "patch_size": patch_size,
+        "mlp_ratio": hidden_dim / (embed_dim or 1),
+        "class_attention_depth": class_attention_depth or 2,
+        "input_shape": (rows * patch_size, columns * patch_size, 3),
+        "pooling": "token" if class_attention_depth else "avg",
+        "classes": classes,
+    }
     try:
+        check_declared(config, path.stat().st_size)
+        if image_size:
+            config["input_shape"] = (image_size, image_size, 3)
         with filled_later():
-            model = CaiT(
-                embed_dim,
-                count("blocks"),
-                num_heads,
-                patch_size,
-                hidden_dim / embed_dim,
-                class_attention_depth or 2,
-                input_shape=(height, width, 3),
-                pooling="token" if class_attention_depth else "avg",
-                classes=classes,
-                dtype=precision,
-            )
+            model = CaiT(**config, dtype=precision)
     except ValueError as error:  # sizes that contradict each other
         raise ValueError(f"Cannot load {str(path)!r}: {error}") from None
     with explaining(model, path):

@@ -1,8 +1,10 @@
 """Loads weights from files and the hub into models, and saves them."""
 
+import json
 import logging
 import math
 import re
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
@@ -188,6 +190,63 @@ def read_tensors(path: Path) -> tuple[Tensors, Grid | None]:
     return read_safetensors(path)
 
 
+def read_keras(path: Path) -> keras.Model:
+    """Reads the model of a `.keras` file, without its optimizer.
+
+    Args:
+        path: path of the file.
+
+    Raises:
+        ValueError: the file is damaged, holds code, or declares far more
+            weights than it holds.
+
+    Example:
+    >>> model = read_keras(Path("photos.keras"))  # doctest: +SKIP
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            config = json.loads(archive.read("config.json"))["config"]
+            stored = archive.getinfo("model.weights.h5").file_size
+        # Others are not models of ours: Keras says what they are.
+        if {"embed_dim", "depth", "classes"} <= config.keys():
+            check_declared(config, stored)
+        with filled_later():
+            return keras.saving.load_model(path, compile=False)
+    except Exception as error:  # damage shows in many ways: zip, JSON, HDF5
+        raise ValueError(str(error).strip().partition("\n")[0]) from None
+
+
+def check_declared(config: Mapping[str, Any], stored: int) -> None:
+    """Refuses a file that declares far more weights than it holds.
+
+    Building its model would take all memory before the weights are read.
+
+    Args:
+        config: arguments of the `CaiT` or `baselines.ViT`.
+        stored: bytes of the weights.
+
+    Raises:
+        ValueError: not even weights of half a byte would fit.
+    """
+    width, patch_size = config["embed_dim"], config["patch_size"]
+    *size, channels = config["input_shape"]
+    rows, columns = config.get("grid_size") or (
+        side // patch_size for side in size
+    )
+    depth = config["depth"]
+    if config["pooling"] != "avg":
+        depth += config["class_attention_depth"]
+    block = (4 + 2 * config["mlp_ratio"]) * width**2
+    vectors = rows * columns + config["classes"] + channels * patch_size**2
+    declared = int(depth * block + width * vectors)
+    # Quantized weights take half a byte at least.
+    if declared > 2 * stored:
+        raise ValueError(
+            f"it declares at least {declared:,} weights, but holds "
+            f"{stored:,} bytes"
+        )
+
+
 # Former public names.
 CHECKPOINTS = PRETRAINED
 load_checkpoint = load_weights
@@ -209,7 +268,10 @@ def _load(model: keras.Model, path: Path, with_head: bool) -> keras.Model:
         if is_h5:
             _load_h5(model, path)
         elif path.suffix == ".keras":
-            fill(model, *_read_keras(path), with_head)
+            source = read_keras(path)
+            _check_model(source)
+            tensors = to_reference(source.weights)
+            fill(model, tensors, _grid(source), with_head)
         else:
             fill(model, *read_tensors(path), with_head)
     return model
@@ -324,17 +386,6 @@ def _merge_class_position(tensors: Tensors) -> Tensors:
     positions = _float32(positions)
     class_token = _float32(tensors["cls_token"]) + positions[:, :1]
     return {**tensors, "cls_token": class_token, "pos_embed": positions[:, 1:]}
-
-
-def _read_keras(path: Path) -> tuple[Tensors, Grid]:
-    try:
-        with filled_later():
-            model = keras.saving.load_model(path, compile=False)
-    # Damage surfaces as errors of zip, JSON or HDF5.
-    except Exception as error:
-        raise ValueError(f"Keras cannot read it ({error}).") from None
-    _check_model(model)
-    return to_reference(model.weights), _grid(model)
 
 
 def _load_h5(model: keras.Model, path: Path) -> None:

@@ -139,6 +139,8 @@ def test_a_model_without_known_inputs_is_named(tmp_path):
         ("grid_size", [99999, 99999], "declares at least"),
         ("depth", 10**9, "declares at least"),
         ("mlp_ratio", 1e12, "declares at least"),
+        ("class_attention_depth", 10**9, "declares at least"),
+        ("input_shape", [28, 28, 10**9], "declares at least"),
         ("num_heads", 7, "divisible by the number of heads"),
         ("embed_dim", "wide", "Cannot load a Keras model"),
     ],
@@ -171,6 +173,26 @@ def test_tensors_of_an_impossible_model_name_their_file(run_folder, tmp_path):
     save_file(kept, tmp_path / "cut.safetensors")
     with pytest.raises(ValueError, match=r"cut\.safetensors.*depth must be"):
         load_model(tmp_path / "cut.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("head.weight", (10**12, 0), "declares at least"),
+        ("blocks.0.mlp.fc1.weight", (10**12, 0), "declares at least"),
+        ("patch_embed.proj.weight", (0, 3, 10**6, 10**6), "declares at least"),
+        ("pos_embed", (1, 4, 0), "embed_dim must be"),
+    ],
+)
+def test_tensors_without_values_take_no_memory(
+    run_folder, tmp_path, name, shape, message
+):
+    tensors, _ = read_tensors(run_folder[0] / "weights.safetensors")
+    tensors = {n: np.asarray(t) for n, t in tensors.items()}
+    tensors[name] = np.empty(shape, "float32")
+    save_file(tensors, tmp_path / "empty.safetensors")
+    with pytest.raises(ValueError, match=rf"empty\.safetensors.*{message}"):
+        load_model(tmp_path / "empty.safetensors")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
