@@ -526,6 +526,9 @@ def _saved_model(folder: Path) -> Classifier:
         layer = keras.layers.TFSMLayer(
             str(folder), call_endpoint="pixels", trainable=False
         )
+        outputs = layer.call_endpoint_fn.structured_outputs
+        classes = int(outputs["probabilities"].shape[-1])
+        height, width = map(int, manifest["image_size"])
     except NotImplementedError:
         raise ValueError(
             f"{str(folder)!r} is a SavedModel, which only runs on Keras' "
@@ -533,13 +536,11 @@ def _saved_model(folder: Path) -> Classifier:
         ) from None
     except Exception as error:  # of many kinds
         raise _foreign(folder, error) from None
-    outputs = layer.call_endpoint_fn.structured_outputs["probabilities"]
 
     def predict(images: Any) -> Any:
         return layer(ops.cast(images, "uint8"))["probabilities"]
 
-    size = manifest["image_size"]
-    return Classifier(predict, tuple(size), int(outputs.shape[-1]))
+    return Classifier(predict, (height, width), classes)
 
 
 def _litert(path: Path, threads: int | None) -> Classifier:

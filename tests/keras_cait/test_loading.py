@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -223,3 +224,27 @@ def test_labels_may_begin_with_a_byte_order_mark(tmp_path):
         archive.writestr("labels.txt", text)
     assert read_labels(tmp_path / "labels.txt") == ["cat", "dog"]
     assert find_labels(tmp_path / "model.tflite") == ["cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("image_size", "outputs", "reason"),
+    [
+        ([8, 8], ["features"], "probabilities"),
+        (8, ["probabilities"], "not iterable"),
+        ([8, None], ["probabilities"], "NoneType"),
+    ],
+)
+def test_saved_models_of_others_are_named(
+    tmp_path, monkeypatch, image_size, outputs, reason
+):
+    (tmp_path / "saved_model.pb").touch()
+    (tmp_path / "manifest.json").write_text(
+        json.dumps({"image_size": image_size})
+    )
+    found = dict.fromkeys(outputs, np.empty((1, 5)))
+    layer = SimpleNamespace(
+        call_endpoint_fn=SimpleNamespace(structured_outputs=found)
+    )
+    monkeypatch.setattr(keras.layers, "TFSMLayer", lambda *_, **__: layer)
+    with pytest.raises(ValueError, match=f"Cannot load .*{reason}"):
+        load_classifier(tmp_path)
