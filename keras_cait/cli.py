@@ -23,6 +23,7 @@ from keras_cait.command_line import (
     ModelSource,
     Variant,
     one_line,
+    printable,
     run,
 )
 from keras_cait.files import folder_path, image_files, new_output, new_path
@@ -326,7 +327,9 @@ def draw(
             path = attention / f"{source.inner_path}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists() and not force:
-                report.problem(f"not replaced without --force: {path}")
+                report.problem(
+                    f"not replaced without --force: {printable(str(path))}"
+                )
                 continue
         figure(image, image_maps).savefig(path, dpi=120)
 
@@ -343,11 +346,11 @@ class TableWriter:
             self.bar = "#"
 
     def write(self, path: Path, predictions: list[Prediction]) -> None:
-        print(path, file=self.stream)
+        print(printable(str(path)), file=self.stream)
         for _, wordnet_id, label, score in predictions:
             bar = self.bar * round(20 * score)
             line = f"  {score:6.1%}  {bar:20}  {label}  {wordnet_id}"
-            print(line.rstrip(), file=self.stream)
+            print(printable(line.rstrip()), file=self.stream)
 
 
 class JsonWriter:

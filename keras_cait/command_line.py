@@ -304,4 +304,14 @@ def one_line(message: object) -> str:
         r"|\[\[\{\{node \S+\}\}\]\]|\[Op:\S+\]( name:)?"
     )
     text = re.sub(noise, "", str(message))
-    return " ".join(text.split()) or type(message).__name__
+    return printable(" ".join(text.split())) or type(message).__name__
+
+
+def printable(text: str) -> str:
+    """Text without characters that control a terminal or the direction.
+
+    Example:
+    >>> printable("cat\\x1b[2J")
+    'cat?[2J'
+    """
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", "?", text)

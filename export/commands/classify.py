@@ -54,8 +54,7 @@ def classify(
         RestClient,
         classify_all,
     )
-    from export.serving.responses import printable
-    from keras_cait.command_line import one_line
+    from keras_cait.command_line import one_line, printable
     from keras_cait.files import GRAPH_SUFFIXES, image_files
 
     connect = GrpcClient if protocol == "grpc" else RestClient

@@ -4,6 +4,8 @@ import math
 import re
 from typing import Any
 
+from keras_cait.command_line import printable
+
 # The best classes of one image, as pairs of label and score.
 Best = list[tuple[str, float]]
 
@@ -19,7 +21,7 @@ class ServingError(OSError):
     """
 
     def __init__(self, code: str, message: str):
-        super().__init__(f"{code}: {printable(message)}")
+        super().__init__(f"{code}: {printable(' '.join(message.split()))}")
         self.code = code
 
 
@@ -129,14 +131,3 @@ def connection_problem(host: str, message: str) -> ServingError:
             "port.",
         )
     return ServingError("UNAVAILABLE", f"{host}: {message}")
-
-
-def printable(text: str) -> str:
-    """Text on one line, without characters that control a terminal.
-
-    Example:
-    >>> printable("cat\\x1b[2J\\ndog")
-    'cat?[2J dog'
-    """
-    line = " ".join(text.split())
-    return "".join(c if c.isprintable() else "?" for c in line)

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import keras
@@ -152,6 +153,14 @@ def test_output_holds_file_names_that_are_not_utf_8(kind, weights, tmp_path):
     arguments = [image, "--model", weights, kind, "--output", str(output)]
     assert main(arguments) == 0
     assert "caf\\udce9.png" in output.read_text(encoding="utf-8")
+
+
+def test_the_table_does_not_control_the_terminal(capsys):
+    cat = cli.Prediction(0, "", "\x1b]0;cat\x07 می\u200cرود", 0.5)
+    cli.TableWriter(sys.stdout).write(Path("a\x1b[2J  b\nc.png"), [cat])
+    path, line = capsys.readouterr().out.splitlines()
+    assert path == "a?[2J  b?c.png"
+    assert line.endswith("  ?]0;cat? می\u200cرود")
 
 
 def test_image_on_standard_input(weights, capsys, monkeypatch):

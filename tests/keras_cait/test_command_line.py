@@ -17,6 +17,7 @@ app = App(name="tool")
 def work(what: str, batch_size: BatchSize = 8):
     raise {
         "value": ValueError("got 3,\n  expected 4."),
+        "escapes": ValueError("got \x1b[2J\x9b, expected a name."),
         "missing": FileNotFoundError(2, "No such file or directory", "a.jpg"),
         "stop": KeyboardInterrupt(),
         "saved": KeyboardInterrupt("Stopped at step 3, which is saved."),
@@ -28,6 +29,7 @@ def work(what: str, batch_size: BatchSize = 8):
     "arguments, status, message",
     [
         ("work value", 1, "got 3, expected 4."),
+        ("work escapes", 1, "got ?[2J?, expected a name."),
         ("work missing", 1, "No such file or directory: 'a.jpg'."),
         ("work stop", 130, "Interrupted."),
         ("work saved", 130, "Stopped at step 3, which is saved."),
