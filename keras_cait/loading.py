@@ -110,7 +110,8 @@ def load_model(
             the position embeddings are resampled; `None` is the source's own.
         classes: number of classes of a `.weights.h5` file; `None` is 1000.
         precision: dtype policy; `None` is the source's own, or Keras' global
-            one.
+            one. Models other than ours in mixed precision change to
+            `"float32"` only.
 
     Raises:
         ValueError: the source is none of these, damaged, or does not fit the
@@ -356,10 +357,14 @@ def _keras_file(
             f"{str(path)!r} holds a {type(model).__name__} without an input of "
             "known shape. Start the model with keras.Input, and save it again."
         )
+    is_ours = isinstance(model, VisionTransformer)
+    if precision == "float32" and not is_ours:  # its layers have policies
+        for layer in model._flatten_layers():
+            if layer.dtype_policy.name in ("mixed_bfloat16", "mixed_float16"):
+                layer.dtype_policy = precision
     own_size = model.inputs[0].shape[1:3]
     size = (image_size, image_size) if image_size else own_size
     is_same = size == own_size and precision in (None, model.dtype_policy.name)
-    is_ours = isinstance(model, VisionTransformer)
     config = model.get_config() if is_ours else {}
     has_own_layers = "input_tensor" in config
     if is_same and (

@@ -77,6 +77,19 @@ def test_models_change_size_and_precision(run_folder):
     assert keras.config.dtype_policy().name == "float32"
 
 
+def test_models_of_your_own_run_in_float32(tmp_path):
+    mixed, exact = (
+        randomise(small(size=16, depth=1, dtype=dtype))
+        for dtype in ("mixed_float16", "float32")
+    )
+    keras.Sequential([keras.Input((16, 16, 3)), mixed]).save(
+        tmp_path / "model.keras"
+    )
+    images = np.random.default_rng(0).uniform(0, 255, (2, 16, 16, 3))
+    loaded = load_classifier(tmp_path / "model.keras", precision="float32")
+    np.testing.assert_array_equal(loaded.predict(images), exact(images))
+
+
 def test_policies_of_single_layers_keep_to_another_size(tmp_path):
     policies = keras.dtype_policies.DTypePolicyMap(default_policy="bfloat16")
     policies["norm"] = keras.dtype_policies.DTypePolicy("float32")
