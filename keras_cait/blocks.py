@@ -14,6 +14,7 @@ from keras_cait.layers import (
     LAYER_NORM_EPSILON,
     MLP,
     ClassAttention,
+    Container,
     LayerScale,
     Shape,
     TalkingHeadsAttention,
@@ -27,7 +28,7 @@ def layer_norm(name: str, dtype: Any) -> keras.layers.Layer:
     )
 
 
-class Block(keras.layers.Layer):
+class Block(Container):
     """The sublayers of every block.
 
     `norm1`, `attention` and `layer_scale_1` are the first branch, `norm2`,

@@ -23,8 +23,27 @@ Shape = tuple[int | None, ...]
 Tensor = Any
 
 
+class Container(keras.layers.Layer):
+    """A layer of layers, all of which `trainable` freezes or thaws.
+
+    Keras on TensorFlow ignores a value that an attribute already has, even if
+    a part has another; and a layer that is frozen before it is built, as from a
+    file, does not freeze its parts.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "trainable":
+            super().__setattr__(name, not value)
+        super().__setattr__(name, value)
+
+    def _post_build(self) -> None:
+        super()._post_build()
+        if not self.trainable:
+            self.trainable = False
+
+
 @keras.saving.register_keras_serializable(package="keras_cait")
-class PatchEmbedding(keras.layers.Layer):
+class PatchEmbedding(Container):
     """Splits images into square patches and projects each to a token.
 
     Args:
@@ -322,7 +341,7 @@ class LayerScale(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_cait")
-class MLP(keras.layers.Layer):
+class MLP(Container):
     """Two dense layers with an exact (erf) GELU between them.
 
     Args:
@@ -421,7 +440,7 @@ class HeadMixing(keras.layers.Layer):
         return input_shape
 
 
-class Attention(keras.layers.Layer):
+class Attention(Container):
     """What `TalkingHeadsAttention` and `ClassAttention` share: the heads."""
 
     def __init__(self, num_heads: int, **kwargs: Any):

@@ -351,8 +351,8 @@ def freeze(model: keras.Model, trainable: Trainable) -> None:
 
     Call `compile` afterwards: as always in Keras, a compiled model trains what
     was trainable when it was compiled. A `.keras` file of a CaiT keeps what is
-    frozen. Thaw with `"all"`: Keras on TensorFlow ignores `trainable = True` of
-    a block, or of a model around a CaiT, that is frozen only in part.
+    frozen. Thaw a model around a CaiT with `"all"`: Keras on TensorFlow ignores
+    its `trainable = True` if it is frozen only in part.
 
     Args:
         model: `CaiT`, or a model that contains its layers. It is changed in

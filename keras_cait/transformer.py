@@ -9,6 +9,7 @@ from keras_cait.conversion import is_state, reference_name
 from keras_cait.initializers import kernel_initializer
 from keras_cait.layers import (
     ClassToken,
+    Container,
     PatchEmbedding,
     PositionEmbedding,
     Shape,
@@ -19,7 +20,7 @@ from keras_cait.optimizers import freeze_weights
 from keras_cait.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 
-class VisionTransformer(keras.Model):
+class VisionTransformer(Container, keras.Model):
     """A Functional model that knows the arguments it was built with.
 
     Args:
@@ -67,12 +68,6 @@ class VisionTransformer(keras.Model):
             setattr(self, argument, value)
         self.argument_names = list(arguments)
         self.dtype_policy = policy  # compile() scales the loss by it
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # If only a part is frozen, it is True, and TensorFlow ignores True.
-        if name == "trainable":
-            super().__setattr__(name, False)
-        super().__setattr__(name, value)
 
     @property
     def self_attention_blocks(self) -> list[SelfAttentionBlock]:

@@ -210,9 +210,10 @@ def test_frozen_weights_do_not_learn(model, trainable, learns):
     }
     assert learns <= parts
     assert not {"mlp", "norm1", "position_embedding", "gamma"} & parts
-    norm = model.get_layer("norm")
-    norm.trainable = True  # as in all of Keras
-    assert len(norm.trainable_weights) == 2
+    for name in ("norm", "self_attention_block_0"):
+        layer = model.get_layer(name)
+        layer.trainable = True  # as in all of Keras
+        assert len(layer.trainable_weights) == len(layer.weights)
     model.trainable = True
     assert len(model.trainable_variables) == count
     freeze(model, trainable)
@@ -241,6 +242,16 @@ def test_a_file_keeps_what_is_frozen(is_sequential, tmp_path):
     assert not (first.trainable or first.trainable_weights)
     first.trainable = True
     assert first.trainable_weights
+
+
+@pytest.mark.parametrize("index", [2, 4])
+def test_a_layer_keeps_that_it_is_frozen(model, index):
+    """So do files of functional models and clones, which copy each layer."""
+    layer = model.layers[index]
+    layer.trainable = False
+    copy = type(layer).from_config(layer.get_config())
+    copy.build(layer.input.shape)
+    assert copy.weights and not any(v.trainable for v in copy.weights)
 
 
 @pytest.mark.parametrize("is_sequential", [False, True])
