@@ -5,7 +5,7 @@ run the model up to the inputs of the blocks they need and call those blocks.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -14,7 +14,7 @@ from keras import ops
 from PIL import Image
 
 from keras_cait.blocks import ClassAttentionBlock, SelfAttentionBlock
-from keras_cait.layers import PositionEmbedding, Tensor
+from keras_cait.layers import PositionEmbedding, Tensor, is_number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -141,7 +141,7 @@ def intermediate_features(
     >>> [tuple(x.shape) for x in features(np.zeros((2, 64, 96, 3)))]
     [(2, 24, 48), (2, 24, 48), (2, 1, 48)]
     """
-    if isinstance(layers, str | int | np.integer):
+    if isinstance(layers, str) or not isinstance(layers, Iterable):
         outputs = _layer(model, layers).output
     else:
         outputs = [_layer(model, layer).output for layer in layers]
@@ -182,8 +182,8 @@ def overlay(
             "attention must be one map (rows, columns). Received: shape "
             f"{attention.shape}. Select an image, a block and a head."
         )
-    if not 0 <= opacity <= 1:
-        raise ValueError(f"opacity must be in 0...1. Received: {opacity}.")
+    if not (is_number(opacity) and 0 <= opacity <= 1):
+        raise ValueError(f"opacity must be in 0...1. Received: {opacity!r}.")
     height, width, _ = image.shape
     smooth = np.asarray(
         Image.fromarray(_stretch(attention)).resize(
@@ -272,7 +272,9 @@ def _scores(
     upstream = keras.Model(
         model.input, [positions.input, [block.input for block in blocks]]
     )
-    patches, inputs = upstream(ops.convert_to_tensor(images), training=False)
+    patches, inputs = upstream(
+        ops.convert_to_tensor(checked(images)), training=False
+    )
     scores = []
     for block, tokens in zip(blocks, inputs, strict=True):
         tokens = tokens if isinstance(tokens, list | tuple) else [tokens]
@@ -282,17 +284,35 @@ def _scores(
     return scores, (rows, columns)
 
 
+def checked(images: Any) -> np.ndarray:
+    """A batch of images as an array.
+
+    Raises:
+        ValueError: it is something else, such as a path or a single image.
+    """
+    images = ops.convert_to_numpy(images)
+    if images.ndim != 4 or images.dtype.kind in "OSU":
+        raise ValueError(
+            "images must be an array (batch, height, width, channels). "
+            f"Received: {images.dtype} of shape {images.shape}. For one "
+            "image, use image[None]; load_image reads a file."
+        )
+    return images
+
+
 def layers_of_kind(model: keras.Model, kind: type) -> list[Any]:
     """The layers of one class in a model, from first to last.
 
     Raises:
         ValueError: it has none.
     """
-    layers = [layer for layer in model.layers if isinstance(layer, kind)]
+    layers = getattr(model, "layers", ())
+    layers = [layer for layer in layers if isinstance(layer, kind)]
     if not layers:
+        name = getattr(model, "name", type(model).__name__)
         raise ValueError(
-            f"The model {model.name!r} has no {kind.__name__} among its "
-            "layers. Pass the CaiT itself. If it is inside another model, use "
+            f"The model {name!r} has no {kind.__name__} among its layers. Pass "
+            "the CaiT itself. If it is inside another model, use "
             'model.get_layer(...). Models with pooling="avg" have no class '
             "attention."
         )

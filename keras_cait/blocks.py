@@ -18,6 +18,7 @@ from keras_cait.layers import (
     LayerScale,
     Shape,
     TalkingHeadsAttention,
+    is_number,
 )
 
 
@@ -129,10 +130,10 @@ class SelfAttentionBlock(Block):
     ):
         kwargs.setdefault("attention", TalkingHeadsAttention)
         super().__init__(num_heads, mlp_ratio, init_values, **kwargs)
-        if not 0 <= drop_path_rate < 1:
+        if not (is_number(drop_path_rate) and 0 <= drop_path_rate < 1):
             raise ValueError(
                 "drop_path_rate must be at least 0 and less than 1. "
-                f"Received: drop_path_rate={drop_path_rate}."
+                f"Received: drop_path_rate={drop_path_rate!r}."
             )
         self.drop_path_rate = drop_path_rate
         # One draw per image and branch. At rate 0 it is the identity.

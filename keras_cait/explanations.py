@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_cait.attention_maps import layers_of_kind
+from keras_cait.attention_maps import checked, layers_of_kind
 from keras_cait.blocks import ClassAttentionBlock, SelfAttentionBlock
 from keras_cait.gradients import gradients
 from keras_cait.layers import (
@@ -85,7 +85,7 @@ def relevance_maps(
     )
     read_token = keras.Model(token, features)
     grid, patches, tokens_and_patches, token = upstream(
-        ops.convert_to_tensor(images), training=False
+        ops.convert_to_tensor(checked(images)), training=False
     )
     _, rows, columns, _ = grid.shape
 
@@ -164,7 +164,7 @@ def occlusion_maps(
     (embedding,) = layers_of_kind(model, PatchEmbedding)
     features, classify = _classifier(model)
     read_images = keras.Model(model.input, features)
-    images = ops.convert_to_numpy(images)
+    images = checked(images)
     occluded = _Occluded(images, embedding.patch_size, window, batch_size)
 
     logits = classify(

@@ -8,6 +8,8 @@ Precision: under a mixed policy, matrix products run in the compute dtype, while
 softmax, LayerNorm statistics and LayerScale stay in float32.
 """
 
+import math
+from numbers import Real
 from typing import Any
 
 import keras
@@ -300,13 +302,16 @@ class LayerScale(keras.layers.Layer):
     the weights, as 1e-6 would vanish in float16.
 
     Args:
-        init_values: initial value of `gamma`.
+        init_values: float. Initial value of `gamma`.
 
     Call arguments:
         inputs: float tensor `(..., embed_dim)`.
 
     Returns:
         Tensor of the same shape, in the dtype of the weights.
+
+    Raises:
+        ValueError: `init_values` is not a number.
 
     Example:
     >>> tuple(LayerScale(0.1)(np.ones((1, 2, 3))).shape)
@@ -317,6 +322,11 @@ class LayerScale(keras.layers.Layer):
 
     def __init__(self, init_values: float = 1e-5, **kwargs: Any):
         super().__init__(autocast=False, **kwargs)
+        if not is_number(init_values):
+            raise ValueError(
+                "init_values must be a number. Received: "
+                f"init_values={init_values!r}. For example 1e-5."
+            )
         self.init_values = init_values
 
     def build(self, input_shape: Shape) -> None:
@@ -366,10 +376,10 @@ class MLP(Container):
 
     def __init__(self, mlp_ratio: float = 4.0, **kwargs: Any):
         super().__init__(**kwargs)
-        if not mlp_ratio > 0:
+        if not (is_number(mlp_ratio) and mlp_ratio > 0):
             raise ValueError(
-                f"mlp_ratio must be positive. Received: mlp_ratio={mlp_ratio}. "
-                "The paper uses 4."
+                "mlp_ratio must be positive. Received: "
+                f"mlp_ratio={mlp_ratio!r}. The paper uses 4."
             )
         self.mlp_ratio = mlp_ratio
 
@@ -694,6 +704,11 @@ def width(shape: Shape) -> int:
             f"{tuple(shape)}."
         )
     return shape[-1]
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number, of Python or NumPy."""
+    return isinstance(value, Real) and math.isfinite(value)
 
 
 def is_positive_int(value: Any) -> bool:

@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_cait.conversion import layer_of
+from keras_cait.layers import is_number
 
 Trainable = Literal["all", "attention", "head"]
 
@@ -90,15 +91,16 @@ class Optimizer(keras.optimizers.Optimizer):
 
     def __init__(self, *, layer_decay: float, **arguments: Any):
         super().__init__(**arguments)
-        if (self.weight_decay or 0.0) < 0:
+        decay = self.weight_decay or 0.0
+        if not (is_number(decay) and decay >= 0):
             raise ValueError(
                 "weight_decay must be at least 0. Received: "
-                f"weight_decay={self.weight_decay}."
+                f"weight_decay={decay!r}."
             )
-        if not 0 < layer_decay <= 1:
+        if not (is_number(layer_decay) and 0 < layer_decay <= 1):
             raise ValueError(
                 "layer_decay must be greater than 0 and at most 1. Received: "
-                f"layer_decay={layer_decay}. Use 1 for equal learning rates, "
+                f"layer_decay={layer_decay!r}. Use 1 for equal learning rates, "
                 "or for example 0.75."
             )
         self.layer_decay = layer_decay
@@ -192,10 +194,10 @@ class AdamW(Optimizer, keras.optimizers.Adam):
         **kwargs: Any,
     ):
         for name, beta in (("beta_1", beta_1), ("beta_2", beta_2)):
-            if not 0 <= beta < 1:
+            if not (is_number(beta) and 0 <= beta < 1):
                 raise ValueError(
                     f"{name} must be at least 0 and less than 1. Received: "
-                    f"{name}={beta}."
+                    f"{name}={beta!r}."
                 )
         super().__init__(
             learning_rate=learning_rate,

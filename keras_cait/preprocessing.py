@@ -19,6 +19,8 @@ import numpy as np
 from keras import ops
 from PIL import Image
 
+from keras_cait.layers import is_number
+
 # ImageNet's mean and standard deviation of RGB, for pixels in 0...1.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -208,10 +210,11 @@ def preprocess_input(x: Any) -> Any:
     >>> round(float(white.max()), 2)
     2.64
     """
-    if x.shape[-1] != 3:
+    shape = tuple(getattr(x, "shape", ()))
+    if shape[-1:] != (3,):
         raise ValueError(
-            "preprocess_input needs RGB, 3 channels in the last axis. "
-            f"Received: shape {tuple(x.shape)}."
+            "preprocess_input needs an array or tensor of RGB, 3 channels in "
+            f"the last axis. Received: {type(x).__name__} of shape {shape}."
         )
     is_array = isinstance(x, np.ndarray)
     x = x.astype("float32") if is_array else ops.cast(x, "float32")
@@ -316,10 +319,10 @@ def geometry(
     Raises:
         ValueError: the crop ratio is out of its range.
     """
-    if not 0 < crop_ratio <= 1:
+    if not (is_number(crop_ratio) and 0 < crop_ratio <= 1):
         raise ValueError(
             "crop_ratio must be greater than 0 and at most 1. "
-            f"Received: crop_ratio={crop_ratio}."
+            f"Received: crop_ratio={crop_ratio!r}."
         )
     rows, columns = (int(side / crop_ratio) for side in size)
     resized_height = maximum(columns * height // width, rows)

@@ -182,6 +182,22 @@ def test_figure_shows_all_heads(depth, panels, tmp_path):
             "opacity must be in 0...1. Received: 2",
         ),
         (
+            lambda model, _: keras_cait.saliency_maps(model, "photo.jpg"),
+            r"images must be an array \(batch, .*load_image reads a file",
+        ),
+        (
+            lambda model, images: keras_cait.saliency_maps(model, images[0]),
+            r"shape \(32, 32, 3\). For one image, use image\[None\]",
+        ),
+        (
+            lambda model, images: keras_cait.saliency_maps(images, model),
+            "has no ClassAttentionBlock among",
+        ),
+        (
+            lambda model, _: keras_cait.intermediate_features(model, None),
+            "has no layer None. It has: images",
+        ),
+        (
             lambda _, images: attention_maps.overlay(images[0], np.ones(4)),
             r"attention must be one map .* shape \(4,\)",
         ),

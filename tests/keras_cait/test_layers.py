@@ -324,6 +324,13 @@ images, patches, token = np.ones((1, 8, 8, 3)), np.ones(PATCHES), np.ones(TOKEN)
             lambda: SelfAttentionBlock(2, drop_path_rate=-0.1),
             "at least 0 .* Received: drop_path_rate=-0.1",
         ),
+        (
+            lambda: SelfAttentionBlock(2, drop_path_rate="0.1"),
+            "less than 1. Received: drop_path_rate='0.1'",
+        ),
+        (lambda: MLP(None), "mlp_ratio must be positive. .*=None"),
+        (lambda: LayerScale("1"), "init_values must be a number. .*='1'"),
+        (lambda: LayerScale(np.nan), "init_values=nan. For example 1e-5"),
     ],
 )
 def test_errors_say_what_is_wrong(call, message):

@@ -316,8 +316,9 @@ def test_wrong_arguments_are_named(model):
         (AdamW, "beta_1"),
         (AdamW, "beta_2"),
     ):
-        with pytest.raises(ValueError, match=f"{argument}=-1"):
-            optimizer(**{argument: -1})
+        for value in (-1, "1"):
+            with pytest.raises(ValueError, match=f"{argument}={value!r}"):
+                optimizer(**{argument: value})
     for steps, warmup_steps in ((0, 0), (10, -1)):
         with pytest.raises(ValueError, match=f"Received: steps={steps}, w"):
             WarmupCosine(1e-3, steps, warmup_steps)

@@ -255,7 +255,11 @@ def test_broken_images_are_named(tmp_path):
         ),
         (
             lambda: keras_cait.preprocess_input(np.zeros((4, 4, 1))),
-            r"needs RGB, .* shape \(4, 4, 1\)",
+            r"of RGB, .* shape \(4, 4, 1\)",
+        ),
+        (
+            lambda: keras_cait.preprocess_input([[1, 2, 3]]),
+            r"needs an array or tensor of RGB, .* list of shape \(\)",
         ),
         (
             lambda: keras_cait.decode_predictions(np.zeros((2, 10))),
