@@ -40,8 +40,9 @@ def load_weights(model: keras.Model, path: str | PathLike[str]) -> keras.Model:
 
     Everything is checked before the first weight changes. Positions of another
     grid are resampled to the model's (antialiased bicubic, as in timm). A model
-    without a head ignores the head of the file, and one with `pooling="avg"`
-    its class attention. Nothing else may differ. A `.weights.h5` file must
+    without a head ignores the head of the file. One with `pooling="avg"`
+    ignores class attention and the head that reads it, keeps its own head, and
+    a warning is logged. Nothing else may differ. A `.weights.h5` file must
     match exactly.
 
     Args:
@@ -152,20 +153,7 @@ def load_pretrained(model: keras.Model, row: PretrainedWeights) -> keras.Model:
     Example:
     >>> load_pretrained(model, PRETRAINED["S24", 224])  # doctest: +SKIP
     """
-    path = fetch(row)
-    with_head = not model.include_top or (
-        model.classes == 1000 and model.pooling == "token"
-    )
-    if not with_head:
-        logger.warning(
-            "%s: all weights but those of the head are loaded from %s, whose "
-            "head reads the class token and has 1000 classes. The new head of "
-            "%d classes starts at random.",
-            model.name,
-            row.repository,
-            model.classes,
-        )
-    return _load(model, path, with_head)
+    return _load(model, fetch(row), with_head=model.classes == 1000)
 
 
 def read_tensors(path: Path) -> tuple[Tensors, Grid | None]:
@@ -328,11 +316,19 @@ def fill(
         tensors = _merge_class_position(tensors)
     variables = model.weights
     layers = _layer_names(model)
+    if has_class_attention and "class_token" not in layers:
+        tensors = _without(tensors, "blocks_token_only.", "cls_token")
+        with_head = False  # the file's reads the class token
+    if not with_head and "head" in layers:
+        logger.warning(
+            "%s: all weights but those of the head are loaded: the file's head "
+            "reads the class token or has other classes. The model keeps its "
+            "own, which starts at random.",
+            model.name,
+        )
     if not with_head or "head" not in layers:
         variables = [v for v in variables if layer_of(v.path) != "head"]
         tensors = _without(tensors, "head.")
-    if has_class_attention and "class_token" not in layers:
-        tensors = _without(tensors, "blocks_token_only.", "cls_token")
     positions = tensors.get("pos_embed")
     if positions is not None and len(positions.shape) == 3:
         side = math.isqrt(positions.shape[1])
