@@ -353,8 +353,10 @@ def freeze(model: keras.Model, trainable: Trainable) -> None:
 
     Call `compile` afterwards: as always in Keras, a compiled model trains what
     was trainable when it was compiled. A `.keras` file of a CaiT keeps what is
-    frozen. Thaw a model around a CaiT with `"all"`: Keras on TensorFlow ignores
-    its `trainable = True` if it is frozen only in part.
+    frozen. That of another model made of its layers keeps only which layers
+    are frozen as a whole: after `"attention"`, call `freeze` again. Thaw a
+    model around a CaiT with `"all"`: Keras on TensorFlow ignores its
+    `trainable = True` if it is frozen only in part.
 
     Args:
         model: `CaiT`, or a model that contains its layers. It is changed in
