@@ -321,9 +321,9 @@ def fill(
         with_head = False  # the file's reads the class token
     if not with_head and "head" in layers:
         logger.warning(
-            "%s: all weights but those of the head are loaded: the file's head "
-            "reads the class token or has other classes. The model keeps its "
-            "own, which starts at random.",
+            "%s: all weights but those of the head are loaded. The file's head "
+            "reads the class token or has other classes; the model keeps its "
+            "own.",
             model.name,
         )
     if not with_head or "head" not in layers:
