@@ -103,7 +103,7 @@ def compared(
     """Images per second of each runner, also relative to some of them.
 
     Args:
-        timings: as of `interleave`.
+        timings: as in `interleave`.
         images: images of a run.
         references: names among the timings.
 

@@ -24,7 +24,7 @@ from PIL import Image
 from benchmarks.command import Count, Output, benchmark_app, run
 from benchmarks.results import Rows, show, write
 
-# Blocks, width and heads of every model, as of the quickstart.
+# Blocks, width and heads of every model, as in the quickstart.
 BLOCKS, WIDTH, HEADS = 6, 96, 4
 BATCH_SIZE = 64
 # As of the quickstart; the others get as many.
