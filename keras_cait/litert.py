@@ -36,7 +36,7 @@ class LiteRTModel:
 
     Call arguments:
         images: array `(images, height, width, 3)` of any number of images, RGB
-            in 0...255.
+            in 0...255. Floats are rounded for a file that takes uint8.
 
     Returns:
         float32 array `(images, classes)` of probabilities, or `(images,
@@ -103,7 +103,10 @@ class LiteRTModel:
         self.classes = int(shape[-1])
 
     def __call__(self, images: Any) -> np.ndarray:
-        images = np.asarray(images, self.dtype)
+        images = np.asarray(images)
+        if self.dtype == np.uint8 and images.dtype != np.uint8:
+            images = np.clip(np.rint(images), 0, 255)  # 256 would become 0
+        images = images.astype(self.dtype, copy=False)
         if images.ndim != 4 or [*images.shape[1:]] != self.image_shape:
             height, width, channels = self.image_shape
             raise ValueError(

@@ -252,6 +252,11 @@ def test_every_option_in_one_file(exported, images, tmp_path):
         np.testing.assert_allclose(value, outputs[name], atol=1e-4)
     predict = LiteRTModel(output)
     np.testing.assert_allclose(predict(images[:1]), by_tanh[:1], atol=1e-5)
+    thirds = images[:1] % 3
+    np.testing.assert_array_equal(
+        predict(np.choose(thirds, [-3.0, 0.6, 259.0])),
+        predict(np.choose(thirds, [0, 1, 255])),
+    )
 
 
 def of_something_else(path):
