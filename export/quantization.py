@@ -13,6 +13,7 @@ other layers compute their ranges at run time.
 """
 
 import io
+import logging
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -150,14 +151,23 @@ def calibrate(
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Drops what the quantizer prints: bars, sizes, and advice on memory."""
-    with (
-        redirect_stdout(io.StringIO()),
-        redirect_stderr(io.StringIO()),
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("ignore")
-        yield
+    """Drops what the quantizer prints and logs.
+
+    These are bars, sizes, advice on memory, and a line for each weight that
+    signatures share.
+    """
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with (
+            redirect_stdout(io.StringIO()),
+            redirect_stderr(io.StringIO()),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
 
 
 def check_schemes(schemes: Sequence[str], is_calibrated: bool) -> None:

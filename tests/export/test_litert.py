@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import os
 import shutil
 import time
@@ -27,7 +28,7 @@ from export.predictors import (
     litert_predictor,
     load_predictor,
 )
-from export.quantization import SCHEMES, calibration_images
+from export.quantization import SCHEMES, calibration_images, quiet
 from export.serving.model_folder import write_version
 from keras_cait.decoding import resize_and_crop_in_graph
 from keras_cait.labels import find_labels
@@ -198,6 +199,13 @@ def test_quantized_files_stay_near_the_model(scheme, quantized, expected):
     if scheme != "float32":
         whole = (quantized / "float32.tflite").stat().st_size
         assert file.stat().st_size < 0.9 * whole
+
+
+def test_the_quantizer_logs_nothing(caplog):
+    with quiet():
+        logging.warning("Quantized data is overriding other data.")
+    logging.warning("After it.")
+    assert caplog.messages == ["After it."]
 
 
 def test_calibration_takes_training_images_of_a_dataset(tmp_path):
