@@ -34,7 +34,7 @@ class Row:
     """Results of one model on the images.
 
     Attributes:
-        name: of the file, or `"Keras"`.
+        name: path of the file or of the SavedModel, or `"Keras"`.
         top1: share of images in 0...1 whose best class is right.
         top5: share of images in 0...1 with the right class among the best 5,
             or among those that a SavedModel returns.
@@ -114,10 +114,7 @@ def compare(
         for predict, found in zip(predictors, scores, strict=True):
             found.append(predict_named(predict, encoded, image_names))
 
-    names = ["Keras"] + [
-        "/".join(path.parts[-2:]) if path.is_dir() else path.name
-        for path in paths
-    ]
+    names = ["Keras", *map(str, paths)]  # files of two folders may share names
     sizes = [4 * model.count_params(), *map(bytes_on_disk, paths)]
     expected = np.concatenate(scores[0])
     return [

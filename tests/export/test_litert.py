@@ -351,7 +351,8 @@ def test_verify_compares_on_labeled_images(
     options += ["--output", tmp_path / "verify.json"]
     assert exit_status(main, "verify", *files, *options) == 0
     rows = json.loads((tmp_path / "verify.json").read_text())
-    assert [row["name"] for row in rows] == ["Keras", "cait/1", "model.tflite"]
+    paths = [str(exported / "models/cait/1"), str(exported / "model.tflite")]
+    assert [row["name"] for row in rows] == ["Keras", *paths]
     for row in rows:
         assert row["top1"] == pytest.approx(1 - 1 / len(IMAGES))
         assert row["top5"] == 1.0  # of five classes
