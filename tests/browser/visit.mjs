@@ -108,6 +108,8 @@ async function cpu(page, { context, messages }) {
   const seen = { pages: await predictions(page) };
   seen.width = await page.evaluate(() => document.documentElement.scrollWidth);
   seen.isolated = await page.evaluate(() => crossOriginIsolated);
+  const label = page.locator("#predictions li span").first();
+  seen.bidi = await label.evaluate((one) => getComputedStyle(one).unicodeBidi);
   seen.outputs = {};
   for (const file of ["model.tflite", "bytes.tflite"])
     seen.outputs[file] = await outputs(page, file);

@@ -160,6 +160,7 @@ def test_the_page_matches_keras(seen, model, images_seen, probabilities):
     assert page["messages"] == []
     assert page["isolated"]  # may use threads
     assert page["width"] == 390  # nothing is wider than a phone
+    assert page["bidi"] == "plaintext"  # labels of any script
     assert_equal_keras(page["pages"], probabilities)
     for one in page["pages"]:
         assert one["time"].endswith(" ms on this device with WebAssembly")
