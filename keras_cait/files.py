@@ -126,7 +126,8 @@ def new_path(path: str | Path) -> Path:
     PosixPath('results/report.json')
     """
     path = Path(path)
-    if os.path.lexists(path):
+    # For the system, there is no new/../old.txt before there is a folder new.
+    if os.path.lexists(path) or os.path.exists(os.path.realpath(path)):
         raise ValueError(
             f"{str(path)!r} already exists. Choose another output, or delete "
             "it first."

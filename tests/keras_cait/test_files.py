@@ -31,11 +31,12 @@ def test_a_replaced_file_keeps_its_permissions(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_an_existing_output_is_never_replaced(tmp_path):
+@pytest.mark.parametrize("name", ["a", "new/../a"])
+def test_an_existing_output_is_never_replaced(name, tmp_path):
     (tmp_path / "a").write_text("mine")
     refused = pytest.raises(ValueError, match="already exists")
-    with refused, new_output(tmp_path / "a"):
-        pass
+    with refused, new_output(tmp_path / name) as unfinished:
+        unfinished.touch()
     assert (tmp_path / "a").read_text() == "mine"
 
 
