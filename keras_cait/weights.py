@@ -215,6 +215,11 @@ def check_declared(config: Mapping[str, Any], stored: int) -> None:
 
     Raises:
         ValueError: not even weights of half a byte would fit.
+
+    Example:
+    >>> sizes = {"input_shape": (32, 32, 3), "classes": 10**6}
+    >>> model = CaiT(48, 1, 1, **sizes, include_top=False)
+    >>> check_declared(model.get_config(), 4 * model.count_params())
     """
     width, patch_size = config["embed_dim"], config["patch_size"]
     *size, channels = config["input_shape"]
@@ -225,7 +230,9 @@ def check_declared(config: Mapping[str, Any], stored: int) -> None:
     if config["pooling"] != "avg":
         depth += config["class_attention_depth"]
     block = (4 + 2 * config["mlp_ratio"]) * width**2
-    vectors = rows * columns + config["classes"] + channels * patch_size**2
+    vectors = rows * columns + channels * patch_size**2
+    if config.get("include_top", True):
+        vectors += config["classes"]
     declared = int(depth * block + width * vectors)
     # Quantized weights take half a byte at least.
     if declared > 2 * stored:
