@@ -182,7 +182,8 @@ def index_at(
     epoch_size = steps_per_epoch(examples, recipe) * recipe.global_batch_size
     epoch, place = position // epoch_size, position % epoch_size
     # Of up to 65,536 images, only 8 bits of each number of the seed count.
-    seed = tf.stack([tf.constant(recipe.seed, tf.int64), epoch, epoch // 256])
+    run = tf.constant(recipe.seed, tf.int64)
+    seed = tf.stack([run, epoch, run // 256 + epoch // 256])
     # The public index_shuffle has 4 rounds, too few: its orders correlate.
     return tf.raw_ops.RandomIndexShuffle(
         index=place // recipe.repeated_augmentation,
