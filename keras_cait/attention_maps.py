@@ -290,14 +290,17 @@ def checked(images: Any) -> np.ndarray:
     Raises:
         ValueError: it is something else, such as a path or a single image.
     """
-    images = ops.convert_to_numpy(images)
-    if images.ndim != 4 or images.dtype.kind in "OSU":
+    try:
+        array = ops.convert_to_numpy(images)
+    except ValueError:  # of several shapes, such as images with their labels
+        array = np.array(None)
+    if array.ndim != 4 or array.dtype.kind in "OSU":
         raise ValueError(
             "images must be an array (batch, height, width, channels). "
-            f"Received: {images.dtype} of shape {images.shape}. For one "
-            "image, use image[None]; load_image reads a file."
+            f"Received: {type(images).__name__} of shape {array.shape}. For "
+            "one image, use image[None]; load_image reads a file."
         )
-    return images
+    return array
 
 
 def layers_of_kind(model: keras.Model, kind: type) -> list[Any]:

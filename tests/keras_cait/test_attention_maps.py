@@ -183,7 +183,13 @@ def test_figure_shows_all_heads(depth, panels, tmp_path):
         ),
         (
             lambda model, _: keras_cait.saliency_maps(model, "photo.jpg"),
-            r"images must be an array \(batch, .*load_image reads a file",
+            r"images must be an array \(batch, .*Received: str .*load_image",
+        ),
+        (
+            lambda model, images: keras_cait.saliency_maps(
+                model, (images, np.zeros(2))
+            ),
+            r"images must be an array .* Received: tuple",
         ),
         (
             lambda model, images: keras_cait.saliency_maps(model, images[0]),
