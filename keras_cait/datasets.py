@@ -494,7 +494,10 @@ def _tensorflow_datasets(
             label = np.isin(np.arange(len(names)), label).astype(np.int64)
         return example["image"], label
 
-    if count and np.min(read(0)[1]) < 0:  # as in many test splits
+    label = 0
+    with suppress(OSError):  # a damaged example is named where it is used
+        _, label = read(0)
+    if np.min(label) < 0:  # as in many test splits
         raise ValueError(
             f"{found} of {name!r} has no labels. Choose a dataset with labels "
             f"in {' or '.join(splits)}."

@@ -80,7 +80,7 @@ def test_places_of_records_are_kept_until_the_files_change(
     with monkeypatch.context() as patch:
         patch.setattr("keras_cait.records._starts", None)  # is not called
         assert content(load("made", "train", folder)) == before
-    (path, *_) = folder.rglob("*tfrecord-00001-*")
+    (path, *_) = folder.rglob("*tfrecord-00000-*")
     whole = path.read_bytes()
     try:
         path.write_bytes(whole[:-3])
@@ -89,7 +89,7 @@ def test_places_of_records_are_kept_until_the_files_change(
         path.write_bytes(b"")
         with pytest.raises(ValueError, match="records, expected 30"):
             load("made", "train", folder)
-        # A wrong bit is found where it is read.
+        # A wrong bit is found where it is read, even in the first record.
         path.write_bytes(whole[:12] + bytes([whole[12] ^ 1]) + whole[13:])
         examples = load("made", "train", folder)
         with pytest.raises(tf.errors.DataLossError):
