@@ -314,4 +314,6 @@ def printable(text: str) -> str:
     >>> printable("cat\\x1b[2J")
     'cat?[2J'
     """
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", "?", text)
+    return re.sub(
+        r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", "?", text
+    )

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_cait.command_line import printable
 from keras_cait.files import GRAPH_SUFFIXES, read_json, sha256
 from keras_cait.folders import ImagePaths, list_images
 from keras_cait.records import Records, find_records
@@ -243,7 +244,8 @@ def _folder(path: Path, split: str, fraction: float, fold: int) -> Dataset:
         if not _is_label(name):
             raise ValueError(
                 f"The folder {name!a} in {str(labeled)!r} names a class, but "
-                "is not one line of UTF-8 text. Rename it."
+                "is not one line of UTF-8 text without control characters. "
+                "Rename it."
             )
     unknown = set(_subfolders(root)) - {*class_names}
     if unknown:
@@ -304,7 +306,7 @@ def _is_label(name: str) -> bool:
         name.encode()
     except UnicodeEncodeError:  # the folder's name is in another encoding
         return False
-    return name.splitlines() == [name]
+    return name.splitlines() == [name] and printable(name) == name
 
 
 def _held_out(

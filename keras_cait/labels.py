@@ -5,9 +5,12 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from keras_cait.command_line import printable
 from keras_cait.conversion import listed
 from keras_cait.loading import existing, published, saved_model_folder
 from keras_cait.preprocessing import imagenet_labels
+
+MAX_BYTES = 16 << 20  # of the labels in a `.tflite` file, once inflated
 
 
 def load_labels(
@@ -93,16 +96,30 @@ def find_labels(source: str | Path) -> list[str] | None:
 def embedded_labels(path: str | Path) -> list[str] | None:
     """The labels inside a `.tflite` file; `None` where there are none.
 
+    Raises:
+        ValueError: they cannot be read, or are not one label per line.
+
     Example:
     >>> _ = Path("model.tflite").write_bytes(b"no archive")
     >>> embedded_labels("model.tflite") is None
     True
     """
+    if not zipfile.is_zipfile(path):
+        return None
     try:
         with zipfile.ZipFile(path) as archive:
-            text = archive.read("labels.txt").decode("utf-8-sig")
-    except (zipfile.BadZipFile, KeyError):
-        return None
+            if "labels.txt" not in archive.namelist():
+                return None
+            with archive.open("labels.txt") as file:
+                content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ValueError(f"they have more than {MAX_BYTES} bytes")
+        text = content.decode("utf-8-sig")
+    except Exception as error:  # an archive fails in many ways
+        raise ValueError(
+            f"Cannot read the labels in {str(path)!r}: {error}. Export the "
+            "model again."
+        ) from None
     return _checked(text.splitlines(), str(path))
 
 
@@ -147,6 +164,12 @@ def _checked(labels: list[str], path: str) -> list[str]:
             f"{path!r} must hold one label per line and no empty lines. It "
             f"has {len(labels)} lines, {labels.count('')} of them empty."
         )
+    for label in labels:
+        if printable(label) != label:
+            raise ValueError(
+                f"{path!r} has control characters in the label {label!r}. "
+                "Save it as UTF-8 text without them."
+            )
     (label, count), *_ = Counter(labels).most_common(1)
     if count > 1:
         raise ValueError(

@@ -505,6 +505,9 @@ def verified_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = read_json(folder / "manifest.json", ["image_size"])
         for name, digest in manifest.get("sha256", {}).items():
+            # A name outside the folder could be the whole disk.
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                raise ValueError(f"its manifest names {name!r}, outside it")
             if sha256(folder / name) != digest:
                 raise ValueError(f"{name} is damaged: its SHA-256 is wrong")
     except Exception as error:  # a manifest can hold anything

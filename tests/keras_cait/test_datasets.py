@@ -173,7 +173,9 @@ def test_splits_are_no_classes(classes, message, tmp_path):
         split(tmp_path)
 
 
-@pytest.mark.parametrize("name", [b"caf\xe9", b"a\nb", "a\u2028".encode()])
+@pytest.mark.parametrize(
+    "name", [b"caf\xe9", b"a\nb", "a\u2028".encode(), b"a\x1b"]
+)
 def test_a_class_is_a_line_of_text(name, tmp_path):
     write(tmp_path, {"cat": 2, os.fsdecode(name): 0})
     with pytest.raises(ValueError, match="not one line of UTF-8") as error:

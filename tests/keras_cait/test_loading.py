@@ -10,12 +10,13 @@ import pytest
 from safetensors.numpy import save_file
 
 import keras_cait
-from keras_cait.labels import find_labels, load_labels, read_labels
+from keras_cait.labels import MAX_BYTES, find_labels, load_labels, read_labels
 from keras_cait.loading import (
     classifier,
     load_classifier,
     load_model,
     published,
+    verified_manifest,
 )
 from keras_cait.weights import read_tensors
 from tests.helpers.models import randomise, small
@@ -237,6 +238,31 @@ def test_labels_may_begin_with_a_byte_order_mark(tmp_path):
         archive.writestr("labels.txt", text)
     assert read_labels(tmp_path / "labels.txt") == ["cat", "dog"]
     assert find_labels(tmp_path / "model.tflite") == ["cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        (b"caf\xe9", "utf-8"),
+        ("cat".encode("utf-16-le"), "control characters"),
+        (b"cat\x1b[2J", "control characters"),
+        (bytes(MAX_BYTES + 1), "more than"),
+    ],
+)
+def test_labels_that_are_no_text_are_refused(labels, reason, tmp_path):
+    path = tmp_path / "model.tflite"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("labels.txt", labels)
+    with pytest.raises(ValueError, match=f"model.tflite.*{reason}"):
+        find_labels(path)
+
+
+@pytest.mark.parametrize("name", ["/", "../model"])
+def test_a_manifest_names_files_of_its_folder(name, tmp_path):
+    content = {"image_size": [8, 8], "sha256": {name: ""}}
+    (tmp_path / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="outside it"):
+        verified_manifest(tmp_path)
 
 
 @pytest.mark.parametrize(
