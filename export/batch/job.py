@@ -140,7 +140,7 @@ def _manifest(system: FileSystem, folder: str, output: str) -> dict[str, Any]:
             f"{output!r} holds no predictions: it has no {MANIFEST}. Choose "
             "another --output."
         ) from None
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise ValueError(
