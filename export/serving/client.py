@@ -413,7 +413,9 @@ def batch_limit(error: OSError, size: int) -> int | None:
     >>> batch_limit(OSError("The request is too large (413)."), 8)
     4
     """
-    match = re.search(r"larger than maximum input batch size (\d+)", str(error))
+    match = re.search(
+        r"larger than maximum input batch size (\d{1,9})", str(error)
+    )
     if match:
         return int(match[1])
     too_large = "request is too large|message larger than max"

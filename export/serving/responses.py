@@ -99,8 +99,8 @@ def without_graph(message: str) -> str:
     ... )
     'Too many.'
     """
-    message = re.split(r"\n\s*(?:\[\[|\(1\) )", message)[0]
-    head = r"(?s)^.*?(?:\n\s*\(0\) [A-Z_]+: |<stack traces unavailable>\n)"
+    message = re.split(r"\n[ \t]*(?:\[\[|\(1\) )", message)[0]
+    head = r"(?s)^.*?(?:\n[ \t]*\(0\) [A-Z_]+: |<stack traces unavailable>\n)"
     return re.sub(head, "", message)
 
 
