@@ -10,6 +10,7 @@ from keras_cait.command_line import printable
 Best = list[tuple[str, float]]
 
 MAX_CLASSES = 100_000
+MAX_CHARACTERS = 100_000  # of an error; a server may send megabytes
 
 
 class ServingError(OSError):
@@ -17,11 +18,13 @@ class ServingError(OSError):
 
     Args:
         code: name of a gRPC status code, such as `"NOT_FOUND"`.
-        message: what happened. Control characters are removed.
+        message: what happened. Its beginning is kept, without control
+            characters.
     """
 
     def __init__(self, code: str, message: str):
-        super().__init__(f"{code}: {printable(' '.join(message.split()))}")
+        line = " ".join(message[:MAX_CHARACTERS].split())
+        super().__init__(f"{code}: {printable(line)}")
         self.code = code
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from keras_cait.decoding import decode_image, resize_and_crop_in_graph
-from keras_cait.files import write_text
+from keras_cait.files import read_json, write_text
 from training.data.augmentation import (
     random_affine,
     random_erasing,
@@ -97,7 +97,7 @@ def training_data(
 def unreadable_images(output: Path) -> dict[str, int]:
     """The step at which a run found each unreadable image, by its number."""
     record = output / UNREADABLE
-    return json.loads(record.read_text()) if record.exists() else {}
+    return read_json(record) if record.exists() else {}
 
 
 def training_batches(
