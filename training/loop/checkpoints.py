@@ -93,11 +93,10 @@ class Checkpoints:
     def _write(
         self, path: Path, is_best: bool, values: dict[int, tf.Tensor]
     ) -> Path:
-        # A damaged one. TensorFlow would write into its file, which may be that
-        # of the best one, too.
-        delete(path)
         # A best one is written there first: no kill leaves the run ahead of it.
         written = self.folder / "best" / path.name if is_best else path
+        # A damaged one. TensorFlow would write into its file, which may be that
+        # of the best one, too.
         delete(written)
         written.parent.mkdir(parents=True, exist_ok=True)
         with_values(self.state, values).write(str(written))
