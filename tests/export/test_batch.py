@@ -23,7 +23,7 @@ from PIL import Image
 
 import keras_cait
 from export.__main__ import main
-from export.batch import cluster
+from export.batch import cluster, pipeline
 from export.batch.cluster import check_command
 from export.batch.images import parts_of_dataset, parts_of_input
 from export.batch.job import open_job
@@ -132,7 +132,8 @@ def files_of_every_kind(images, folder):
     pq.write_table(pa.table(table), folder / "bytes.parquet", row_group_size=3)
     pq.write_table(pa.table({"path": paths}), folder / "path.parquet")
     structs = [{"bytes": content} for content in contents]
-    pq.write_table(pa.table({"image": structs}), folder / "struct.parquet")
+    table = pa.table({"image": structs})
+    pq.write_table(table, folder / "struct.parquet", row_group_size=3)
     with tf.io.TFRecordWriter(str(folder / "a.tfrecord")) as writer:
         for content in contents:
             value = tf.train.Feature(
@@ -208,6 +209,7 @@ IMAGE = pa.array([b"x"])
         ({"id": IMAGE}, "a.parquet#0"),
         ({"id": IMAGE, "path": pa.array(["a"])}, "a"),
         ({"id": pa.array([0.5]), "image": IMAGE}, "a.parquet#0"),
+        ({"id": pa.nulls(1, pa.int64()), "image": IMAGE}, "a.parquet#0"),
     ],
 )
 def test_an_id_is_text_or_an_integer(columns, name, tmp_path, monkeypatch):
@@ -218,12 +220,13 @@ def test_an_id_is_text_or_an_integer(columns, name, tmp_path, monkeypatch):
 
 
 def test_columns_of_the_same_name(tmp_path, monkeypatch):
-    """No id, and no image."""
+    """No id, but the number of the row; and no image."""
     monkeypatch.chdir(tmp_path)
-    table = pa.table([[1], [2], IMAGE], ["id", "id", "image"])
-    pq.write_table(table, "a.parquet")
-    (image,) = read(parts_of("a.parquet"))
-    assert image.name == "a.parquet#0"
+    columns = [[1] * 200, [2] * 200, [b"x"] * 200]
+    table = pa.table(columns, ["id", "id", "image"])
+    pq.write_table(table, "a.parquet", row_group_size=150)
+    names = [image.name for image in read(parts_of("a.parquet"))]
+    assert names == [f"a.parquet#{row}" for row in range(200)]
     table = pa.table([IMAGE, IMAGE], ["image", "image"])
     pq.write_table(table, "a.parquet")
     with pytest.raises(ValueError, match="several columns 'image'"):
@@ -356,10 +359,13 @@ def test_a_broken_link_is_an_image_with_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["model.keras", "served", "model.tflite"])
-def test_a_row_is_what_the_model_says(name, models, images):
-    rows = predict_here(
-        parts_of(images), described(models / name, embedding=True)
-    )
+def test_a_row_is_what_the_model_says(name, models, images, monkeypatch):
+    """In parts of several blocks, on a machine in another folder."""
+    monkeypatch.setattr(pipeline, "BLOCK_BYTES", 0)
+    monkeypatch.chdir(models)
+    model = described(name, embedding=True, batch_size=3)
+    monkeypatch.chdir("/")
+    rows = predict_here(parts_of(images), model)
     files = sorted(map(str, images.iterdir()))
     assert [row["image"] for row in rows] == files
     for i in BAD:
@@ -379,7 +385,7 @@ def test_a_row_is_what_the_model_says(name, models, images):
         assert rows[i]["classes"] == [LABELS[j] for j in best]
         np.testing.assert_allclose(rows[i]["scores"], scores[best], atol=1e-5)
         np.testing.assert_allclose(rows[i]["embedding"], embedding, atol=2e-3)
-        assert rows[i]["error"] is None
+        assert rows[i]["error"] is rows[i]["label"] is None
 
 
 def test_embeddings_of_a_model_in_bfloat16_are_float32():
@@ -442,7 +448,7 @@ def test_of_equal_scores_the_first_is_best(count):
 
 def test_a_lost_block_is_noticed(images):
     parts = dict(enumerate(parts_of(images)))
-    row = pa.table({"part": [0], "index": [0], "last": [False]})
+    row = pa.table({"part": [0], "index": [1], "last": [True]})
     with pytest.raises(OSError, match="lost images of 3 parts"):
         dict(gather([row], parts))
 
@@ -463,6 +469,7 @@ def test_a_job_is_continued_only_by_itself(tmp_path):
     for settings, resume, message in (
         ({"model": "S24"}, False, "already exists. Add --resume"),
         ({"model": "M48"}, True, r"model 'S24' \(now 'M48'\)"),
+        ({"model": "S24", "top": 1}, True, r"job: top None \(now 1\)"),
     ):
         with (
             pytest.raises(ValueError, match=message),
