@@ -206,7 +206,8 @@ def test_files_that_cannot_be_decoded_are_errors(jpeg):
 
 def test_an_image_depends_only_on_its_seed(jpeg):
     """In whatever order, batch and parallel map it comes."""
-    augment = training_transform(replace(RECIPES["s24-224"], image_size=64))
+    recipe = replace(RECIPES["s24-224"], image_size=64)
+    augment = training_transform(recipe)
     seeds = np.stack([np.arange(12), np.full(12, 7)], axis=1)
 
     def run(seeds, batch):
@@ -225,6 +226,11 @@ def test_an_image_depends_only_on_its_seed(jpeg):
     once = run(seeds, 12)
     np.testing.assert_array_equal(run(seeds[::-1], 5)[::-1], once)
     assert len({image.tobytes() for image in once}) == 12
+    never, always = (
+        training_transform(replace(recipe, random_erasing=share))(jpeg, (0, 7))
+        for share in (0.0, 1.0)
+    )
+    assert (never != always).numpy().any()
 
 
 def test_images_are_flipped_half_of_the_time():

@@ -20,7 +20,7 @@ from keras_cait.pretrained import PRETRAINED
 from tests.helpers.commands import exit_status
 from training import prepare, train
 from training.data.datasets import Examples
-from training.data.pipeline import training_batches
+from training.data.pipeline import evaluation_batches, training_batches
 from training.loop.model import check_weights
 from training.loop.run_folder import settled
 from training.loop.strategies import make_strategy
@@ -193,6 +193,21 @@ def test_the_same_images_are_mixed_on_all_devices():
         images = last_worker(recipe, devices, workers)
         assert images.shape == (2, 16 // workers)
         np.testing.assert_array_equal(images, whole[:, -16 // workers :])
+
+
+def test_workers_evaluate_every_image_once():
+    examples = Examples(10, ("a",), lambda index: (index, index))
+    found = [
+        int(label)
+        for worker in range(2)
+        for _, *batch in evaluation_batches(
+            *(examples, tf.identity, 4),
+            tf.distribute.InputContext(2, worker, 2),
+        )
+        for label, weight in zip(*batch, strict=True)
+        if weight
+    ]
+    assert sorted(found) == list(range(10))
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -338,6 +338,11 @@ def center_crop(size: tuple[int, int], crop_ratio: float = 1.0) -> Transform:
     Returns:
         Function of an encoded image or RGB in 0...255 to a float32 image of
         the size.
+
+    Example:
+    >>> ramp = tf.tile(tf.reshape(tf.range(8.0), (8, 1, 1)), (1, 8, 3))
+    >>> center_crop((8, 8), 0.5)(ramp)[:, 0, 0].numpy().tolist()
+    [2.0, 2.0, 3.0, 3.0, 4.0, 4.0, 5.0, 5.0]
     """
 
     def transform(image: tf.Tensor) -> tf.Tensor:
