@@ -155,6 +155,11 @@ def test_output_holds_file_names_that_are_not_utf_8(kind, weights, tmp_path):
     assert "caf\\udce9.png" in output.read_text(encoding="utf-8")
 
 
+def test_of_equal_scores_the_first_is_best():
+    scores, names = np.array([0.2, 0.4, 0.4]), [("", name) for name in "abc"]
+    assert [one.label for one in cli.best(scores, names, 2)] == ["b", "c"]
+
+
 def test_the_table_does_not_control_the_terminal(capsys):
     cat = cli.Prediction(0, "", "\x1b]0;cat\x07 می\u200cرود", 0.5)
     cli.TableWriter(sys.stdout).write(Path("a\x1b[2J  b\nc.png"), [cat])

@@ -1,6 +1,7 @@
 """Teachers of every kind."""
 
 import dataclasses
+import functools
 
 import keras
 import numpy as np
@@ -9,7 +10,11 @@ import tensorflow as tf
 
 from tests.helpers.models import randomise, small
 from training.loop.distillation import Teacher, make_loss
-from training.loop.losses import hard_distillation, soft_target_cross_entropy
+from training.loop.losses import (
+    hard_distillation,
+    soft_distillation,
+    soft_target_cross_entropy,
+)
 from training.recipes import QUICKSTART
 
 
@@ -77,18 +82,27 @@ def test_a_missing_teacher_is_a_clear_error(source):
         Teacher(source, classes=5)
 
 
-def test_half_of_the_loss_is_the_teachers(images, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "distill"),
+    [
+        ("hard", hard_distillation),
+        ("soft", functools.partial(soft_distillation, temperature=2.0)),
+    ],
+)
+def test_the_teacher_has_its_share_of_the_loss(kind, distill, images, tmp_path):
     cait().save(tmp_path / "teacher.keras")
     recipe = dataclasses.replace(
         QUICKSTART,
-        distillation="hard",
+        distillation=kind,
+        distillation_weight=0.25,
+        distillation_temperature=2.0,
         teacher=str(tmp_path / "teacher.keras"),
     )
     images = tf.cast(images, tf.float32)
     targets = tf.constant([[0.5, 0.5, 0, 0, 0], [0, 0, 1, 0, 0]])
     logits = tf.constant([[1.0, 2, 3, 4, 5], [5, 4, 3, 2, 1]])
-    expected = 0.5 * soft_target_cross_entropy(targets, logits)
-    expected += 0.5 * hard_distillation(cait()(images), logits)
+    expected = 0.75 * soft_target_cross_entropy(targets, logits)
+    expected += 0.25 * distill(cait()(images), logits)
     loss = make_loss(recipe, classes=5)
     np.testing.assert_allclose(
         loss(images, targets, logits), expected, rtol=1e-6
