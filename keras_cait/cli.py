@@ -23,10 +23,15 @@ from keras_cait.command_line import (
     ModelSource,
     Variant,
     one_line,
-    printable,
     run,
 )
-from keras_cait.files import folder_path, image_files, new_output, new_path
+from keras_cait.files import (
+    folder_path,
+    image_files,
+    new_output,
+    new_path,
+    printable,
+)
 from keras_cait.labels import find_labels, load_labels
 from keras_cait.loading import Classifier, load_classifier
 from keras_cait.preprocessing import (

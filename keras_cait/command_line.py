@@ -23,6 +23,7 @@ from typing import Annotated, Any, Literal, NoReturn
 from cyclopts import App, CycloptsError, Parameter, Token
 from cyclopts.validators import Number
 
+from keras_cait.files import printable
 from keras_cait.startup import handle, missing_package
 
 
@@ -305,15 +306,3 @@ def one_line(message: object) -> str:
     )
     text = re.sub(noise, "", str(message))
     return printable(" ".join(text.split())) or type(message).__name__
-
-
-def printable(text: str) -> str:
-    """Text without characters that control a terminal or the direction.
-
-    Example:
-    >>> printable("cat\\x1b[2J")
-    'cat?[2J'
-    """
-    return re.sub(
-        r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", "?", text
-    )

@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_cait.command_line import printable
-from keras_cait.files import GRAPH_SUFFIXES, read_json, sha256
+from keras_cait.files import GRAPH_SUFFIXES, printable, read_json, sha256
 from keras_cait.folders import ImagePaths, list_images
 from keras_cait.records import Records, find_records
 

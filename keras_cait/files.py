@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -92,6 +93,18 @@ def file_name(text: str) -> str:
         return name
     digest = hashlib.sha256(os.fsencode(text)).hexdigest()
     return f"{digest[:16]}_{name[-40:]}"
+
+
+def printable(text: str) -> str:
+    """Text without characters that control a terminal or the direction.
+
+    Example:
+    >>> printable("cat\\x1b[2J")
+    'cat?[2J'
+    """
+    return re.sub(
+        r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", "?", text
+    )
 
 
 def is_image_file(path: Path, suffixes: tuple[str, ...]) -> bool:

@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from keras_cait.command_line import printable
 from keras_cait.conversion import listed
+from keras_cait.files import printable
 from keras_cait.loading import existing, published, saved_model_folder
 from keras_cait.preprocessing import imagenet_labels
 

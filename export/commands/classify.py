@@ -54,8 +54,8 @@ def classify(
         RestClient,
         classify_all,
     )
-    from keras_cait.command_line import one_line, printable
-    from keras_cait.files import GRAPH_SUFFIXES, image_files
+    from keras_cait.command_line import one_line
+    from keras_cait.files import GRAPH_SUFFIXES, image_files, printable
 
     connect = GrpcClient if protocol == "grpc" else RestClient
     headers = {}

@@ -4,7 +4,7 @@ import math
 import re
 from typing import Any
 
-from keras_cait.command_line import printable
+from keras_cait.files import printable
 
 # The best classes of one image, as pairs of label and score.
 Best = list[tuple[str, float]]
